@@ -1,0 +1,1 @@
+"""Hugging Face <-> Megatron checkpoints, as planned and proven byte copies."""

@@ -1,0 +1,1 @@
+"""What the jumar tools share: families, weight rules, parallel layouts, manifests, errors."""

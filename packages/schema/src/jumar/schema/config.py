@@ -1,0 +1,137 @@
+"""Reading a Hugging Face config.json strictly: what is not understood is refused by name.
+
+Both spellings are read: transformers 4 (`rope_theta`, `rope_scaling`, `torch_dtype`) and 5 (`rope_parameters`, `dtype`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from jumar.schema.errors import ToolError
+from jumar.schema.spec import ROPE_KINDS, Activation, Rope, RopeScaling
+
+T = TypeVar("T")
+
+# Keys that say nothing about the shape or the arithmetic of the model: generation, training, serialisation, and the base class's own.
+INERT_KEYS = frozenset(
+    """
+    model_type architectures transformers_version auto_map torch_dtype dtype use_cache initializer_range attention_dropout
+    bos_token_id eos_token_id pad_token_id sep_token_id cls_token_id decoder_start_token_id unk_token_id
+    pretraining_tp ep_size task_specific_params id2label label2id problem_type return_dict output_hidden_states output_attentions
+    torchscript use_bfloat16 tf_legacy_loss pruned_heads chunk_size_feed_forward is_encoder_decoder is_decoder
+    cross_attention_hidden_size add_cross_attention tie_encoder_decoder max_length min_length do_sample early_stopping num_beams
+    num_beam_groups diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
+    encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores return_dict_in_generate forced_bos_token_id
+    forced_eos_token_id remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens prefix
+    finetuning_task tokenizer_class gradient_checkpointing output_router_logits router_jitter_noise keys_to_ignore_at_inference
+    resid_pdrop embd_pdrop attn_pdrop hidden_dropout model_max_length attn_implementation cache_implementation
+    """.split()
+)
+
+ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+}
+
+
+class ConfigReader:
+    """A config.json that remembers which keys were asked for, so that `done` can refuse the others."""
+
+    def __init__(self, config: Mapping[str, Any], *, ignore: frozenset[str] = frozenset()) -> None:
+        self.config = config
+        self.model_type = str(config.get("model_type"))
+        self._ignore = ignore
+        self._seen: set[str] = set()
+
+    def need(self, key: str) -> Any:
+        """The value of a key without which there is no model."""
+        self._seen.add(key)
+        if self.config.get(key) is None:
+            raise ToolError(f"config.json of {self.model_type}: {key!r} is missing", hint="is the directory complete?")
+        return self.config[key]
+
+    def size(self, key: str, default: int | None = None) -> int:
+        """A positive whole number."""
+        value = self.need(key) if default is None else self.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ToolError(f"config.json of {self.model_type}: {key!r} is {value!r}, expected a positive whole number")
+        return value
+
+    def get(self, key: str, default: T) -> T:
+        """The value of a key; `default` where it is absent or null."""
+        self._seen.add(key)
+        value = self.config.get(key)
+        return default if value is None else value
+
+    def only(self, key: str, *allowed: Any) -> None:
+        """Refuses any value of `key` but those: the others are features that the family does not have here."""
+        value = self.get(key, allowed[0])
+        if value not in allowed:
+            expected = " or ".join(repr(v) for v in allowed)
+            raise ToolError(
+                f"config.json of {self.model_type}: {key} = {value!r} is not supported, expected {expected}",
+                hint="the model uses a feature that jumar does not know yet",
+            )
+
+    def activation(self, key: str, default: str) -> Activation:
+        """A Hugging Face activation name as a trait."""
+        name = self.get(key, default)
+        if name not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            raise ToolError(f"config.json of {self.model_type}: {key} = {name!r} is not supported", hint=f"known: {known}")
+        return ACTIVATIONS[name]
+
+    def dtype(self) -> str:
+        return str(self.config.get("dtype") or self.config.get("torch_dtype") or "float32").removeprefix("torch.")
+
+    def rope(self, *, base: float = 10000.0, fraction: float = 1.0, interleaved: bool = False) -> Rope:
+        """RoPE from either spelling; an unknown scaling is refused by name."""
+        given = {**self.get("rope_scaling", {}), **self.get("rope_parameters", {})}
+        base = float(given.pop("rope_theta", self.get("rope_theta", base)))
+        fraction = float(given.pop("partial_rotary_factor", self.get("partial_rotary_factor", fraction)))
+        kind = given.pop("rope_type", None) or given.get("type") or "default"
+        given.pop("type", None)
+        if kind == "default":
+            if left := sorted(k for k, v in given.items() if v is not None):
+                raise ToolError(f"config.json of {self.model_type}: RoPE settings {', '.join(left)} without a rope_type")
+            return Rope(base=base, fraction=fraction, interleaved=interleaved)
+        if kind not in ROPE_KINDS:
+            known = ", ".join(("default", *ROPE_KINDS))
+            raise ToolError(f"config.json of {self.model_type}: RoPE scaling {kind!r} is not supported", hint=f"known: {known}")
+        if given.pop("truncate", True) is not True:
+            raise ToolError(f"config.json of {self.model_type}: RoPE scaling {kind!r} with truncate = false is not supported")
+        try:
+            scaling = RopeScaling(kind=kind, **given)
+        except TypeError as fault:
+            raise ToolError(f"config.json of {self.model_type}: RoPE scaling {kind!r}: {fault}") from None
+        return Rope(base=base, fraction=fraction, interleaved=interleaved, scaling=scaling)
+
+    def done(self) -> None:
+        """Refuses every key that has a value, was not asked for and is not known to be without effect."""
+        left = [
+            key
+            for key, value in self.config.items()
+            if not key.startswith("_")
+            and key not in self._seen | INERT_KEYS | self._ignore
+            and value not in (None, False, [], {})
+        ]
+        if left:
+            named = ", ".join(f"{key} = {str(self.config[key])[:60]!r}" for key in left)
+            raise ToolError(
+                f"config.json of {self.model_type} uses what jumar does not know: {named}",
+                hint=f"if it has no effect on the weights: --ignore-config-keys {','.join(left)}",
+            )
+
+
+def write_rope(rope: Rope) -> dict[str, Any]:
+    """`rope_theta` and `rope_scaling` as transformers 4 and 5 both read them."""
+    config: dict[str, Any] = {"rope_theta": rope.base}
+    if rope.scaling is not None:
+        values = {name: getattr(rope.scaling, name) for name in RopeScaling.__slots__ if name != "kind"}
+        config["rope_scaling"] = {"rope_type": rope.scaling.kind, **{k: v for k, v in values.items() if v is not None}}
+    return config

@@ -1,0 +1,36 @@
+"""The one error that users see, and the exit codes of every jumar command (docs/contracts.md, 14)."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """Exit codes, the same in every tool."""
+
+    OK = 0
+    BUG = 1
+    USAGE = 2
+    INPUT = 3
+    ENVIRONMENT = 4
+    CHECK_FAILED = 5
+    STOPPED = 75
+    INTERRUPTED = 130
+
+
+class ToolError(Exception):
+    """A fault that the user can mend: shown as `error:` and `hint:` without a traceback.
+
+    message: what is wrong, where, what was found and what was expected.
+    hint:    what to type or change next.
+    code:    the process's exit code; `Exit.INPUT` (3) unless said otherwise.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None, code: Exit = Exit.INPUT) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.code = code
+
+    def __str__(self) -> str:
+        return self.message if self.hint is None else f"{self.message}\nhint: {self.hint}"
