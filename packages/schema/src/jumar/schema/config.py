@@ -6,14 +6,16 @@ Both spellings are read: transformers 4 (`rope_theta`, `rope_scaling`, `torch_dt
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from jumar.schema.errors import ToolError
-from jumar.schema.spec import ROPE_KINDS, Activation, Rope, RopeScaling
+from jumar.schema.spec import ROPE_KINDS, Activation, Rope, RopeKind, RopeScaling
 
 T = TypeVar("T")
+_NOTHING: dict[str, Any] = {}
 
-# Keys that say nothing about the shape or the arithmetic of the model: generation, training, serialisation, and the base class's own.
+# Keys that say nothing about the shape or the arithmetic of the model: generation, training, serialisation, and the
+# base class's own.
 INERT_KEYS = frozenset(
     """
     model_type architectures transformers_version auto_map torch_dtype dtype use_cache initializer_range attention_dropout
@@ -43,7 +45,7 @@ class ConfigReader:
     """A config.json that remembers which keys were asked for, so that `done` can refuse the others."""
 
     def __init__(self, config: Mapping[str, Any], *, ignore: frozenset[str] = frozenset()) -> None:
-        self.config = config
+        self.config = {key: _floats(value) for key, value in config.items()}
         self.model_type = str(config.get("model_type"))
         self._ignore = ignore
         self._seen: set[str] = set()
@@ -91,7 +93,7 @@ class ConfigReader:
 
     def rope(self, *, base: float = 10000.0, fraction: float = 1.0, interleaved: bool = False) -> Rope:
         """RoPE from either spelling; an unknown scaling is refused by name."""
-        given = {**self.get("rope_scaling", {}), **self.get("rope_parameters", {})}
+        given: dict[str, Any] = {**self.get("rope_scaling", _NOTHING), **self.get("rope_parameters", _NOTHING)}
         base = float(given.pop("rope_theta", self.get("rope_theta", base)))
         fraction = float(given.pop("partial_rotary_factor", self.get("partial_rotary_factor", fraction)))
         kind = given.pop("rope_type", None) or given.get("type") or "default"
@@ -106,7 +108,7 @@ class ConfigReader:
         if given.pop("truncate", True) is not True:
             raise ToolError(f"config.json of {self.model_type}: RoPE scaling {kind!r} with truncate = false is not supported")
         try:
-            scaling = RopeScaling(kind=kind, **given)
+            scaling = RopeScaling(kind=cast(RopeKind, kind), **given)
         except TypeError as fault:
             raise ToolError(f"config.json of {self.model_type}: RoPE scaling {kind!r}: {fault}") from None
         return Rope(base=base, fraction=fraction, interleaved=interleaved, scaling=scaling)
@@ -126,6 +128,13 @@ class ConfigReader:
                 f"config.json of {self.model_type} uses what jumar does not know: {named}",
                 hint=f"if it has no effect on the weights: --ignore-config-keys {','.join(left)}",
             )
+
+
+def _floats(value: Any) -> Any:
+    """transformers 5 writes an infinite float as {"__float__": "Infinity"}."""
+    if isinstance(value, dict) and set(value) == {"__float__"}:
+        return float(value["__float__"])
+    return [_floats(v) for v in value] if isinstance(value, list) else value
 
 
 def write_rope(rope: Rope) -> dict[str, Any]:

@@ -16,7 +16,10 @@ DIALECTS = ("mcore", "te", "mindspeed")
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """An HF tensor that some published files hold a second time. `{l}`: every MTP layer. It must equal `original`, or the run stops."""
+    """An HF tensor that some published files hold a second time. `{l}`: every MTP layer.
+
+    It must equal `original`, or the run stops.
+    """
 
     name: str
     original: str
@@ -49,9 +52,15 @@ class Family:
     dialects: tuple[str, ...] = DIALECTS
 
     def spec(self, config: Mapping[str, Any], *, ignore: frozenset[str] = frozenset()) -> ModelSpec:
-        """Traits of a config.json. Raises ToolError naming any key or value that is not understood; `ignore` lists keys to pass over."""
+        """Traits of a config.json.
+
+        Raises ToolError naming any key or value that is not understood; `ignore` lists keys to pass over.
+        """
         reader = ConfigReader(config, ignore=ignore)
-        spec = self.read(reader)
+        try:
+            spec = self.read(reader)
+        except (TypeError, ValueError, AttributeError, ZeroDivisionError) as fault:
+            raise ToolError(f"config.json of {self.model_type} holds a value of the wrong kind: {fault}") from fault
         reader.done()
         return spec
 
@@ -95,6 +104,12 @@ class Family:
         for expert in range(spec.moe.num_experts if spec.moe and rule.expert else 1):
             for part in rule.parts:
                 yield prefix + part.name.format(e=expert), part_shape(part, spec)
+
+    def kept_dtypes(self, spec: ModelSpec) -> set[str]:
+        """HF tensors that are never cast."""
+        rules = [r for r in self.rules(spec, self.dialects[0]) if r.keep_dtype]
+        layers = range(spec.num_layers + spec.mtp_layers)
+        return {n for r in rules for i in layers if self.in_layer(r, spec, i) for n, _ in self._parts(r, spec, i)}
 
     def in_layer(self, rule: Rule, spec: ModelSpec, layer: int) -> bool:
         """Whether a layer (MTP layers are numbered after the decoder's) has a rule's tensor."""

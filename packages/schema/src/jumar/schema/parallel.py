@@ -1,4 +1,7 @@
-"""ParallelLayout: how a model's layers and tensors are spread over ranks. Pure functions; nothing here knows a file or a device."""
+"""ParallelLayout: how a model's layers and tensors are spread over ranks.
+
+Pure functions; nothing here knows a file or a device.
+"""
 
 from __future__ import annotations
 
@@ -118,9 +121,7 @@ class ParallelLayout:
                 f"ep={self.ep}, etp={self.etp}: this model has no experts",
                 hint="leave out --ep, --etp and --moe-tp-extend-ep",
             )
-        return tuple(
-            Shard(self._name(tp, pp, ep), tp, pp, ep, etp) for pp in range(self.pp) for tp, ep, etp in self._grid(moe)
-        )
+        return tuple(Shard(self._name(tp, pp, ep), tp, pp, ep, etp) for pp in range(self.pp) for tp, ep, etp in self._grid(moe))
 
     def _grid(self, moe: bool) -> list[tuple[int, int, int]]:
         if not moe:
@@ -157,9 +158,9 @@ def _chunks(layout: ParallelLayout, num_layers: int) -> tuple[Chunk, ...]:
             hint="choose another --pp, give --layers-per-stage, or fill up with --noop-layers",
         )
     order = iter(range(num_layers))
-    slots = [None if slot in noop else next(order) for slot in range(total)]
+    layers = [None if slot in noop else next(order) for slot in range(total)]
     size = total // (pp * vpp)
-    parts = [tuple(slots[i * size : (i + 1) * size]) for i in range(pp * vpp)]
+    parts = [tuple(layers[i * size : (i + 1) * size]) for i in range(pp * vpp)]
     if layout.schedule == "dualpipev":
         return tuple(
             Chunk(p, v, parts[p if v == 0 else 2 * pp - 1 - p], first=(p, v) == (0, 0), last=(p, v) == (0, 1))

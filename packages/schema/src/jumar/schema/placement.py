@@ -17,7 +17,10 @@ ExpertLayout = Literal["sequential", "grouped"]
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """One tensor of one file: state-dict key ("model", or "model0"... under VPP), name, geometry, and the HF tensors of its boxes."""
+    """One tensor of one file: state-dict key ("model", or "model0"...
+
+    under VPP), name, geometry, and the HF tensors of its boxes.
+    """
 
     key: str
     name: str
@@ -30,7 +33,7 @@ class Placed:
 class Placement:
     """A model under a parallel layout, in a dialect.
 
-    vocab_rows: rows of the vocabulary on each TP rank, padding included; None: `padded_vocab(vocab_divisible_by)` shared out evenly
+    vocab_rows: rows of the vocabulary on each TP rank, padding included; None: `padded_vocab` shared out evenly
     """
 
     family: Family

@@ -1,4 +1,7 @@
-"""Groups of weight rules that families share. Names on the left are megatron-core's local layer spec; `te` and `mindspeed` where those differ."""
+"""Groups of weight rules that families share.
+
+Names on the left are megatron-core's local layer spec; `te` and `mindspeed` where those differ.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,10 @@ Rules = tuple[Rule, ...]
 
 
 def norm(name: str, hf: str, *, te: str | None = None, mindspeed: str | None = None, axes: str = "hidden", **where: Any) -> Rules:
-    """A norm's weight, and its bias where the norm is a LayerNorm. `te`, `mindspeed`: its prefix there ("...layer_norm_" or "x.")."""
+    """A norm's weight, and its bias where the norm is a LayerNorm.
+
+    `te`, `mindspeed`: its prefix there ("...layer_norm_" or "x.").
+    """
 
     def one(kind: str) -> Rule:
         return Rule(
@@ -26,10 +32,14 @@ def norm(name: str, hf: str, *, te: str | None = None, mindspeed: str | None = N
 
 
 def embeddings(embed: str, head: str = "lm_head.weight", positions: str | None = None) -> Rules:
-    """Word (and learned position) embeddings and the output layer; tied models keep a copy on the last stage if it is not the first."""
+    """Embeddings and the output layer; tied models keep a copy of the first on the last stage, if that is another."""
     word = (Part(embed, "vocab hidden"),)
     name, output = "embedding.word_embeddings.weight", "output_layer.weight"
-    learned = (Rule("embedding.position_embeddings.weight", (Part(positions, "positions hidden"),), scope="model"),) if positions else ()
+    learned = (
+        (Rule("embedding.position_embeddings.weight", (Part(positions, "positions hidden"),), scope="model"),)
+        if positions
+        else ()
+    )
     return (
         Rule(name, word, shard=0, scope="model", stage="first"),
         Rule(name, word, shard=0, scope="model", stage="mtp", when="mtp_layers"),
@@ -51,7 +61,10 @@ def final_norm(hf: str = "model.norm") -> Rules:
 
 
 def norms(attention: str, mlp: str, *, post_attention: str | None = None, post_mlp: str | None = None) -> Rules:
-    """The norms of a layer by their HF names. TransformerEngine fuses them into the matrix that follows, except before experts and MLA."""
+    """The norms of a layer by their HF names.
+
+    TransformerEngine fuses them into the matrix that follows, except before experts and MLA.
+    """
     before = norm("input_layernorm", attention)
     fused = norm("input_layernorm", attention, te="self_attention.linear_qkv.layer_norm_")
     rules = (
@@ -103,7 +116,9 @@ def mla(prefix: str = "self_attn") -> Rules:
         Rule(a + "linear_qkv.weight", (q, kv_a), unless=has, dialects=mindspeed),
         Rule(up + "weight", (Part(f"{prefix}.q_b_proj.weight", "mla_q q_lora"),), shard=0, when=has),
         Rule(a + "linear_kv_up_proj.weight", (Part(f"{prefix}.kv_b_proj.weight", "mla_kv kv_lora"),), shard=0),
-        Rule(a + "q_layernorm.weight", (Part(f"{prefix}.q_a_layernorm.weight", "q_lora"),), when=has, te=up + "layer_norm_weight"),
+        Rule(
+            a + "q_layernorm.weight", (Part(f"{prefix}.q_a_layernorm.weight", "q_lora"),), when=has, te=up + "layer_norm_weight"
+        ),
         Rule(
             a + "kv_layernorm.weight",
             (Part(f"{prefix}.kv_a_layernorm.weight", "kv_lora"),),
@@ -118,13 +133,17 @@ def mlp(prefix: str = "mlp", gate: str = "gate_proj", up: str = "up_proj", down:
     fc1, fc2 = "mlp.linear_fc1.", "mlp.linear_fc2."
     return (
         Rule(fc1 + "weight", tuple(Part(f"{prefix}.{x}.weight", "ffn hidden") for x in (gate, up)), shard=0, layers="dense"),
-        Rule(fc1 + "bias", tuple(Part(f"{prefix}.{x}.bias", "ffn") for x in (gate, up)), shard=0, layers="dense", when="mlp_bias"),
+        Rule(
+            fc1 + "bias", tuple(Part(f"{prefix}.{x}.bias", "ffn") for x in (gate, up)), shard=0, layers="dense", when="mlp_bias"
+        ),
         Rule(fc2 + "weight", (Part(f"{prefix}.{down}.weight", "hidden ffn"),), shard=1, layers="dense"),
         Rule(fc2 + "bias", (Part(f"{prefix}.{down}.bias", "hidden"),), layers="dense", when="mlp_bias"),
     )
 
 
-def experts(prefix: str = "mlp", gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj", router: str = "gate") -> Rules:
+def experts(
+    prefix: str = "mlp", gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj", router: str = "gate"
+) -> Rules:
     """Router and experts. Named as sequential experts; the placement groups them where that is asked for."""
     e, name = f"{prefix}.experts.{{e}}.", "mlp.experts.local_experts.{e}."
     return (
@@ -152,7 +171,13 @@ def shared_experts(prefix: str) -> Rules:
     fc1 = tuple(Part(f"{prefix}.{x}_proj.weight", "shared_ffn hidden") for x in ("gate", "up"))
     return (
         Rule(name + "linear_fc1.weight", fc1, shard=0, layers="moe", when=has),
-        Rule(name + "linear_fc2.weight", (Part(f"{prefix}.down_proj.weight", "hidden shared_ffn"),), shard=1, layers="moe", when=has),
+        Rule(
+            name + "linear_fc2.weight",
+            (Part(f"{prefix}.down_proj.weight", "hidden shared_ffn"),),
+            shard=1,
+            layers="moe",
+            when=has,
+        ),
         Rule(name + "gate_weight", (Part(f"{prefix}_gate.weight", "1 hidden"),), layers="moe", when="moe.shared_gate"),
     )
 

@@ -73,7 +73,10 @@ class Moe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mla:
-    """Multi-head latent attention, https://arxiv.org/abs/2405.04434. Sizes in elements; q_lora_rank 0: queries are not compressed."""
+    """Multi-head latent attention, https://arxiv.org/abs/2405.04434.
+
+    Sizes in elements; q_lora_rank 0: queries are not compressed.
+    """
 
     kv_lora_rank: int
     nope_dim: int
@@ -176,7 +179,8 @@ def spec_from_dict(values: Mapping[str, Any]) -> ModelSpec:
     if unknown := sorted(set(values) - known):
         raise ToolError(f"model traits {', '.join(unknown)} are not known", hint="written by a newer jumar? upgrade jumar-schema")
     made = dict(values)
-    for name, kind in (("moe", Moe), ("mla", Mla), ("ssm", Ssm)):
+    kinds: dict[str, Any] = {"moe": Moe, "mla": Mla, "ssm": Ssm}
+    for name, kind in kinds.items():
         if made.get(name):
             made[name] = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in made[name].items()})
     if rope := made.get("rope"):

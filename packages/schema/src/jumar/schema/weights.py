@@ -1,8 +1,8 @@
 """Weight rules: one rule says how one Megatron tensor is made of Hugging Face tensors, and how it is cut over ranks.
 
-A rule is data. `expand` turns it into a `Geometry`: boxes of HF tensors and the places they take. Everything that moves bytes, in
-either direction, is derived from those boxes; no inverse is ever written by hand. Boxes are axis-aligned in the HF tensor, so that two
-layouts of the same model meet by intersecting boxes.
+A rule is data. `expand` turns it into a `Geometry`: boxes of HF tensors and the places they take. Everything that moves
+bytes, in either direction, is derived from those boxes; no inverse is ever written by hand. Boxes are axis-aligned in the
+HF tensor, so that two layouts of the same model meet by intersecting boxes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from jumar.schema.spec import ModelSpec
 
 @dataclass(frozen=True, slots=True)
 class Dim:
-    """A size with a name. `unit`: elements that stay together when the axis is cut; `what`: the things that are then shared out."""
+    """A size with a name.
+
+    `unit`: elements that stay together when the axis is cut; `what`: the things that are then shared out.
+    """
 
     size: int
     unit: int = 1

@@ -7,7 +7,6 @@ from typing import Any
 
 from jumar.schema.config import ConfigReader, write_rope
 from jumar.schema.family import Family
-from jumar.schema.families import llama
 from jumar.schema.rules import embeddings, experts, final_norm, mla, mlp, norms, shared_experts
 from jumar.schema.spec import Mla, ModelSpec, Moe
 
@@ -77,7 +76,8 @@ def read(config: ConfigReader) -> ModelSpec:
 
 def write_base(spec: ModelSpec) -> dict[str, Any]:
     mla, moe = spec.mla, spec.moe
-    assert mla is not None and moe is not None
+    assert mla is not None
+    assert moe is not None
     return {
         "hidden_size": spec.hidden_size,
         "intermediate_size": spec.ffn_size,

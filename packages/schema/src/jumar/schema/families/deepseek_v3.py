@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from jumar.schema.config import ConfigReader
-from jumar.schema.family import Copy, Family
 from jumar.schema.families import deepseek_v2
 from jumar.schema.families.deepseek_v2 import read_base, read_moe, write_base
+from jumar.schema.family import Copy, Family
 from jumar.schema.rules import mtp
 from jumar.schema.spec import ModelSpec
 

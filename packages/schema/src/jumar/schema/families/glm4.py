@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from jumar.schema.config import ConfigReader
-from jumar.schema.family import Family
 from jumar.schema.families import llama
+from jumar.schema.family import Family
 from jumar.schema.rules import attention, embeddings, final_norm, norms
 from jumar.schema.spec import ModelSpec
 from jumar.schema.weights import Part, Rule

@@ -7,8 +7,8 @@ from typing import Any
 
 from jumar.schema.config import ConfigReader
 from jumar.schema.errors import ToolError
-from jumar.schema.family import Family
 from jumar.schema.families import llama
+from jumar.schema.family import Family
 from jumar.schema.spec import ModelSpec
 
 

@@ -6,21 +6,27 @@ from dataclasses import replace
 from typing import Any
 
 from jumar.schema.config import ConfigReader
-from jumar.schema.family import Family
 from jumar.schema.families import llama, qwen2
+from jumar.schema.family import Family
 from jumar.schema.rules import attention, embeddings, experts, final_norm, mlp, norms, shared_experts
 from jumar.schema.spec import ModelSpec, Moe
 
 
 def dense_layers(config: ConfigReader) -> tuple[int, ...]:
     """Layers without experts: those of `mlp_only_layers`, and all but every `decoder_sparse_step`-th."""
-    only, step = config.get("mlp_only_layers", []), config.get("decoder_sparse_step", 1)
+    only: list[int] = config.get("mlp_only_layers", [])
+    step = config.get("decoder_sparse_step", 1)
     return tuple(i for i in range(config.size("num_hidden_layers")) if i in only or step < 1 or (i + 1) % step)
+
+
+def num_experts(config: ConfigReader) -> int:
+    """transformers 5 writes `num_local_experts` in some of Qwen's families."""
+    return config.get("num_experts", 0) or config.size("num_local_experts")
 
 
 def read(config: ConfigReader) -> ModelSpec:
     moe = Moe(
-        num_experts=config.size("num_experts"),
+        num_experts=num_experts(config),
         top_k=config.size("num_experts_per_tok"),
         ffn_size=config.size("moe_intermediate_size"),
         shared_ffn_size=config.size("shared_expert_intermediate_size"),

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from jumar.schema.config import ConfigReader
-from jumar.schema.family import Family
 from jumar.schema.families import llama, qwen2
+from jumar.schema.family import Family
 from jumar.schema.spec import ModelSpec
 
 

@@ -6,15 +6,15 @@ from dataclasses import replace
 from typing import Any
 
 from jumar.schema.config import ConfigReader
-from jumar.schema.family import Family
 from jumar.schema.families import llama, qwen2_moe
+from jumar.schema.family import Family
 from jumar.schema.rules import attention, embeddings, experts, final_norm, mlp, norms
 from jumar.schema.spec import ModelSpec, Moe
 
 
 def read(config: ConfigReader) -> ModelSpec:
     moe = Moe(
-        num_experts=config.size("num_experts"),
+        num_experts=qwen2_moe.num_experts(config),
         top_k=config.size("num_experts_per_tok"),
         ffn_size=config.size("moe_intermediate_size"),
         dense_layers=qwen2_moe.dense_layers(config),

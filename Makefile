@@ -1,0 +1,53 @@
+# Everything runs in one environment, .venv, which is made when first needed and again when a requirement changes.
+#   make test PYTHON=python3.11                                                   another interpreter (3.10 or newer)
+#   make test PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"   torch without CUDA: a far smaller download
+
+PYTHON    ?= python3
+PIP_ARGS  ?=
+BIN       := .venv/bin
+INSTALLED := .venv/installed
+
+# pip reads constraints.txt from its environment, so that it also holds where the packages are built, and replaces a caller's.
+PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(BIN)/python -m pip
+
+.NOTPARALLEL:
+.PHONY: help demo test test-all bench lint format clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
+
+demo: $(INSTALLED) ## convert a tiny model there and back
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/quickstart.sh
+
+test: lint ## linters, then every test that is not slow
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+	scripts/test-packages-alone.sh $(PYTHON)
+
+test-all: lint ## linters, then every test; the packages alone on Python 3.10 too
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+	scripts/test-packages-alone.sh $(PYTHON) python3.10
+
+bench: $(INSTALLED) ## every benchmark, one after another
+	@set -e; for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+lint: $(INSTALLED) ## style, types, import contracts
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: $(INSTALLED) ## rewrite the sources as `make lint` wants them
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean: ## remove the environments and all caches
+	rm -rf .venv .venv-alone .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): requirements-dev.txt constraints.txt $(wildcard packages/*/pyproject.toml)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	    { echo "error: $(PYTHON) is not Python 3.10 or newer; name one that is: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 4; }
+	@$(PYTHON) -m venv .venv
+	@echo "installing requirements-dev.txt into .venv; the first time that takes minutes, torch being large"
+	@$(PIP) install --quiet --retries 8 $(PIP_ARGS) -r requirements-dev.txt
+	@touch $@

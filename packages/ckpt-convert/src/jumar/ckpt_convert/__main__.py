@@ -1,0 +1,3 @@
+from jumar.ckpt_convert.cli import main
+
+main()

@@ -1,0 +1,196 @@
+"""Checkpoint: any checkpoint, of any format and layout, seen as Hugging Face tensors whose bytes lie in files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jumar.ckpt_convert.execute import record_array
+from jumar.ckpt_convert.plan import Ints, SourceBox, compose
+from jumar.schema.errors import Exit, ToolError
+from jumar.schema.family import Family
+from jumar.schema.parallel import ParallelLayout, Shard
+from jumar.schema.placement import ExpertLayout, Placed, Placement
+from jumar.schema.registry import family_of
+from jumar.schema.spec import ModelSpec
+from jumar.schema.weights import Box, Geometry
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class OpenOptions:
+    """How a checkpoint is to be read, where its files do not say.
+
+    iteration: of a Megatron root; None: the tracker's
+    family:    model_type of a Megatron checkpoint that carries no config
+    sets:      layout fields and Megatron args that override the checkpoint's own
+    ignore:    config.json keys to pass over
+    """
+
+    iteration: str | None = None
+    family: str | None = None
+    sets: Mapping[str, Any] = field(default_factory=dict)
+    ignore: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """Two places of a source that should hold the same values."""
+
+    name: str
+    first: SourceBox
+    other: SourceBox
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint whose bytes are still in its files.
+
+    tensors:   HF name -> shape, in the model's order
+    sources:   HF name -> where its boxes lie
+    copies:    HF tensors that the source holds twice (name -> the tensor they repeat)
+    dropped:   entries of the source that are no weights
+    replicas:  pairs of boxes that repeat one another over ranks
+    placement: how a Megatron source is laid out; None for Hugging Face
+    extras:    the directory of config, tokenizer and template files; None where there is none
+    args:      plain values of a Megatron source's own args
+    base:      whether HF names carry the family's base prefix ("transformer.h.0..." or "h.0...")
+    notes:     what a user should know about the reading
+    """
+
+    paths: tuple[Path, ...]
+    format: str
+    family: Family
+    spec: ModelSpec
+    tensors: Mapping[str, Ints]
+    sources: Mapping[str, Sequence[SourceBox]]
+    extras: Path | None = None
+    placement: Placement | None = None
+    iteration: str | None = None
+    copies: Mapping[str, str] = field(default_factory=dict)
+    dropped: tuple[str, ...] = ()
+    replicas: tuple[Replica, ...] = ()
+    padding: int = 0
+    args: Mapping[str, Any] = field(default_factory=dict)
+    base: bool = True
+    notes: tuple[str, ...] = ()
+
+    def hf_name(self, name: str) -> str:
+        """The name in this checkpoint's Hugging Face files."""
+        return name if self.base or not name.startswith(self.family.base) else name[len(self.family.base) :]
+
+    @property
+    def layout(self) -> ParallelLayout | None:
+        return self.placement.layout if self.placement else None
+
+    @property
+    def files(self) -> list[Path]:
+        """Every file that holds tensors, once."""
+        return list(dict.fromkeys(box.file for boxes in self.sources.values() for box in boxes))
+
+    def dtype(self, name: str) -> str:
+        """safetensors dtype of an HF tensor."""
+        return self.sources[name][0].dtype
+
+    def array(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
+        """A tensor, or a box of it, as a numpy array (bfloat16 by ml_dtypes). index: one slice (step 1) for each axis.
+
+        Raises ToolError for a name that the checkpoint does not have.
+        """
+        if name not in self.tensors:
+            raise ToolError(f"{self.paths[0]} has no tensor {name!r}", hint="see jumar-convert inspect")
+        shape = self.tensors[name]
+        ranges = [range(n)[s] for n, s in zip(shape, index or (slice(None),) * len(shape), strict=True)]
+        assert all(r.step == 1 for r in ranges), "slices must have step 1"
+        size = tuple(len(r) for r in ranges)
+        axes = tuple(range(len(shape)))
+        box = Box(0, tuple(r.start for r in ranges), size, (0,) * len(shape), axes)
+        return record_array(compose(name, Geometry(size, (box,), (), size), [name], self.sources, None))
+
+    def read(self, name: str, index: tuple[slice, ...] | None = None) -> torch.Tensor:
+        """`array` as a torch tensor. Raises ToolError (4) without torch."""
+        return to_torch(self.array(name, index))
+
+    def read_placed(self, placed: Placed) -> torch.Tensor:
+        """The Megatron tensor that `slices_for` describes, in its stored shape."""
+        record = compose(placed.name, placed.geometry, placed.sources, self.sources, None)
+        return to_torch(record_array(record).reshape(record.stored))
+
+
+def to_torch(array: np.ndarray) -> torch.Tensor:
+    """A numpy array as a torch tensor, sharing its memory."""
+    try:
+        import torch
+    except ImportError:
+        raise ToolError(
+            "reading tensors needs torch", hint="pip install 'jumar-ckpt-convert[torch]'", code=Exit.ENVIRONMENT
+        ) from None
+    kinds = {"bfloat16": torch.bfloat16, "float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2}
+    if array.dtype.name in kinds:
+        raw = np.uint16 if array.dtype.itemsize == 2 else np.uint8
+        return torch.from_numpy(array.view(raw)).view(kinds[array.dtype.name])
+    return torch.from_numpy(array)
+
+
+def slices_for(
+    spec: ModelSpec,
+    layout: ParallelLayout,
+    rank: Shard,
+    *,
+    dialect: str = "mcore",
+    expert_layout: ExpertLayout = "sequential",
+    vocab_divisible_by: int = 1,
+) -> Iterator[Placed]:
+    """The tensors of one rank, each as boxes of HF tensors: read them with `Checkpoint.read_placed`.
+
+    rank: one of `layout.shards(...)`.
+    """
+    placement = Placement(
+        family=family_of(spec.model_type),
+        spec=spec,
+        layout=layout,
+        dialect=dialect,
+        expert_layout=expert_layout,
+        vocab_divisible_by=vocab_divisible_by,
+    )
+    return placement.tensors(rank)
+
+
+def open_checkpoint(*paths: Path | str, options: OpenOptions | None = None) -> Checkpoint:
+    """A Hugging Face directory, or a Megatron checkpoint: its root, or one iteration of it.
+
+    Several directories are one Megatron checkpoint whose nodes kept their own ranks.
+
+    Nothing but headers is read. Raises ToolError (3) for what is missing, damaged, contradictory or not understood.
+    """
+    from jumar.ckpt_convert.formats import hf, megatron
+    from jumar.ckpt_convert.open_hf import open_hf
+    from jumar.ckpt_convert.open_megatron import open_megatron
+
+    options = options or OpenOptions()
+    roots = tuple(Path(p) for p in paths)
+    for root in roots:
+        if not root.exists():
+            looks_like_hub = len(root.parts) == 2 and not str(root).startswith((".", "/"))
+            hub = " (hub names are not fetched: jumar never opens the network)" if looks_like_hub else ""
+            raise ToolError(f"{root} does not exist{hub}", hint="give the path of a directory on this machine")
+    if all(root.is_dir() and megatron.is_checkpoint(root) for root in roots):
+        return open_megatron(roots, options)
+    if len(roots) > 1:
+        raise ToolError(
+            f"{len(roots)} sources, and not all are Megatron checkpoints: {', '.join(map(str, roots))}",
+            hint="several sources are for one Megatron checkpoint whose nodes kept their own ranks",
+        )
+    (root,) = roots
+    if root.is_dir() and (hf.has_weights(root) or (root / "config.json").exists()):
+        return open_hf(root, options)
+    raise ToolError(
+        f"{root} is no checkpoint that jumar reads",
+        hint="expected a Hugging Face directory (config.json and *.safetensors) or a Megatron one (iter_*/mp_rank_*)",
+    )

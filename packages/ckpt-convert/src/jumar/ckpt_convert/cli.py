@@ -1,0 +1,273 @@
+"""jumar-convert: parse, call one function, print."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jumar.schema.cli import make_app, run
+from jumar.schema.errors import Exit, ToolError
+
+if TYPE_CHECKING:
+    from jumar.ckpt_convert.checkpoint import Checkpoint, OpenOptions
+    from jumar.ckpt_convert.convert import Plan
+
+app = make_app(
+    "jumar-convert",
+    "jumar-ckpt-convert",
+    "Convert checkpoints between Hugging Face and Megatron, for any parallel layout. "
+    "Every conversion is planned and proven before a byte moves; memory does not grow with the model.",
+    epilog="Example: jumar-convert to-megatron hf/ mcore/ --tp 2 --pp 2",
+)
+
+Sources = Annotated[
+    list[Path], typer.Argument(metavar="SRC... DST", help="Source (several where each node kept its ranks), then target.")
+]
+Iteration = Annotated[
+    str | None, typer.Option(help="Iteration of a Megatron source: a number or 'release' [default: the tracker's].")
+]
+FamilyName = Annotated[str | None, typer.Option("--family", help="model_type of a Megatron source without a config.")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="What the source's files do not say: tp=2, vocab_size=32000, ..."),
+]
+Ignore = Annotated[str | None, typer.Option("--ignore-config-keys", metavar="A,B", help="config.json keys to pass over.")]
+Dtype = Annotated[str | None, typer.Option(help="Cast the weights: bf16, fp16, fp32 [default: every byte as it is].")]
+ShowPlan = Annotated[bool, typer.Option("--plan", help="Print the proven plan and stop.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace a target that is not empty.")]
+Threads = Annotated[int, typer.Option(min=1, help="Threads.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+THREADS = min(4, os.cpu_count() or 1)
+
+
+@app.command("to-megatron")
+def to_megatron(
+    paths: Sources,
+    tp: Annotated[int, typer.Option(help="Tensor parallel size.", rich_help_panel="Layout")] = 1,
+    pp: Annotated[int, typer.Option(help="Pipeline parallel size.", rich_help_panel="Layout")] = 1,
+    vpp: Annotated[int | None, typer.Option(help="Model chunks per pipeline stage.", rich_help_panel="Layout")] = None,
+    layers_per_stage: Annotated[
+        str | None, typer.Option(metavar="5,5,6", help="Uneven stages.", rich_help_panel="Layout")
+    ] = None,
+    schedule: Annotated[str, typer.Option(help="1f1b or dualpipev.", rich_help_panel="Layout")] = "1f1b",
+    noop_layers: Annotated[
+        str | None, typer.Option(metavar="3,7", help="Slots without weights, in the padded numbering.", rich_help_panel="Layout")
+    ] = None,
+    ep: Annotated[int, typer.Option(help="Expert parallel size.", rich_help_panel="Layout")] = 1,
+    etp: Annotated[
+        int | None, typer.Option(help="Expert tensor parallel size [default: as --tp].", rich_help_panel="Layout")
+    ] = None,
+    tp_extend_ep: Annotated[
+        bool, typer.Option("--moe-tp-extend-ep", help="Whole experts over ep * tp ranks (MindSpeed).", rich_help_panel="Layout")
+    ] = False,
+    expert_layout: Annotated[str, typer.Option(help="sequential or grouped.", rich_help_panel="Layout")] = "sequential",
+    dialect: Annotated[str, typer.Option(help="mcore, te or mindspeed.", rich_help_panel="Layout")] = "mcore",
+    vocab_divisible_by: Annotated[
+        int, typer.Option(min=1, help="Pad the vocabulary to a multiple of N * tp.", rich_help_panel="Layout")
+    ] = 1,
+    dtype: Dtype = None,
+    iteration: Iteration = None,
+    family: FamilyName = None,
+    sets: Sets = None,
+    ignore: Ignore = None,
+    plan: ShowPlan = False,
+    resume: Resume = False,
+    force: Force = False,
+    threads: Threads = THREADS,
+    as_json: Json = False,
+) -> None:
+    """Write Megatron shards (mp_rank_*) from a Hugging Face directory, or from Megatron shards of any other layout."""
+    from jumar.ckpt_convert.convert import plan_megatron
+    from jumar.schema.parallel import ParallelLayout
+
+    _choice("--schedule", schedule, "1f1b", "dualpipev")
+    _choice("--expert-layout", expert_layout, "sequential", "grouped")
+    _choice("--dialect", dialect, "mcore", "te", "mindspeed")
+    layout = ParallelLayout(
+        tp=tp,
+        pp=pp,
+        vpp=vpp or (2 if schedule == "dualpipev" else 1),
+        ep=ep,
+        etp=None if etp == tp else etp,
+        layers_per_stage=_numbers("--layers-per-stage", layers_per_stage),
+        noop_layers=_numbers("--noop-layers", noop_layers) or (),
+        schedule=schedule,  # type: ignore[arg-type]  # checked above
+        tp_extend_ep=tp_extend_ep,
+    )
+    sources, dst = _split(paths)
+    source = _open(sources, iteration, family, sets, ignore)
+    made = plan_megatron(
+        source,
+        layout,
+        dialect=dialect,
+        expert_layout=expert_layout,  # type: ignore[arg-type]  # checked above
+        vocab_divisible_by=vocab_divisible_by,
+        dtype=dtype,
+    )
+    _carry_out(made, dst, plan=plan, resume=resume, force=force, threads=threads, as_json=as_json)
+
+
+@app.command("to-hf")
+def to_hf(
+    paths: Sources,
+    max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Largest safetensors file: 5GB, 500MB, 2GiB.")] = "5GB",
+    dtype: Dtype = None,
+    iteration: Iteration = None,
+    family: FamilyName = None,
+    sets: Sets = None,
+    ignore: Ignore = None,
+    plan: ShowPlan = False,
+    resume: Resume = False,
+    force: Force = False,
+    threads: Threads = THREADS,
+    as_json: Json = False,
+) -> None:
+    """Write a Hugging Face directory from Megatron shards, another Hugging Face directory, or a llama-shaped GGUF file."""
+    from jumar.ckpt_convert.convert import plan_hf
+
+    sources, dst = _split(paths)
+    size = _size(max_shard_size)
+    if len(sources) == 1 and sources[0].suffix == ".gguf":
+        from jumar.ckpt_convert.from_gguf import convert_gguf
+
+        if plan or resume or iteration or family or sets or ignore:
+            raise ToolError("a GGUF source takes only --dtype, --max-shard-size, --force and --json", code=Exit.USAGE)
+        _report_gguf(convert_gguf(sources[0], dst, dtype=dtype, max_shard_bytes=size, force=force), as_json)
+        return
+    source = _open(sources, iteration, family, sets, ignore)
+    made = plan_hf(source, max_shard_bytes=size, dtype=dtype)
+    _carry_out(made, dst, plan=plan, resume=resume, force=force, threads=threads, as_json=as_json)
+
+
+@app.command()
+def verify(
+    first: Annotated[Path, typer.Argument(metavar="A", help="A checkpoint of any format.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Another.")],
+    ignore: Ignore = None,
+    threads: Threads = THREADS,
+    as_json: Json = False,
+) -> None:
+    """Compare two checkpoints of any formats and layouts tensor by tensor. Exit code 5 if they differ."""
+    from jumar.ckpt_convert import show
+    from jumar.ckpt_convert.verify import verify as compare
+    from jumar.schema.cli import ByteProgress
+
+    a, b = (_open([p], None, None, None, ignore) for p in (first, second))
+    with ByteProgress("verify", sum(x.nbytes for boxes in a.sources.values() for x in boxes), quiet=as_json) as progress:
+        report = compare(a, b, threads=threads, progress=progress)
+    show.report(report, str(first), str(second), as_json)
+    if not report.same:
+        raise typer.Exit(Exit.CHECK_FAILED)
+
+
+@app.command()
+def inspect(
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH...", help="A checkpoint; several directories of one Megatron checkpoint.")
+    ],
+    iteration: Iteration = None,
+    family: FamilyName = None,
+    sets: Sets = None,
+    ignore: Ignore = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a checkpoint is: family, sizes, dtypes, layout, dialect, iteration, bytes of each rank."""
+    from jumar.ckpt_convert import show
+    from jumar.ckpt_convert.inspect import describe
+
+    show.description(describe(_open(paths, iteration, family, sets, ignore)), as_json)
+
+
+@app.command()
+def families(as_json: Json = False) -> None:
+    """List the model families that can be converted."""
+    from jumar.ckpt_convert import show
+
+    show.families(as_json)
+
+
+def _choice(flag: str, value: str, *allowed: str) -> None:
+    if value not in allowed:
+        raise ToolError(f"{flag} {value!r}: expected {' or '.join(allowed)}", code=Exit.USAGE)
+
+
+def _numbers(flag: str, text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(n) for n in text.split(","))
+    except ValueError:
+        raise ToolError(f"{flag} {text!r}: expected whole numbers with commas between them", code=Exit.USAGE) from None
+
+
+def _size(text: str) -> int:
+    units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+    number = text.rstrip("BKMGIbkmgi ")
+    unit = text[len(number) :].strip().upper()
+    try:
+        size = int(float(number) * units[unit])
+    except (ValueError, KeyError):
+        raise ToolError(f"--max-shard-size {text!r}: expected a size like 5GB or 500MB", code=Exit.USAGE) from None
+    if size < 1:
+        raise ToolError(f"--max-shard-size {text!r}: expected more than nothing", code=Exit.USAGE)
+    return size
+
+
+def _split(paths: list[Path]) -> tuple[list[Path], Path]:
+    if len(paths) < 2:
+        raise ToolError("expected a source and a target", hint="jumar-convert COMMAND SRC DST", code=Exit.USAGE)
+    return paths[:-1], paths[-1]
+
+
+def _open(paths: list[Path], iteration: str | None, family: str | None, sets: list[str] | None, ignore: str | None) -> Checkpoint:
+    from jumar.ckpt_convert.checkpoint import OpenOptions, open_checkpoint
+    from jumar.schema.cli import say
+
+    values: dict[str, Any] = {}
+    if sets:
+        from jumar.schema.recipe import apply_set
+
+        for item in sets:
+            apply_set(values, item)
+    keys = frozenset(filter(None, (ignore or "").split(",")))
+    options: OpenOptions = OpenOptions(iteration=iteration, family=family, sets=values, ignore=keys)
+    checkpoint = open_checkpoint(*paths, options=options)
+    for note in checkpoint.notes:
+        say("note", note)
+    return checkpoint
+
+
+def _carry_out(made: Plan, dst: Path, *, plan: bool, resume: bool, force: bool, threads: int, as_json: bool) -> None:
+    import time
+
+    from jumar.ckpt_convert import show
+    from jumar.ckpt_convert.convert import differing_replicas, run_plan
+    from jumar.schema.cli import ByteProgress, say
+
+    if plan:
+        show.plan(made, as_json)
+        return
+    for name in differing_replicas(made.source):
+        say("warning", f"{name}: ranks hold different values; the first rank's are used")
+    start = time.monotonic()
+    with ByteProgress("writing", sum(r.nbytes for f in made.files for r in f.records), quiet=as_json) as progress:
+        written = run_plan(made, dst, resume=resume, force=force, threads=threads, progress=progress)
+    show.result(made, dst, written, time.monotonic() - start, as_json)
+
+
+def _report_gguf(facts: dict[str, Any], as_json: bool) -> None:
+    from jumar.ckpt_convert import show
+
+    show.gguf(facts, as_json)
+
+
+def main() -> None:
+    run(app, "jumar-convert")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""Comparing boxes of tensors in files, a chunk at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jumar.ckpt_convert.execute import CHUNK, SourceFiles, chunks
+from jumar.ckpt_convert.plan import CopyBox, SourceBox
+from jumar.ckpt_convert.tensors import DTYPES
+
+
+def as_copy(box: SourceBox) -> CopyBox:
+    """A box that fills a target of its own size, axes in HF order."""
+    return CopyBox((0,) * len(box.size), box.size, box.dtype, box.file, box.offset, box.strides)
+
+
+def same_values(a: SourceBox, b: SourceBox, files: SourceFiles | None = None) -> bool:
+    """Whether two boxes have the same dtype, shape and bytes (NaNs compare by their bits)."""
+    if a.dtype != b.dtype or a.size != b.size:
+        return False
+    files = files or SourceFiles()
+    left, right = (bits(files.view(as_copy(box))) for box in (a, b))
+    item = DTYPES[a.dtype].itemsize
+    for at, size in chunks(a.size, CHUNK // item):
+        index = tuple(slice(s, s + n) for s, n in zip(at, size, strict=True))
+        if not np.array_equal(left[index], right[index]):
+            return False
+    return True
+
+
+def bits(view: np.ndarray) -> np.ndarray:
+    """The same array as unsigned integers of its width."""
+    return view.view(np.dtype(f"u{view.dtype.itemsize}")) if view.dtype.kind != "u" else view
+
+
+def largest_difference(a: SourceBox, b: SourceBox, files: SourceFiles) -> float:
+    """The greatest absolute difference of two boxes of one size (inf where one is not finite), in double precision."""
+    left, right = (files.view(as_copy(box)) for box in (a, b))
+    largest = 0.0
+    for at, size in chunks(a.size, CHUNK // 8):
+        index = tuple(slice(s, s + n) for s, n in zip(at, size, strict=True))
+        gap = np.abs(left[index].astype(np.float64) - right[index].astype(np.float64))
+        if gap.size:
+            largest = max(largest, float(np.nan_to_num(gap, nan=np.inf).max()))
+    return largest

@@ -1,0 +1,258 @@
+"""Conversion: open, plan, prove, execute, manifest. Any format to any format."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from jumar.ckpt_convert.checkpoint import Checkpoint
+from jumar.ckpt_convert.compare import same_values
+from jumar.ckpt_convert.execute import Executor, Journal, Progress, SourceFiles, TargetFile
+from jumar.ckpt_convert.formats.hf import carried_files, plan_files
+from jumar.ckpt_convert.formats.megatron import TRACKER, MegatronFile
+from jumar.ckpt_convert.plan import Coverage, Record, compose, identity
+from jumar.ckpt_convert.target import Target
+from jumar.schema.cli import dist_version
+from jumar.schema.errors import ToolError
+from jumar.schema.manifest import NAME as MANIFEST
+from jumar.schema.manifest import identify, manifest_text, template_sha256, tokenizer_sha256
+from jumar.schema.megatron_args import to_args
+from jumar.schema.parallel import ParallelLayout
+from jumar.schema.placement import ExpertLayout, Placement
+
+DTYPE_NAMES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32", "bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+HEADER_BYTES = 1 << 16
+SMALL_REPLICA = 1 << 20
+NOT_KEPT_ARGS = frozenset({"rank", "local_rank", "world_size", "data_parallel_size", "transformer_pipeline_model_parallel_size"})
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What will be written, proven.
+
+    files:    the target's weight files
+    sidecars: the other files, by path in the target: their bytes, or the file they are copied from
+    facts:    counts for people and for the manifest
+    casts:    tensors whose values are rounded to another dtype, by (from, to)
+    """
+
+    source: Checkpoint
+    kind: str
+    files: tuple[TargetFile, ...]
+    sidecars: Mapping[str, bytes | Path]
+    manifest: Mapping[str, Any]
+    facts: Mapping[str, int]
+    casts: Mapping[tuple[str, str], int] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(f.size for f in self.files)
+
+    def fingerprint(self) -> str:
+        """Identity of sources (path, size, time of change) and of every copy: a journal belongs to exactly one plan."""
+        digest = hashlib.sha256()
+        for file in self.source.files:
+            stat = file.stat()
+            digest.update(repr((str(file.resolve()), stat.st_size, stat.st_mtime_ns)).encode())
+        for target in self.files:
+            digest.update(repr((target.path, target.size, target.offsets, target.records)).encode())
+        return digest.hexdigest()
+
+
+def plan_megatron(
+    source: Checkpoint,
+    layout: ParallelLayout,
+    *,
+    dialect: str = "mcore",
+    expert_layout: ExpertLayout = "sequential",
+    vocab_divisible_by: int = 1,
+    dtype: str | None = None,
+) -> Plan:
+    """The plan of a Megatron `torch` checkpoint. dtype: "bf16", "fp16", "fp32"; None keeps every byte.
+
+    Raises ToolError (3) where the layout does not fit the model.
+    """
+    placement = Placement(
+        family=source.family,
+        spec=source.spec,
+        layout=layout,
+        dialect=dialect,
+        expert_layout=expert_layout,
+        vocab_divisible_by=vocab_divisible_by,
+    )
+    placement.check()
+    cast = _dtype(dtype)
+    main = cast or _main_dtype(source)
+    iteration = source.iteration or "1"
+    folder = iteration if iteration == "release" else f"iter_{int(iteration):07d}"
+    number = 0 if iteration == "release" else int(iteration)
+    args = {**_kept_args(source), **to_args(placement, dtype=TORCH_NAMES.get(main, "float32"), iteration=number)}
+    coverage, files, casts, padding = Coverage(), [], Counter[tuple[str, str]](), 0
+    for shard in placement.shards:
+        groups: dict[str, list[Record]] = {}
+        for placed in placement.tensors(shard):
+            record = compose(placed.name, placed.geometry, placed.sources, source.sources, None if placed.keep_dtype else cast)
+            coverage.add(placed.geometry, placed.sources)
+            casts.update((c.dtype, record.dtype) for c in record.copies[:1] if c.dtype != record.dtype)
+            padding += record.padding
+            groups.setdefault(placed.key, []).append(record)
+        shard_args = {**args, "rank": None}
+        files.append(MegatronFile.plan(f"{folder}/{shard.name}/model_optim_rng.pt", groups, shard_args, number))
+    coverage.prove(source.tensors)
+    sidecars: dict[str, bytes | Path] = {TRACKER: iteration.encode()}
+    sidecars.update((f"hf/{name}", content) for name, content in _hf_files(source, cast).items())
+    recipe = {"dialect": dialect, "expert_layout": expert_layout, "dtype": dtype, "vocab_divisible_by": vocab_divisible_by}
+    facts = _facts(source, files, coverage.replicas, padding)
+    manifest = _manifest(source, "to-megatron", recipe, facts) | {
+        "layout": _layout_facts(layout),
+        "dialect": dialect,
+        "padded_vocab_size": placement.padded_vocab,
+    }
+    return Plan(source, "megatron", tuple(files), sidecars, manifest, facts, casts)
+
+
+def plan_hf(source: Checkpoint, *, max_shard_bytes: int = 5_000_000_000, dtype: str | None = None) -> Plan:
+    """The plan of a Hugging Face directory. dtype: as in `plan_megatron`."""
+    cast, kept = _dtype(dtype), source.family.kept_dtypes(source.spec)
+    records, casts = [], Counter[tuple[str, str]]()
+    for name, shape in source.tensors.items():
+        record = compose(source.hf_name(name), identity(shape), [name], source.sources, None if name in kept else cast)
+        casts.update((c.dtype, record.dtype) for c in record.copies[:1] if c.dtype != record.dtype)
+        records.append(record)
+    by_name = {r.name: r for r in records}
+    for name, original in source.copies.items():
+        if name not in source.tensors:
+            records.append(replace(by_name[source.hf_name(original)], name=source.hf_name(name)))
+    files, index = plan_files(records, max_shard_bytes)
+    facts = _facts(source, files, len(source.replicas), source.padding)
+    manifest = _manifest(source, "to-hf", {"dtype": dtype, "max_shard_bytes": max_shard_bytes}, facts)
+    return Plan(source, "huggingface", tuple(files), {**index, **_hf_files(source, cast)}, manifest, facts, casts)
+
+
+def run_plan(
+    plan: Plan,
+    dst: Path,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    threads: int = 2,
+    progress: Progress | None = None,
+) -> bool:
+    """Carries a plan out: written beside `dst`, then renamed. False if `dst` already holds exactly this (nothing is done).
+
+    Raises ToolError: a target that is not empty (3), a disk that is full (4; resumable).
+    """
+    content = manifest_text(tool="jumar-convert", version=dist_version("jumar-ckpt-convert"), **plan.manifest)
+    target = Target(dst, plan.source.paths)
+    if target.holds(MANIFEST, content) and not force:
+        return False
+    target.claim(resume=resume, force=force)
+    target.check_space(plan.nbytes)
+    journal = Journal(target.staging, plan.fingerprint(), resume)
+    try:
+        Executor(target.staging, journal, threads=threads, progress=progress).run(plan.files)
+    finally:
+        journal.close()
+    target.finish({**plan.sidecars, MANIFEST: content.encode()})
+    return True
+
+
+def differing_replicas(source: Checkpoint, limit: int = SMALL_REPLICA) -> Iterator[str]:
+    """Names of tensors of at most `limit` bytes whose values differ between ranks that should hold the same."""
+    files = SourceFiles()
+    seen: set[str] = set()
+    for replica in source.replicas:
+        if replica.name in seen or replica.first.nbytes > limit:
+            continue
+        if not same_values(replica.first, replica.other, files):
+            seen.add(replica.name)
+            yield replica.name
+
+
+def _dtype(name: str | None) -> str | None:
+    if name is None:
+        return None
+    if name not in DTYPE_NAMES:
+        raise ToolError(f"--dtype {name!r} is not known", hint="bf16, fp16 or fp32")
+    return DTYPE_NAMES[name]
+
+
+def _main_dtype(source: Checkpoint) -> str:
+    """The dtype of most tensors."""
+    return Counter(source.dtype(n) for n in source.tensors).most_common(1)[0][0]
+
+
+def _hf_files(source: Checkpoint, cast: str | None) -> dict[str, bytes | Path]:
+    """Config, tokenizer, templates, code as they are.
+
+    With a cast, config.json says the new dtype; where there is no config, one is written.
+    """
+    if source.extras is None:
+        config = source.family.config(source.spec)
+        return {"config.json": (json.dumps(config, indent=2) + "\n").encode()}
+    files: dict[str, bytes | Path] = {str(f): source.extras / f for f in carried_files(source.extras)}
+    if cast:
+        config = json.loads((source.extras / "config.json").read_text(encoding="utf-8"))
+        key = "dtype" if "dtype" in config else "torch_dtype"
+        config[key] = TORCH_NAMES[cast]
+        files["config.json"] = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+    return files
+
+
+def _kept_args(source: Checkpoint) -> dict[str, Any]:
+    """A Megatron source's own args (tokenizer, schedule, samples consumed) where their values are plain."""
+    return {k: v for k, v in source.args.items() if k not in NOT_KEPT_ARGS and _is_plain(v)}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _facts(source: Checkpoint, files: Sequence[TargetFile], replicas: int, padding: int) -> dict[str, int]:
+    return {
+        "hf_tensors": len(source.tensors),
+        "files": len(files),
+        "tensors": sum(len(f.records) for f in files),
+        "copies": sum(len(r.copies) for f in files for r in f.records),
+        "replicas": replicas,
+        "padding_elements": padding,
+        "dropped": len(source.dropped),
+        "bytes": sum(r.nbytes for f in files for r in f.records),
+    }
+
+
+def _manifest(source: Checkpoint, command: str, recipe: Mapping[str, Any], facts: Mapping[str, int]) -> dict[str, Any]:
+    extras = source.extras
+    inputs = [{**identify(file, head=HEADER_BYTES), "name": _short_name(source, file)} for file in sorted(source.files, key=str)]
+    hf = {"base": source.base, "copies": dict(source.copies), "dropped": sorted(source.dropped)}
+    return {
+        "inputs": inputs,
+        "recipe": {"command": command, **{k: v for k, v in recipe.items() if v is not None}},
+        "model": {"model_type": source.spec.model_type, "spec": source.spec.to_dict()},
+        "vocab_size": source.spec.vocab_size,
+        "tokenizer_sha256": tokenizer_sha256(extras) if extras else None,
+        "template_sha256": template_sha256(extras) if extras else None,
+        "counts": dict(facts),
+        "hf": hf,
+    }
+
+
+def _short_name(source: Checkpoint, file: Path) -> str:
+    for root in source.paths:
+        if file.is_relative_to(root):
+            return file.relative_to(root).as_posix()
+    return file.name
+
+
+def _layout_facts(layout: ParallelLayout) -> dict[str, Any]:
+    names = ("tp", "pp", "vpp", "cp", "ep", "etp", "dp", "layers_per_stage", "noop_layers", "schedule", "tp_extend_ep")
+    values = {n: getattr(layout, n) for n in names}
+    return {n: v for n, v in values.items() if v not in (None, (), False)}

@@ -1,0 +1,161 @@
+"""Megatron `torch` checkpoints: directories of mp_rank_* shards, read without megatron, torch or an accelerator, and written.
+
+Layout of the files: megatron/training/checkpointing.py (get_checkpoint_name); reference: docs/formats.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jumar.ckpt_convert.formats.archive import ArchiveLayout, Global, TensorSpec, read_archive
+from jumar.ckpt_convert.plan import Record
+from jumar.ckpt_convert.tensors import TensorRef
+from jumar.schema.errors import ToolError
+
+TRACKER, SHARD_FILE = "latest_checkpointed_iteration.txt", "model_optim_rng.pt"
+SHARD = re.compile(r"mp_rank_(\d{2,})(?:_(\d{3,}))?(?:_(\d{3,}))?")
+MODEL_KEY = re.compile(r"model\d*")
+SKIPPED = frozenset({"optimizer", "opt_param_scheduler", "rng_state", "rerun_state_machine", "random_rng_state"})
+DROPS = re.compile(r".*(\._extra_state|rotary_pos_emb\.inv_freq|\.local_tokens_per_expert|\.ga_steps)")
+"""Entries of a state dict that are no weights: TransformerEngine's fp8 state, RoPE buffers, router counters."""
+
+
+def is_checkpoint(directory: Path) -> bool:
+    """Whether a directory is a Megatron checkpoint: its root, one iteration, or shards."""
+    if (directory / TRACKER).exists() or any(directory.glob("mp_rank_*")):
+        return True
+    return any(directory.glob("iter_*/mp_rank_*")) or any(directory.glob("release/mp_rank_*"))
+
+
+def iteration_directory(root: Path, iteration: str | None) -> Path:
+    """The directory that holds a root's shards: the iteration asked for, else the tracker's, else the root itself."""
+    if iteration is None and any(root.glob("mp_rank_*")):
+        return root
+    if iteration is None:
+        tracker = root / TRACKER
+        if not tracker.exists():
+            found = ", ".join(sorted(p.name for p in root.glob("iter_*"))) or "none"
+            raise ToolError(f"{root}: no {TRACKER}; iterations here: {found}", hint="choose one with --iteration")
+        iteration = tracker.read_text(encoding="utf-8", errors="replace").strip()
+    if iteration != "release" and not iteration.isdigit():
+        raise ToolError(
+            f"{root}: iteration {iteration[:40]!r}, expected a number or 'release'", hint="choose one with --iteration"
+        )
+    name = iteration if iteration == "release" else f"iter_{int(iteration):07d}"
+    if not (root / name).is_dir():
+        found = ", ".join(sorted(p.name for p in root.iterdir() if p.name.startswith("iter_") or p.name == "release")) or "none"
+        raise ToolError(f"{root}: there is no {name}; iterations here: {found}", hint="choose one with --iteration")
+    return root / name
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFile:
+    """One shard: its directory's name, its file, its args as plain values, its iteration, and its state dicts by key."""
+
+    name: str
+    file: Path
+    args: dict[str, Any]
+    iteration: int
+    states: dict[str, dict[str, TensorRef]]
+    dropped: tuple[str, ...]
+
+
+def find_shards(directories: Sequence[Path]) -> dict[str, Path]:
+    """Shard name -> file, over all nodes' directories. Raises ToolError if two of them hold the same rank."""
+    found: dict[str, Path] = {}
+    for directory in directories:
+        for entry in sorted(directory.glob("mp_rank_*")):
+            if not SHARD.fullmatch(entry.name):
+                continue
+            file = entry / SHARD_FILE
+            if not file.exists():
+                raise ToolError(f"{entry} holds no {SHARD_FILE}", hint="copy the rank's files again")
+            if entry.name in found:
+                raise ToolError(
+                    f"rank {entry.name} is there twice: {found[entry.name].parent} and {entry}",
+                    hint="leave out the directory with the stale copy",
+                )
+            found[entry.name] = file
+    if not found:
+        where = ", ".join(map(str, directories))
+        raise ToolError(f"{where}: no mp_rank_* directories", hint="is this a Megatron checkpoint in the torch format?")
+    return found
+
+
+def read_shard(name: str, file: Path) -> ShardFile:
+    """A shard's args and tensors, none of whose bytes are read. Raises ToolError if it is no Megatron shard."""
+    content = read_archive(file, skip=SKIPPED)
+    if not isinstance(content, dict):
+        raise ToolError(f"{file}: a {type(content).__name__}, expected a Megatron checkpoint's dict")
+    states: dict[str, dict[str, TensorRef]] = {}
+    dropped: list[str] = []
+    for key, value in content.items():
+        if isinstance(key, str) and MODEL_KEY.fullmatch(key) and isinstance(value, dict):
+            states[key] = {}
+            for tensor, ref in value.items():
+                if DROPS.fullmatch(str(tensor)):
+                    dropped.append(str(tensor))
+                elif isinstance(ref, TensorRef):
+                    states[key][str(tensor)] = ref
+                else:
+                    raise ToolError(
+                        f"{file}: {key}/{tensor} is a {type(ref).__name__}, expected a tensor",
+                        hint="legacy nested checkpoints (language_model.*) are not read yet" if isinstance(ref, dict) else None,
+                    )
+    if not states:
+        keys = ", ".join(map(str, list(content)[:8]))
+        raise ToolError(f"{file}: no 'model' or 'model0' (keys: {keys})", hint="is this a Megatron shard?")
+    raw = content.get("args")
+    args = dict(vars(raw)) if isinstance(raw, argparse.Namespace) else dict(raw) if isinstance(raw, dict) else {}
+    iteration = content.get("iteration")
+    return ShardFile(name, file, args, iteration if isinstance(iteration, int) else 0, states, tuple(dropped))
+
+
+@dataclass(frozen=True, slots=True)
+class MegatronFile:
+    """A shard to be written, as `torch.save` would lay it out."""
+
+    path: str
+    records: tuple[Record, ...]
+    layout: ArchiveLayout
+    checksums = True
+
+    @classmethod
+    def plan(cls, path: str, records: Mapping[str, Sequence[Record]], args: Mapping[str, Any], iteration: int) -> MegatronFile:
+        """records: by state-dict key ("model", "model0", ...). args: plain values; dtype names become torch dtypes."""
+        value: dict[str, Any] = {
+            "args": argparse.Namespace(**{k: _plain(v) for k, v in args.items()}),
+            "checkpoint_version": 3.0,
+            "iteration": iteration,
+        }
+        for key, group in records.items():
+            value[key] = {r.name: TensorSpec(r.dtype, r.stored) for r in group}
+        flat = tuple(r for group in records.values() for r in group)
+        return cls(path, flat, ArchiveLayout.plan(value))
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        return tuple(r.offset for r in self.layout.records)
+
+    @property
+    def size(self) -> int:
+        return self.layout.size
+
+    def begin(self, fd: int) -> None:
+        self.layout.write_skeleton(fd)
+
+    def finish(self, fd: int, crcs: Sequence[int]) -> None:
+        self.layout.finish(fd, crcs)
+
+
+def _plain(value: Any) -> Any:
+    return Global("torch", value.removeprefix("torch.")) if isinstance(value, str) and value.startswith("torch.") else value
+
+
+def tracker_text(iteration: str) -> bytes:
+    return iteration.encode()

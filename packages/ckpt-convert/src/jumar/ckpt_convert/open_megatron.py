@@ -1,0 +1,249 @@
+"""Opening a Megatron `torch` checkpoint: its layout from its own args, its model from hf/, the manifest or the args."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from jumar.ckpt_convert.checkpoint import Checkpoint, OpenOptions, Replica
+from jumar.ckpt_convert.formats.megatron import ShardFile, find_shards, iteration_directory, read_shard
+from jumar.ckpt_convert.open_hf import read_config
+from jumar.ckpt_convert.plan import SourceBox, boxes_of, prove_geometry
+from jumar.ckpt_convert.tensors import TensorRef
+from jumar.schema.errors import Exit, ToolError
+from jumar.schema.family import Family
+from jumar.schema.manifest import read_manifest
+from jumar.schema.megatron_args import layout_from_args, spec_from_args
+from jumar.schema.placement import ExpertLayout, Placed, Placement
+from jumar.schema.registry import family_of
+from jumar.schema.spec import ModelSpec, spec_from_dict
+
+LAYOUT_ARGS = {
+    "tp": "tensor_model_parallel_size",
+    "pp": "pipeline_model_parallel_size",
+    "vpp": "virtual_pipeline_model_parallel_size",
+    "ep": "expert_model_parallel_size",
+    "etp": "expert_tensor_parallel_size",
+    "layers_per_stage": "num_layer_list",
+    "noop_layers": "noop_layers",
+    "schedule": "schedules_method",
+    "tp_extend_ep": "moe_tp_extend_ep",
+}
+AGREED = tuple(LAYOUT_ARGS.values())
+EMBEDDING = "embedding.word_embeddings.weight"
+
+
+class _Args(dict[str, Any]):
+    """A shard's args with the user's over them; remembers which were looked at."""
+
+    def __init__(self, own: Mapping[str, Any], sets: Mapping[str, Any]) -> None:
+        super().__init__(own)
+        self.given = {LAYOUT_ARGS.get(k, k): v for k, v in sets.items()}
+        self.update(self.given)
+        self.seen: set[str] = set()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.seen.add(key)
+        return super().get(key, default)
+
+    def __getitem__(self, key: str) -> Any:
+        self.seen.add(key)
+        return super().__getitem__(key)
+
+    def refuse_unused(self) -> None:
+        unused = sorted(set(self.given) - self.seen)
+        if unused:
+            raise ToolError(
+                f"--set {', '.join(unused)}: has no effect on this checkpoint",
+                hint=f"layout fields are {', '.join(LAYOUT_ARGS)}, dialect, expert_layout; others are Megatron's argument names",
+                code=Exit.USAGE,
+            )
+
+
+def open_megatron(roots: tuple[Path, ...], options: OpenOptions) -> Checkpoint:
+    """A checkpoint of any layout, in one directory or in one for each node."""
+    directories = [iteration_directory(root, options.iteration) for root in roots]
+    files = find_shards(directories)
+    shards = {name: read_shard(name, file) for name, file in files.items()}
+    some = next(iter(shards.values()))
+    homes = list(dict.fromkeys(p for root, d in zip(roots, directories, strict=True) for p in (root, d, d.parent)))
+    manifest = next((m for home in homes if (m := read_manifest(home))), None)
+    args = _Args(some.args, options.sets)
+    family, spec, extras = _model(homes, manifest, args, options)
+    spec = replace(spec, mtp_layers=args.get("mtp_num_layers") or 0) if spec.mtp_layers else spec
+    _check_sizes(args, some)
+    _check_agreement(shards.values())
+    names = {n for shard in shards.values() for state in shard.states.values() for n in state}
+    layout = layout_from_args(args, spec.num_layers)
+    dialect = args.get("dialect") or (manifest or {}).get("dialect") or _dialect(names, spec)
+    grouped: ExpertLayout = args.get("expert_layout") or _expert_layout(names)
+    placement = Placement(family=family, spec=spec, layout=layout, dialect=dialect, expert_layout=grouped)
+    args.refuse_unused()
+    _check_ranks(placement, shards, directories)
+    placement = replace(placement, vocab_rows=_vocab_rows(placement, shards))
+    sources, replicas, padding = _boxes(placement, shards)
+    shapes = family.hf_tensors(spec)
+    if missing := [n for n in shapes if n not in sources]:
+        raise ToolError(f"{directories[0]}: nothing holds {', '.join(missing[:8])}")
+    facts = (manifest or {}).get("hf", {})
+    return Checkpoint(
+        paths=roots,
+        format="megatron",
+        family=family,
+        spec=spec,
+        tensors=shapes,
+        sources={n: sources[n] for n in shapes},
+        extras=extras,
+        placement=placement,
+        iteration=directories[0].name.removeprefix("iter_"),
+        copies=facts.get("copies", {}),
+        dropped=tuple(sorted({d for s in shards.values() for d in s.dropped})),
+        replicas=tuple(replicas),
+        padding=padding,
+        args=some.args,
+        base=facts.get("base", True),
+    )
+
+
+def _model(
+    homes: Iterable[Path], manifest: Mapping[str, Any] | None, args: _Args, options: OpenOptions
+) -> tuple[Family, ModelSpec, Path | None]:
+    """Family, traits and HF files, from hf/config.json, the manifest, args.model_type_hf or --family (docs/contracts.md, 3)."""
+    for home in homes:
+        if (home / "hf" / "config.json").exists():
+            return *read_config(home / "hf" / "config.json", options.ignore), home / "hf"
+    if manifest and manifest.get("model"):
+        spec = spec_from_dict(manifest["model"]["spec"])
+        return family_of(spec.model_type), spec, None
+    name = options.family or args.get("model_type_hf")
+    if not isinstance(name, str):
+        raise ToolError(
+            f"{next(iter(homes))}: nothing says which model this is (no hf/config.json, manifest or model_type_hf)",
+            hint="add --family NAME (see jumar-convert families), or put the model's Hugging Face files into CHECKPOINT/hf/",
+        )
+    family = family_of(name)
+    return family, spec_from_args(args, family), None
+
+
+def _check_sizes(args: _Args, shard: ShardFile) -> None:
+    missing = [short for short in ("tp", "pp") if args.get(LAYOUT_ARGS[short]) is None]
+    if missing:
+        said = " ".join(f"--set {m}=N" for m in missing)
+        raise ToolError(
+            f"{shard.file}: its args do not say {', '.join(LAYOUT_ARGS[m] for m in missing)}", hint=f"give them: {said}"
+        )
+
+
+def _check_agreement(shards: Iterable[ShardFile]) -> None:
+    """All shards must have been saved under one layout, at one iteration."""
+    first, *rest = shards
+    for shard in rest:
+        differing = [k for k in AGREED if _plain(shard.args.get(k)) != _plain(first.args.get(k))]
+        if differing:
+            key = differing[0]
+            raise ToolError(
+                f"{shard.file} says {key}={shard.args.get(key)}, {first.file} says {first.args.get(key)}",
+                hint="shards of two runs are mixed; remove the stale ones",
+            )
+        if shard.iteration != first.iteration:
+            raise ToolError(
+                f"{shard.file} is of iteration {shard.iteration}, {first.file} of {first.iteration}",
+                hint="shards of two saves are mixed",
+            )
+
+
+def _plain(value: Any) -> Any:
+    return str(sorted(value)) if isinstance(value, (set, frozenset)) else str(value)
+
+
+def _dialect(names: set[str], spec: ModelSpec) -> str:
+    if any(n.endswith((".layer_norm_weight", ".post_layernorm.weight")) for n in names):
+        return "te"
+    joined = spec.mla is not None and any(n.endswith("self_attention.linear_qkv.weight") for n in names)
+    return "mindspeed" if joined or any(n.startswith("mtp.final_layernorms.") for n in names) else "mcore"
+
+
+def _expert_layout(names: set[str]) -> ExpertLayout:
+    grouped = any(n.endswith(("experts.weight1", "experts.linear_fc1.weight0")) for n in names)
+    return "grouped" if grouped else "sequential"
+
+
+def _check_ranks(placement: Placement, shards: Mapping[str, ShardFile], directories: list[Path]) -> None:
+    """The files there must be exactly those of the layout."""
+    layout = placement.layout
+    said = f"tp={layout.tp} pp={layout.pp} ep={layout.ep} etp={layout.expert_tp}"
+    expected = [s.name for s in placement.shards]
+    missing = [n for n in expected if n not in shards]
+    if missing:
+        raise ToolError(
+            f"{', '.join(map(str, directories))}: {len(missing)} of {len(expected)} ranks are missing for {said}: "
+            + ", ".join(missing[:16]),
+            hint="name every node's directory: jumar-convert COMMAND NODE0/ckpt NODE1/ckpt ... DST",
+        )
+    if extra := [n for n in shards if n not in expected]:
+        raise ToolError(
+            f"{shards[extra[0]].file.parent.parent}: {said} has no rank {', '.join(extra[:16])}",
+            hint="stale shards of another layout? remove them; or correct the layout with --set",
+        )
+
+
+def _vocab_rows(placement: Placement, shards: Mapping[str, ShardFile]) -> tuple[int, ...]:
+    """Rows of the embedding on each TP rank, padding included; some tools cut them unevenly."""
+    rows: dict[int, int] = {}
+    for shard in placement.shards:
+        refs = [state[EMBEDDING] for state in shards[shard.name].states.values() if EMBEDDING in state]
+        if refs and shard.pp == 0 and rows.setdefault(shard.tp, refs[0].shape[0]) != refs[0].shape[0]:
+            raise ToolError(f"{shards[shard.name].file}: {EMBEDDING} has {refs[0].shape[0]} rows, other ranks {rows[shard.tp]}")
+    if len(rows) != placement.layout.tp:
+        raise ToolError(f"{shards[placement.shards[0].name].file}: no {EMBEDDING}", hint="is this a language model's checkpoint?")
+    counts = tuple(rows[t] for t in range(placement.layout.tp))
+    if sum(counts) < placement.spec.vocab_size:
+        raise ToolError(
+            f"the embedding has {' + '.join(map(str, counts))} rows, the model's vocabulary {placement.spec.vocab_size}",
+            hint="does hf/config.json (or --set vocab_size) belong to these weights?",
+        )
+    return counts
+
+
+def _boxes(placement: Placement, shards: Mapping[str, ShardFile]) -> tuple[dict[str, list[SourceBox]], list[Replica], int]:
+    """Where each HF tensor's boxes lie. A box seen before is a replica: the first one is used."""
+    sources: dict[str, list[SourceBox]] = {}
+    first: dict[tuple[str, tuple[int, ...], tuple[int, ...]], SourceBox] = {}
+    replicas: list[Replica] = []
+    padding = 0
+    for shard in placement.shards:
+        file = shards[shard.name]
+        left = {(key, name): ref for key, state in file.states.items() for name, ref in state.items()}
+        for placed in placement.tensors(shard):
+            ref = left.pop((placed.key, placed.name), None)
+            if ref is None:
+                raise ToolError(
+                    f"{file.file}: {placed.key} has no {placed.name}",
+                    hint="is the layout right (--set), the dialect (--set dialect=te), the model (hf/config.json)?",
+                )
+            _check_shape(file, placed, ref)
+            prove_geometry(placed)
+            padding += placed.geometry.padding
+            for name, box in boxes_of(placed, ref):
+                held = first.setdefault((name, box.start, box.size), box)
+                if held is box:
+                    sources.setdefault(name, []).append(box)
+                else:
+                    replicas.append(Replica(name, held, box))
+        if left:
+            foreign = [f"{key}/{name}" for key, name in left]
+            raise ToolError(
+                f"{file.file}: no rule of {placement.spec.model_type} names {len(foreign)} tensor(s): {', '.join(foreign[:8])}",
+                hint="is the layout right (--set), the dialect (--set dialect=te), the model (hf/config.json)?",
+            )
+    return sources, replicas, padding
+
+
+def _check_shape(file: ShardFile, placed: Placed, ref: TensorRef) -> None:
+    if ref.shape != placed.geometry.stored:
+        raise ToolError(
+            f"{file.file}: {placed.name} is {list(ref.shape)}, expected {list(placed.geometry.stored)}",
+            hint="is the layout right (--set), and does hf/config.json belong to these weights?",
+        )

@@ -1,0 +1,193 @@
+"""What jumar-convert prints: tables for people, one JSON object for pipes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from jumar.ckpt_convert.convert import Plan
+from jumar.ckpt_convert.verify import Report
+from jumar.schema.cli import human_bytes, print_json
+from jumar.schema.registry import families as all_families
+
+MANY = 24
+
+
+def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return table
+
+
+def _say(console: Console, colour: str, word: str, text: str) -> None:
+    """A coloured word, then plain text (never read as markup)."""
+    console.print(Text.assemble((word, colour), f" {text}"), soft_wrap=True)
+
+
+def _already(console: Console, target: object) -> None:
+    _say(console, "green", "already done", f"{target}: the same source and options (--force writes it again)")
+
+
+def _proof(plan: Plan) -> str:
+    facts = plan.facts
+    parts = [f"every byte of {facts['hf_tensors']} tensors is used exactly once and every target byte is filled"]
+    for key, text in (
+        ("replicas", "replicas over ranks"),
+        ("padding_elements", "padding elements"),
+        ("dropped", "declared drops"),
+    ):
+        if facts[key]:
+            parts.append(f"{facts[key]} {text}")
+    return "; ".join(parts)
+
+
+def _casts(made: Plan) -> list[str]:
+    return [f"{count} tensors cast from {old} to {new}" for (old, new), count in made.casts.items()]
+
+
+def plan(made: Plan, as_json: bool) -> None:
+    """The plan: files with their sizes, the proof, what is not bit-exact."""
+    if as_json:
+        files = [{"path": f.path, "bytes": f.size, "tensors": len(f.records)} for f in made.files]
+        casts = [{"from": a, "to": b, "tensors": n} for (a, b), n in made.casts.items()]
+        sidecars = sorted(map(str, made.sidecars))
+        print_json({"files": files, "sidecars": sidecars, "bytes": made.nbytes, "counts": dict(made.facts), "casts": casts})
+        return
+    console = Console()
+    table = _table("file", "size", "tensors", "copies", right=("size", "tensors", "copies"))
+    for file in made.files[:MANY]:
+        copies = sum(len(r.copies) for r in file.records)
+        table.add_row(file.path, human_bytes(file.size), str(len(file.records)), str(copies))
+    console.print(table)
+    if len(made.files) > MANY:
+        console.print(f"... and {len(made.files) - MANY} more files")
+    beside = ", ".join(sorted(map(str, made.sidecars))[:12])
+    _say(console, "cyan", "planned", f"{len(made.files)} files, {human_bytes(made.nbytes)}; beside them {beside}")
+    _say(console, "green", "proven", _proof(made))
+    for cast in _casts(made):
+        _say(console, "yellow", "not bit-exact", cast)
+
+
+def result(made: Plan, dst: Path, written: bool, seconds: float, as_json: bool) -> None:
+    """What a conversion did."""
+    if as_json:
+        print_json({"target": str(dst), "written": written, "seconds": round(seconds, 3), **made.facts})
+        return
+    console = Console()
+    if not written:
+        _already(console, dst)
+        return
+    rate, size = human_bytes(made.facts["bytes"] / max(seconds, 1e-9)), human_bytes(made.nbytes)
+    _say(console, "green", "done", f"{dst}: {made.facts['files']} files, {size} in {seconds:.1f} s ({rate}/s)")
+    _say(console, "green", "proven", _proof(made))
+    for cast in _casts(made):
+        _say(console, "yellow", "not bit-exact", cast)
+
+
+def report(found: Report, first: str, second: str, as_json: bool) -> None:
+    """What `verify` found."""
+    if as_json:
+        differences = [{"name": d.name, "what": d.what, "largest": d.largest} for d in found.differences]
+        print_json({"same": found.same, "equal": found.equal, "bytes": found.nbytes, "differences": differences})
+        return
+    console = Console()
+    if found.differences:
+        table = _table("tensor", "difference", "largest", right=("largest",))
+        for d in found.differences[:MANY]:
+            table.add_row(d.name, d.what, "" if d.largest is None else f"{d.largest:.3g}")
+        console.print(table)
+        count = len(found.differences)
+        if count > MANY:
+            console.print(f"... and {count - MANY} more")
+        _say(console, "red", "different", f"{first} and {second}: {count} differences, {found.equal} tensors equal")
+        return
+    replicas = f", {found.replicas} replicas" if found.replicas else ""
+    size = human_bytes(found.nbytes)
+    _say(console, "green", "equal", f"{first} and {second}: {found.equal} tensors, {size}, byte for byte{replicas}")
+
+
+def description(facts: dict[str, Any], as_json: bool) -> None:
+    """What `inspect` found."""
+    if as_json:
+        print_json(facts)
+        return
+    console = Console()
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="cyan")
+    table.add_column(overflow="fold")
+    spec = facts["spec"]
+    rows: list[tuple[str, Any]] = [
+        ("path", ", ".join(facts["path"])),
+        ("format", facts["format"]),
+        ("family", facts["model_type"]),
+        ("parameters", f"{facts['parameters']:,}"),
+        ("weights", f"{human_bytes(facts['bytes'])} in {facts['files']} files"),
+        ("dtypes", ", ".join(f"{k} ({v} tensors)" for k, v in facts["dtypes"].items())),
+        ("iteration", facts.get("iteration")),
+        ("layout", facts.get("layout")),
+        ("dialect", facts.get("dialect")),
+        ("experts", facts.get("expert_layout")),
+        ("vocabulary", _vocabulary(facts)),
+        ("config, tokenizer", facts["hf_files"] or "none beside the weights"),
+        ("dropped", f"{len(facts['dropped'])} entries that are no weights" if facts["dropped"] else None),
+    ]
+    for key, value in rows:
+        if value is not None:
+            table.add_row(key, str(value))
+    for key, value in spec.items():
+        if key not in ("model_type", "vocab_size"):
+            table.add_row(f"  {key}", _plain(value))
+    console.print(table)
+    if "ranks" in facts:
+        ranks = _table("rank", "weights", right=("weights",))
+        for name, size in list(facts["ranks"].items())[:MANY]:
+            ranks.add_row(name, human_bytes(size))
+        console.print(ranks)
+        if len(facts["ranks"]) > MANY:
+            console.print(f"... and {len(facts['ranks']) - MANY} more ranks")
+
+
+def _vocabulary(facts: dict[str, Any]) -> str:
+    size, padded = facts["spec"]["vocab_size"], facts.get("padded_vocab_size")
+    return str(size) if padded in (None, size) else f"{size}, padded to {padded}"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_plain(v)}" for k, v in value.items() if v is not None)
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(str, value[:16])) + ("..." if len(value) > 16 else "")
+    return str(value)
+
+
+def families(as_json: bool) -> None:
+    """The families, with what they are made of and the dialects in which they exist."""
+    found = all_families()
+    if as_json:
+        print_json({n: {"architecture": f.architecture, "dialects": list(f.dialects)} for n, f in found.items()})
+        return
+    table = _table("model_type", "architecture", "dialects")
+    for name, family in found.items():
+        table.add_row(name, family.architecture, ", ".join(family.dialects))
+    Console().print(table)
+
+
+def gguf(facts: dict[str, Any], as_json: bool) -> None:
+    """What importing a GGUF file did."""
+    if as_json:
+        print_json(facts)
+        return
+    console = Console()
+    if not facts["written"]:
+        _already(console, facts["target"])
+        return
+    types = ", ".join(f"{n} {kind}" for kind, n in facts["types"].items())
+    size = human_bytes(facts["bytes"])
+    _say(console, "green", "done", f"{facts['target']}: {facts['tensors']} tensors, {size} in {facts['seconds']:.1f} s")
+    _say(console, "yellow", "not bit-exact", f"dequantised from {types} to {facts['dtype']}")

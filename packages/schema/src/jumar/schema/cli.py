@@ -1,0 +1,164 @@
+"""The typer app that all commands share: help, errors, exit codes, progress.
+
+Standard output is data, standard error is people.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import typer
+
+from jumar.schema.errors import Exit, ToolError
+
+
+def make_app(name: str, dist: str, summary: str, *, epilog: str | None = None) -> typer.Typer:
+    """A typer app with the house's habits: `-h`, `--version`, help when called with nothing."""
+    app = typer.Typer(
+        name=name,
+        help=summary,
+        epilog=epilog,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    def show_version(wanted: bool) -> None:
+        if wanted:
+            print(f"{name} {dist_version(dist)}")
+            raise typer.Exit
+
+    @app.callback()
+    def root(
+        _version: bool = typer.Option(False, "--version", callback=show_version, is_eager=True, help="Print the version."),
+    ) -> None:
+        pass
+
+    root.__doc__ = summary
+    return app
+
+
+def dist_version(dist: str) -> str:
+    """The installed version of a distribution."""
+    try:
+        return version(dist)
+    except PackageNotFoundError:
+        return "0+unknown"
+
+
+def run(app: Callable[..., Any], name: str) -> None:
+    """Runs an app as a command and exits: 0 done, 1 our bug, 2 usage, 3 input, 4 environment, 5 a check failed, 130 Ctrl-C."""
+    try:
+        code = app(standalone_mode=False, prog_name=name)
+    except ToolError as fault:
+        say_error(fault)
+        sys.exit(fault.code)
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        sys.exit(Exit.INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(Exit.OK)
+    except Exception as fault:
+        sys.exit(_usage_or_bug(fault, name))
+    sys.exit(code if isinstance(code, int) else Exit.OK)
+
+
+def _usage_or_bug(fault: Exception, name: str) -> int:
+    """typer's own exceptions know how to show themselves; anything else is a bug of ours, with its traceback."""
+    if type(fault).__name__ == "Abort":
+        print("stopped", file=sys.stderr)
+        return Exit.INTERRUPTED
+    show = getattr(fault, "show", None)
+    if show is not None and hasattr(fault, "exit_code"):
+        show()
+        return Exit.USAGE if type(fault).__name__ != "FileError" else Exit.INPUT
+    traceback.print_exc()
+    print(f"error: this is a bug in {name}; please report it with the lines above", file=sys.stderr)
+    return Exit.BUG
+
+
+def say_error(fault: ToolError) -> None:
+    """`error:` and `hint:` on standard error, in colour on a terminal."""
+    say("error", fault.message, "bold red")
+    if fault.hint:
+        say("hint", fault.hint, "bold cyan")
+
+
+def say(word: str, text: str, colour: str = "bold yellow") -> None:
+    """One line for people: a coloured word, then plain text."""
+    from rich.text import Text
+
+    stderr().print(Text.assemble((f"{word}:", colour), f" {text}"), soft_wrap=True)
+
+
+def stderr() -> Any:
+    """A rich console on standard error (it honours NO_COLOR and COLUMNS)."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on standard output."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def human_bytes(count: float) -> str:
+    """1536 -> "1.5 KiB"."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+class ByteProgress:
+    """Progress in bytes: a bar on a terminal, one plain line every few seconds elsewhere, nothing if `quiet`."""
+
+    def __init__(self, label: str, total: int, *, quiet: bool = False, every_s: float = 5.0) -> None:
+        self.label, self.total, self.every_s = label, max(total, 1), every_s
+        self.done, self.start, self._last = 0, time.monotonic(), time.monotonic()
+        self._bar: Any = None
+        self.quiet = quiet
+
+    def __enter__(self) -> ByteProgress:
+        if not self.quiet and sys.stderr.isatty():
+            from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                DownloadColumn(),
+                TransferSpeedColumn(),
+                TimeRemainingColumn(),
+            )
+            self._bar = Progress(*columns, console=stderr(), transient=True)
+            self._bar.start()
+            self._bar.add_task(self.label, total=self.total)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, count: int) -> None:
+        self.done += count
+        if self._bar is not None:
+            self._bar.advance(self._bar.task_ids[0], count)
+        elif not self.quiet and time.monotonic() - self._last > self.every_s:
+            self._last = time.monotonic()
+            rate = self.done / (self._last - self.start)
+            left = (self.total - self.done) / max(rate, 1)
+            print(
+                f"{self.label}: {human_bytes(self.done)} of {human_bytes(self.total)}, {human_bytes(rate)}/s, {left:.0f} s left",
+                file=sys.stderr,
+            )

@@ -1,0 +1,93 @@
+"""Manifests: what made a directory or a dataset prefix, and of what (docs/contracts.md, 4).
+
+The same inputs give the same bytes: no timestamps, no host names, sorted keys.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jumar.schema.errors import ToolError
+
+NAME = "manifest.json"
+SCHEMA = 1
+HEAD_BYTES = 1 << 20
+TOKENIZER_FILES = (
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+)
+
+
+def manifest_text(*, tool: str, version: str, **facts: Any) -> str:
+    """A manifest's text. `facts`: recipe, model, layout, counts, ... (None is left out)."""
+    content = {"schema": SCHEMA, "tool": tool, "version": version, **{k: v for k, v in facts.items() if v is not None}}
+    return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def read_manifest(directory: Path) -> dict[str, Any] | None:
+    """A directory's manifest; None where there is none, or one of another project.
+
+    ToolError if it is damaged or of a newer schema.
+    """
+    path = directory / NAME
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as fault:
+        raise ToolError(f"{path} is not JSON: {fault}", hint="remove it to go on without") from None
+    if not isinstance(content, dict) or not str(content.get("tool", "")).startswith("jumar"):
+        return None
+    if content.get("schema") != SCHEMA:
+        raise ToolError(f"{path}: manifest schema {content.get('schema')}, this version reads {SCHEMA}", hint="upgrade jumar")
+    return content
+
+
+def identify(path: Path, *, full: bool = False, head: int = HEAD_BYTES) -> dict[str, Any]:
+    """Name, size in bytes and sha256 of an input file: of its first `head` bytes (headers, indexes), or of the whole."""
+    digest, left = hashlib.sha256(), None if full else head
+    with path.open("rb") as file:
+        while left is None or left > 0:
+            block = file.read(1 << 20 if left is None else min(left, 1 << 20))
+            if not block:
+                break
+            digest.update(block)
+            left = None if left is None else left - len(block)
+    return {"name": path.name, "size": path.stat().st_size, "sha256" if full else "head_sha256": digest.hexdigest()}
+
+
+def tokenizer_sha256(directory: Path) -> str | None:
+    """The tokenizer's identity; None without a tokenizer.
+
+    sha256 of tokenizer.json, or of the sorted (name, sha256) pairs of its other files.
+    """
+    main = directory / "tokenizer.json"
+    if main.exists():
+        return hashlib.sha256(main.read_bytes()).hexdigest()
+    pairs = [
+        (name, hashlib.sha256((directory / name).read_bytes()).hexdigest())
+        for name in sorted(TOKENIZER_FILES)
+        if (directory / name).exists()
+    ]
+    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest() if pairs else None
+
+
+def template_sha256(directory: Path) -> str | None:
+    """sha256 of the chat template: `chat_template.jinja`, else the one in tokenizer_config.json; None without any."""
+    file, config = directory / "chat_template.jinja", directory / "tokenizer_config.json"
+    if file.exists():
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    if not config.exists():
+        return None
+    loaded: Mapping[str, Any] = json.loads(config.read_text(encoding="utf-8"))
+    template = loaded.get("chat_template")
+    return hashlib.sha256(json.dumps(template).encode()).hexdigest() if template else None

@@ -1,0 +1,100 @@
+"""Rules of the house that no linter knows. Which package may import which is in pyproject.toml, for import-linter."""
+
+from __future__ import annotations
+
+import ast
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jumar.schema.registry import families
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = sorted(path.parent for path in ROOT.glob("packages/*/pyproject.toml"))
+SOURCES = sorted(ROOT.glob("packages/*/src/**/*.py"))
+HEAVY = ("megatron", "pyarrow", "safetensors", "tokenizers", "torch", "torch_npu", "transformers")
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def import_name(package: Path) -> str:
+    return "jumar." + package.name.replace("-", "_")
+
+
+def test_no_package_hides_its_siblings() -> None:
+    """`jumar` is a namespace: with an __init__.py in one package, the others could not be imported."""
+    assert PACKAGES
+    hiding = [relative(path) for path in ROOT.glob("packages/*/src/jumar/__init__.py")]
+    assert not hiding, "\n".join(hiding)
+
+
+def test_every_folder_below_the_namespace_is_a_package() -> None:
+    """import-linter and mypy pass over folders without an __init__.py."""
+    folders = sorted({path.parent for path in SOURCES})
+    unseen = [relative(folder) for folder in folders if not (folder / "__init__.py").exists()]
+    assert not unseen, "\n".join(unseen)
+
+
+def test_no_source_file_is_over_500_lines() -> None:
+    lengths = {relative(path): len(path.read_text().splitlines()) for path in SOURCES}
+    long = [f"{path}: {lines} lines" for path, lines in lengths.items() if lines > 500]
+    assert not long, "\n".join(long)
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.name)
+def test_importing_a_package_loads_nothing_heavy(package: Path) -> None:
+    code = f"import sys, {import_name(package)}; print(*sorted(set(sys.modules) & set({HEAVY})))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("command", ["jumar-convert"])
+def test_help_answers_at_once(command: str) -> None:
+    """In half a second on a common machine. CPU time, the best of three: the wall clock also tells what else runs."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    program = Path(sys.executable).with_name(command)
+    cpu_s = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([program, "--help"], env=environment, capture_output=True, check=True, timeout=30)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu_s.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
+    assert min(cpu_s) <= 0.8
+
+
+def strings(source: str) -> Iterator[tuple[str, int]]:
+    """(text, line) of every string literal."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value, node.lineno
+
+
+def test_no_code_asks_for_a_family_by_name() -> None:
+    """Code branches on traits of a ModelSpec; what is peculiar to a family stands in its file.
+
+    GGUF names its own architectures and tokenizers, some of them alike: its reader translates them.
+    """
+    assert families()
+    named = [
+        f"{relative(path)}:{line}: {text!r}"
+        for path in SOURCES
+        if path.parent.name != "families" and not path.name.startswith("gguf")
+        for text, line in strings(path.read_text())
+        if text in families()
+    ]
+    assert not named, "\n".join(named)
+
+
+def test_devices_are_touched_in_one_place() -> None:
+    """The literal torch.cuda stands in the device package and in what train-core mends in megatron-core."""
+    allowed = ("packages/device/", "packages/train-core/src/jumar/train_core/megatron.py")
+    asking = [relative(path) for path in SOURCES if "torch.cuda." in path.read_text()]
+    elsewhere = [path for path in asking if not path.startswith(allowed)]
+    assert not elsewhere, "\n".join(elsewhere)
