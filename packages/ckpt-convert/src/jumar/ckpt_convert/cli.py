@@ -116,6 +116,7 @@ def to_hf(
     paths: Sources,
     max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Largest safetensors file: 5GB, 500MB, 2GiB.")] = "5GB",
     dtype: Dtype = None,
+    tokenizer: Annotated[Path | None, typer.Option(metavar="DIR", help="GGUF: take the tokenizer from there.")] = None,
     iteration: Iteration = None,
     family: FamilyName = None,
     sets: Sets = None,
@@ -132,12 +133,15 @@ def to_hf(
     sources, dst = _split(paths)
     size = _size(max_shard_size)
     if len(sources) == 1 and sources[0].suffix == ".gguf":
-        from jumar.ckpt_convert.from_gguf import convert_gguf
-
         if plan or resume or iteration or family or sets or ignore:
-            raise ToolError("a GGUF source takes only --dtype, --max-shard-size, --force and --json", code=Exit.USAGE)
-        _report_gguf(convert_gguf(sources[0], dst, dtype=dtype, max_shard_bytes=size, force=force), as_json)
+            hint = "--dtype, --tokenizer, --max-shard-size, --force and --json go with it"
+            raise ToolError(
+                f"{sources[0]} is a GGUF file, with which the other options have no effect", hint=hint, code=Exit.USAGE
+            )
+        _from_gguf(sources[0], dst, dtype, tokenizer, size, force, as_json)
         return
+    if tokenizer:
+        raise ToolError("--tokenizer goes with a GGUF source only", code=Exit.USAGE)
     source = _open(sources, iteration, family, sets, ignore)
     made = plan_hf(source, max_shard_bytes=size, dtype=dtype)
     _carry_out(made, dst, plan=plan, resume=resume, force=force, threads=threads, as_json=as_json)
@@ -153,7 +157,7 @@ def verify(
 ) -> None:
     """Compare two checkpoints of any formats and layouts tensor by tensor. Exit code 5 if they differ."""
     from jumar.ckpt_convert import show
-    from jumar.ckpt_convert.verify import verify as compare
+    from jumar.ckpt_convert.verification import verify as compare
     from jumar.schema.cli import ByteProgress
 
     a, b = (_open([p], None, None, None, ignore) for p in (first, second))
@@ -177,7 +181,7 @@ def inspect(
 ) -> None:
     """Say what a checkpoint is: family, sizes, dtypes, layout, dialect, iteration, bytes of each rank."""
     from jumar.ckpt_convert import show
-    from jumar.ckpt_convert.inspect import describe
+    from jumar.ckpt_convert.inspection import describe
 
     show.description(describe(_open(paths, iteration, family, sets, ignore)), as_json)
 
@@ -259,9 +263,21 @@ def _carry_out(made: Plan, dst: Path, *, plan: bool, resume: bool, force: bool, 
     show.result(made, dst, written, time.monotonic() - start, as_json)
 
 
-def _report_gguf(facts: dict[str, Any], as_json: bool) -> None:
+def _from_gguf(path: Path, dst: Path, dtype: str | None, tokenizer: Path | None, size: int, force: bool, as_json: bool) -> None:
     from jumar.ckpt_convert import show
+    from jumar.ckpt_convert.from_gguf import convert_gguf
+    from jumar.schema.cli import ByteProgress
 
+    with ByteProgress("writing", 1, quiet=as_json) as progress:
+        facts = convert_gguf(
+            path,
+            dst,
+            dtype=dtype,
+            tokenizer=tokenizer,
+            max_shard_bytes=size,
+            force=force,
+            on_progress=progress.set,
+        )
     show.gguf(facts, as_json)
 
 

@@ -18,7 +18,7 @@ from jumar.ckpt_convert.formats.megatron import TRACKER, MegatronFile
 from jumar.ckpt_convert.plan import Coverage, Record, compose, identity
 from jumar.ckpt_convert.target import Target
 from jumar.schema.cli import dist_version
-from jumar.schema.errors import ToolError
+from jumar.schema.errors import Exit, ToolError
 from jumar.schema.manifest import NAME as MANIFEST
 from jumar.schema.manifest import identify, manifest_text, template_sha256, tokenizer_sha256
 from jumar.schema.megatron_args import to_args
@@ -87,7 +87,7 @@ def plan_megatron(
         vocab_divisible_by=vocab_divisible_by,
     )
     placement.check()
-    cast = _dtype(dtype)
+    cast = dtype_name(dtype) if dtype else None
     main = cast or _main_dtype(source)
     iteration = source.iteration or "1"
     folder = iteration if iteration == "release" else f"iter_{int(iteration):07d}"
@@ -119,7 +119,7 @@ def plan_megatron(
 
 def plan_hf(source: Checkpoint, *, max_shard_bytes: int = 5_000_000_000, dtype: str | None = None) -> Plan:
     """The plan of a Hugging Face directory. dtype: as in `plan_megatron`."""
-    cast, kept = _dtype(dtype), source.family.kept_dtypes(source.spec)
+    cast, kept = dtype_name(dtype) if dtype else None, source.family.kept_dtypes(source.spec)
     records, casts = [], Counter[tuple[str, str]]()
     for name, shape in source.tensors.items():
         record = compose(source.hf_name(name), identity(shape), [name], source.sources, None if name in kept else cast)
@@ -150,7 +150,7 @@ def run_plan(
     """
     content = manifest_text(tool="jumar-convert", version=dist_version("jumar-ckpt-convert"), **plan.manifest)
     target = Target(dst, plan.source.paths)
-    if target.holds(MANIFEST, content) and not force:
+    if not force and target.states(json.loads(content)):
         return False
     target.claim(resume=resume, force=force)
     target.check_space(plan.nbytes)
@@ -175,11 +175,10 @@ def differing_replicas(source: Checkpoint, limit: int = SMALL_REPLICA) -> Iterat
             yield replica.name
 
 
-def _dtype(name: str | None) -> str | None:
-    if name is None:
-        return None
+def dtype_name(name: str) -> str:
+    """ "bf16" or "bfloat16" -> "BF16", the safetensors name. Raises ToolError (2)."""
     if name not in DTYPE_NAMES:
-        raise ToolError(f"--dtype {name!r} is not known", hint="bf16, fp16 or fp32")
+        raise ToolError(f"--dtype {name!r} is not known", hint="bf16, fp16 or fp32", code=Exit.USAGE)
     return DTYPE_NAMES[name]
 
 

@@ -14,7 +14,8 @@ import os
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from operator import itemgetter
 from pathlib import Path
 from typing import Protocol
 
@@ -25,7 +26,7 @@ from jumar.ckpt_convert.tensors import DTYPES, contiguous_strides
 from jumar.schema.errors import Exit, ToolError
 
 CHUNK = 4 << 20
-SYNC_EVERY = 256 << 20
+SYNC_EVERY = 64 << 20
 JOURNAL = "journal.jsonl"
 
 
@@ -122,6 +123,7 @@ class Executor:
         self._pending_bytes = 0
         self._lock = threading.Lock()
         self._stop = threading.Event()
+        self._commits: list[Future[None]] = []
         self._local = threading.local()
 
     def run(self, files: Sequence[TargetFile]) -> None:
@@ -162,10 +164,11 @@ class Executor:
                     self._stop.set()
                     raise
 
-        with ThreadPoolExecutor(self.threads) as pool:
+        # one more thread syncs what is written, so that neither the disk nor a worker waits for the other
+        with ThreadPoolExecutor(1) as self._syncer, ThreadPoolExecutor(self.threads) as pool:
             futures = [pool.submit(worker) for _ in range(self.threads)]
             try:
-                for future in futures:
+                for future in (*futures, *self._commits):
                     future.result()
             except BaseException:
                 self._stop.set()
@@ -181,13 +184,14 @@ class Executor:
                     crc = zlib.crc32(piece, crc)
                 _pwrite_all(fd, piece, offset)
                 offset += len(piece)
-                self.progress(len(piece))
+                with self._lock:
+                    self.progress(len(piece))
         with self._lock:
             self._pending.append((index, number, crc))
             self._pending_bytes += record.nbytes
             full = self._pending_bytes >= SYNC_EVERY
-        if full:
-            self._commit(files)
+            if full:
+                self._commits.append(self._syncer.submit(self._commit, files))
 
     def _commit(self, files: Sequence[TargetFile]) -> None:
         """Syncs the files of finished records, then says so in the journal."""
@@ -203,7 +207,7 @@ class Executor:
     def _pieces(self, record: Record) -> Iterator[memoryview]:
         """A record's bytes in order, a chunk at a time."""
         strides = contiguous_strides(record.shape)
-        spans = sorted((_start(c.at, strides), c) for c in record.copies) if _all_rows(record) else None
+        spans = sorted(((_start(c.at, strides), c) for c in record.copies), key=itemgetter(0)) if _all_rows(record) else None
         if spans is None:
             yield from self._gathered(record)
             return

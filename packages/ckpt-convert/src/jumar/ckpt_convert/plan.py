@@ -122,7 +122,8 @@ def compose(name: str, geometry: Geometry, names: Sequence[str], sources: Source
         if not found:
             raise ToolError(f"{name}: needs the tensor {hf}, which the source does not have")
         copies += (c for c in (_meet(box, s) for s in found) if c is not None)
-    kinds = sorted({c.dtype for c in copies})
+    # a rank that holds nothing but padding still has the dtype of the others
+    kinds = sorted({c.dtype for c in copies} or {s.dtype for hf in names for s in sources.get(hf, ())})
     if dtype is None and len(kinds) > 1:
         raise ToolError(
             f"{name} joins tensors of different dtypes ({', '.join(kinds)}): {', '.join(names[:4])}",

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jumar.ckpt_convert.convert import Plan
-from jumar.ckpt_convert.verify import Report
+from jumar.ckpt_convert.verification import Report
 from jumar.schema.cli import human_bytes, print_json
 from jumar.schema.registry import families as all_families
 

@@ -6,12 +6,14 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from jumar.ckpt_convert.execute import JOURNAL
 from jumar.ckpt_convert.formats.megatron import TRACKER
 from jumar.schema.cli import human_bytes
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.manifest import NAME as MANIFEST
+from jumar.schema.manifest import read_manifest
 
 OWN_SUFFIXES = (".safetensors", ".json", ".jsonl", ".txt", ".jinja", ".model", ".py", ".md", ".bin", ".tiktoken")
 OWN_NAMES = ("hf", "release", "LICENSE", "NOTICE")
@@ -30,10 +32,13 @@ class Target:
             if inner == outer or inner.is_relative_to(outer) or outer.is_relative_to(inner):
                 raise ToolError(f"the target {dst} and the source {source} lie in one another", hint="choose another target")
 
-    def holds(self, name: str, content: str) -> bool:
-        """Whether the target has a file `name` with exactly this content."""
-        path = self.dst / name
-        return path.is_file() and path.read_text(encoding="utf-8", errors="replace") == content
+    def states(self, facts: Mapping[str, Any]) -> bool:
+        """Whether the target is finished and its manifest says these facts: then there is nothing to do."""
+        try:
+            manifest = read_manifest(self.dst)
+        except (ToolError, OSError):
+            return False
+        return manifest is not None and all(manifest.get(k) == v for k, v in facts.items())
 
     def claim(self, *, resume: bool, force: bool) -> None:
         """Makes sure that the target may be written, before anything is. Raises ToolError (3) if it may not."""
@@ -84,7 +89,7 @@ class Target:
             path = self.staging / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
-        (self.staging / JOURNAL).unlink()
+        (self.staging / JOURNAL).unlink(missing_ok=True)
         old = self.dst.with_name(self.dst.name + ".old")
         if self.dst.exists() and any(self.dst.iterdir()):
             os.rename(self.dst, old)

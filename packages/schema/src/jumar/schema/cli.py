@@ -151,9 +151,14 @@ class ByteProgress:
             self._bar.stop()
 
     def __call__(self, count: int) -> None:
-        self.done += count
+        """`count` more bytes are done."""
+        self.set(self.done + count, self.total)
+
+    def set(self, done: int, total: int) -> None:
+        """`done` of `total` bytes are done."""
+        self.done, self.total = done, max(total, 1)
         if self._bar is not None:
-            self._bar.advance(self._bar.task_ids[0], count)
+            self._bar.update(self._bar.task_ids[0], completed=done, total=self.total)
         elif not self.quiet and time.monotonic() - self._last > self.every_s:
             self._last = time.monotonic()
             rate = self.done / (self._last - self.start)

@@ -43,7 +43,7 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as fault:
+    except (ValueError, RecursionError) as fault:
         raise ToolError(f"{path} is not JSON: {fault}", hint="remove it to go on without") from None
     if not isinstance(content, dict) or not str(content.get("tool", "")).startswith("jumar"):
         return None
@@ -88,6 +88,11 @@ def template_sha256(directory: Path) -> str | None:
         return hashlib.sha256(file.read_bytes()).hexdigest()
     if not config.exists():
         return None
-    loaded: Mapping[str, Any] = json.loads(config.read_text(encoding="utf-8"))
+    try:
+        loaded: Any = json.loads(config.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as fault:
+        raise ToolError(f"{config} is not JSON: {fault}", hint="fetch the file again") from None
+    if not isinstance(loaded, dict):
+        raise ToolError(f"{config}: a {type(loaded).__name__}, expected keys and values", hint="fetch the file again")
     template = loaded.get("chat_template")
     return hashlib.sha256(json.dumps(template).encode()).hexdigest() if template else None

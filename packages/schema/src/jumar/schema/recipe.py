@@ -42,6 +42,7 @@ def read_file(path: Path) -> dict[str, Any]:
         values = _parse_toml(text) if path.suffix == ".toml" else _parse_yaml(text)
     except ValueError as fault:
         raise ToolError(f"{path}: {fault}", code=Exit.USAGE) from None
+    values = {} if values is None else values
     if not isinstance(values, dict):
         raise ToolError(f"{path}: a {type(values).__name__}, expected keys and values", code=Exit.USAGE)
     return values
@@ -59,7 +60,7 @@ def _parse_yaml(text: str) -> Any:
     import yaml
 
     try:
-        return yaml.safe_load(text) or {}
+        return yaml.safe_load(text)
     except yaml.YAMLError as fault:
         raise ValueError(f"not YAML: {fault}") from None
 
@@ -76,7 +77,7 @@ def apply_set(values: dict[str, Any], item: str) -> None:
         if not isinstance(here, dict):
             raise ToolError(f"--set {item!r}: {key} is a value, not a section", code=Exit.USAGE)
     try:
-        here[keys[-1]] = _parse_yaml(text) if text.strip() not in ("", "{}") else ({} if text.strip() else "")
+        here[keys[-1]] = _parse_yaml(text) if text.strip() else ""
     except ValueError as fault:
         raise ToolError(f"--set {item!r}: {fault}", code=Exit.USAGE) from None
 

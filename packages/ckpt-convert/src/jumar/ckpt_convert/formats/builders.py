@@ -122,7 +122,7 @@ def _tensor_with_attributes(reader: Reader, function: Any, _kind: Any, args: Any
     if type(function) is not Inert or type(args) is not tuple:
         raise ValueError("a tensor that torch.save does not write")
     key = (function.module, function.name)
-    if key not in TENSORS or TENSORS[key] is _tensor_with_attributes:
+    if key not in TENSORS:
         raise reader.refusal(f"a tensor from {printable(*key)}")
     return TENSORS[key](reader, *args)
 

@@ -1,0 +1,77 @@
+"""A llama-shaped GGUF file as a Hugging Face directory: the one source whose values change, since its weights are dequantised."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jumar.ckpt_convert.convert import dtype_name
+from jumar.ckpt_convert.formats.gguf import import_gguf
+from jumar.ckpt_convert.formats.gguf_header import read_header
+from jumar.ckpt_convert.target import Target
+from jumar.ckpt_convert.tensors import DTYPES
+from jumar.schema.cli import dist_version
+from jumar.schema.manifest import NAME as MANIFEST
+from jumar.schema.manifest import identify, manifest_text, template_sha256, tokenizer_sha256
+
+HEADER_BYTES = 1 << 20
+
+
+def convert_gguf(
+    path: Path,
+    dst: Path,
+    *,
+    dtype: str | None = None,
+    tokenizer: Path | None = None,
+    max_shard_bytes: int = 5_000_000_000,
+    force: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Writes `dst` from a GGUF file, dequantised to `dtype` ("fp32" unless said otherwise).
+
+    tokenizer: a directory whose tokenizer is taken instead of the file's own.
+    Returns the facts that the command prints; `written` is False if `dst` already holds exactly this.
+    Raises ToolError as `import_gguf` and `Target.claim` do.
+    """
+    start, kind = time.monotonic(), dtype_name(dtype or "fp32")
+    recipe = {"command": "to-hf", "dtype": kind, "max_shard_bytes": max_shard_bytes}
+    recipe["tokenizer"] = tokenizer_sha256(tokenizer) if tokenizer else None
+    stated = {"inputs": [identify(path, head=HEADER_BYTES)], "recipe": {k: v for k, v in recipe.items() if v is not None}}
+    target = Target(dst, [path])
+    if not force and target.states(stated):
+        return {"target": str(dst), "written": False}
+    target.claim(resume=False, force=force)
+    target.check_space(_dequantised_bytes(path, kind))
+    made = import_gguf(
+        path, target.staging, dtype=kind, tokenizer=tokenizer, max_shard_bytes=max_shard_bytes, on_progress=on_progress
+    )
+    text = manifest_text(
+        tool="jumar-convert",
+        version=dist_version("jumar-ckpt-convert"),
+        **stated,
+        model={"model_type": "llama"},
+        tokenizer_sha256=tokenizer_sha256(target.staging),
+        template_sha256=template_sha256(target.staging),
+        counts={"tensors": made["tensors"], "bytes": made["bytes"]},
+        bit_exact=False,
+    )
+    target.finish({MANIFEST: text.encode()})
+    return {
+        "target": str(dst),
+        "written": True,
+        "seconds": round(time.monotonic() - start, 3),
+        "dtype": kind,
+        "types": made["quantisation"],
+        "tensors": made["tensors"],
+        "bytes": made["bytes"],
+        "files": made["shards"],
+        "not_carried": made["not_carried"],
+    }
+
+
+def _dequantised_bytes(path: Path, dtype: str) -> int:
+    _, tensors = read_header(path)
+    return sum(math.prod(tensor.shape) for tensor in tensors.values()) * DTYPES[dtype].itemsize
