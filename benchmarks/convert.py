@@ -2,9 +2,9 @@
 
     python benchmarks/convert.py [--gb 3] [--rounds 3] [--dir runs/bench] [--keep]
 
-A bf16 Llama-shaped checkpoint of about GB gigabytes is made once. Each round then runs, in turn: `cp -r` of it; `torch.save` of the
-TP2 PP2 shards one by one; `jumar-convert to-megatron --tp 2 --pp 2`; `jumar-convert to-hf` back. Every command is followed by
-`sync`. Medians are printed, each with its ratio to cp of the same run. The last result is verified.
+A bf16 Llama-shaped checkpoint of about GB gigabytes is made once. Each round then runs, in turn: `cp -r` of it; `torch.save` of
+the TP2 PP2 shards one by one; `jumar-convert to-megatron --tp 2 --pp 2`; `jumar-convert to-hf` back. After each, `sync`. The
+medians are printed, each with its ratio to cp of the same run, and the last result is verified.
 """
 
 from __future__ import annotations
