@@ -1,4 +1,4 @@
-"""Planning and proving a conversion of DeepSeek-V3 (671 B parameters with its MTP layer), no bytes moved: seconds and peak memory.
+"""Planning and proving a conversion of DeepSeek-V3 (671 B parameters and its MTP layer), no bytes moved: CPU-s and memory.
 
     python benchmarks/plan.py [--tp 4] [--pp 16] [--ep 8]
 

@@ -90,9 +90,9 @@ def to_megatron(
     layout = ParallelLayout(
         tp=tp,
         pp=pp,
-        vpp=vpp or (2 if schedule == "dualpipev" else 1),
+        vpp=vpp if vpp is not None else 2 if schedule == "dualpipev" else 1,
         ep=ep,
-        etp=None if etp == tp else etp,
+        etp=None if etp == tp and not tp_extend_ep else etp,
         layers_per_stage=_numbers("--layers-per-stage", layers_per_stage),
         noop_layers=_numbers("--noop-layers", noop_layers) or (),
         schedule=schedule,  # type: ignore[arg-type]  # checked above
@@ -214,7 +214,7 @@ def _size(text: str) -> int:
     unit = text[len(number) :].strip().upper()
     try:
         size = int(float(number) * units[unit])
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, OverflowError):
         raise ToolError(f"--max-shard-size {text!r}: expected a size like 5GB or 500MB", code=Exit.USAGE) from None
     if size < 1:
         raise ToolError(f"--max-shard-size {text!r}: expected more than nothing", code=Exit.USAGE)

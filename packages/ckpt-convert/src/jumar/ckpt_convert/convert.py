@@ -12,7 +12,7 @@ from typing import Any
 
 from jumar.ckpt_convert.checkpoint import Checkpoint
 from jumar.ckpt_convert.compare import same_values
-from jumar.ckpt_convert.execute import Executor, Journal, Progress, SourceFiles, TargetFile
+from jumar.ckpt_convert.execute import Executor, Journal, Progress, SourceFiles, TargetFile, disk_error
 from jumar.ckpt_convert.formats.hf import carried_files, plan_files
 from jumar.ckpt_convert.formats.megatron import TRACKER, MegatronFile
 from jumar.ckpt_convert.plan import Coverage, Record, compose, identity
@@ -92,20 +92,21 @@ def plan_megatron(
     iteration = source.iteration or "1"
     folder = iteration if iteration == "release" else f"iter_{int(iteration):07d}"
     number = 0 if iteration == "release" else int(iteration)
-    args = {**_kept_args(source), **to_args(placement, dtype=TORCH_NAMES.get(main, "float32"), iteration=number)}
+    args = to_args(placement, dtype=TORCH_NAMES.get(main, "float32"), iteration=number)
+    args |= {k: v for k, v in _kept_args(source).items() if k not in args}  # ours first: the same order from any source
     coverage, files, casts, padding = Coverage(), [], Counter[tuple[str, str]](), 0
     for shard in placement.shards:
-        groups: dict[str, list[Record]] = {}
+        groups: dict[str, list[Record]] = {key: [] for key in placement.keys}
         for placed in placement.tensors(shard):
             record = compose(placed.name, placed.geometry, placed.sources, source.sources, None if placed.keep_dtype else cast)
             coverage.add(placed.geometry, placed.sources)
             casts.update((c.dtype, record.dtype) for c in record.copies[:1] if c.dtype != record.dtype)
             padding += record.padding
-            groups.setdefault(placed.key, []).append(record)
+            groups[placed.key].append(record)
         shard_args = {**args, "rank": None}
         files.append(MegatronFile.plan(f"{folder}/{shard.name}/model_optim_rng.pt", groups, shard_args, number))
     coverage.prove(source.tensors)
-    sidecars: dict[str, bytes | Path] = {TRACKER: iteration.encode()}
+    sidecars: dict[str, bytes | Path] = {TRACKER: (iteration if iteration == "release" else str(number)).encode()}
     sidecars.update((f"hf/{name}", content) for name, content in _hf_files(source, cast).items())
     recipe = {"dialect": dialect, "expert_layout": expert_layout, "dtype": dtype, "vocab_divisible_by": vocab_divisible_by}
     facts = _facts(source, files, coverage.replicas, padding)
@@ -150,17 +151,33 @@ def run_plan(
     """
     content = manifest_text(tool="jumar-convert", version=dist_version("jumar-ckpt-convert"), **plan.manifest)
     target = Target(dst, plan.source.paths)
-    if not force and target.states(json.loads(content)):
+    if not force and _is_done(plan, target, content):
+        target.tidy()
         return False
-    target.claim(resume=resume, force=force)
-    target.check_space(plan.nbytes)
-    journal = Journal(target.staging, plan.fingerprint(), resume)
+    sidecars = {**plan.sidecars, MANIFEST: content.encode()}
     try:
-        Executor(target.staging, journal, threads=threads, progress=progress).run(plan.files)
-    finally:
-        journal.close()
-    target.finish({**plan.sidecars, MANIFEST: content.encode()})
+        target.claim(resume=resume, force=force, outputs={*sidecars, *(f.path for f in plan.files)})
+        target.check_space(plan.nbytes)
+        journal = Journal(target.staging, plan.fingerprint(), resume)
+        try:
+            Executor(target.staging, journal, threads=threads, progress=progress).run(plan.files)
+            target.finish(sidecars)
+        finally:
+            journal.close()
+    except OSError as fault:
+        raise disk_error(fault, target.staging) from fault
     return True
+
+
+def _is_done(plan: Plan, target: Target, content: str) -> bool:
+    """Whether the target holds exactly what the plan would write."""
+    if not target.states(json.loads(content), plan.source.files):
+        return False
+    weights = ((target.dst / f.path, f.size) for f in plan.files)
+    small = ((target.dst / name, source) for name, source in plan.sidecars.items())
+    return all(p.is_file() and p.stat().st_size == size for p, size in weights) and all(
+        p.is_file() and p.read_bytes() == (s if isinstance(s, bytes) else s.read_bytes()) for p, s in small
+    )
 
 
 def differing_replicas(source: Checkpoint, limit: int = SMALL_REPLICA) -> Iterator[str]:

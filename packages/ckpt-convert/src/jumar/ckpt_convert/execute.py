@@ -7,6 +7,7 @@ Bytes go through the page cache only: contiguous ranges from the source's mappin
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import math
 import mmap
@@ -56,36 +57,73 @@ class Journal:
     def __init__(self, directory: Path, fingerprint: str, resume: bool) -> None:
         self.path = directory / JOURNAL
         self.done: dict[tuple[int, int], int] = {}
-        if resume and self.path.exists():
-            self._read(fingerprint)
-        else:
-            directory.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(json.dumps({"plan": fingerprint}) + "\n")
+        directory.mkdir(parents=True, exist_ok=True)
         self._file = self.path.open("ab", buffering=0)
+        _lock(self._file.fileno(), directory)
+        if not resume or not self._read(fingerprint):
+            os.truncate(self.path, 0)
+            self._file.write((json.dumps({"plan": fingerprint}) + "\n").encode())
 
-    def _read(self, fingerprint: str) -> None:
+    def _read(self, fingerprint: str) -> bool:
+        """Takes up what is done. False if the process died before it wrote its first line."""
         content = self.path.read_bytes()
         lines = content.split(b"\n")
         torn = lines.pop()  # the last line, if the process died while writing it
+        if not lines:
+            return False
         try:
-            same = bool(lines) and json.loads(lines[0]).get("plan") == fingerprint
-            entries = [json.loads(line) for line in lines[1:]]
-        except (ValueError, AttributeError):
-            raise ToolError(f"{self.path} is damaged", hint="start over with --force instead of --resume") from None
+            same = json.loads(lines[0]).get("plan") == fingerprint
+            self.done = {(int(file), int(record)): int(crc) for file, record, crc in map(json.loads, lines[1:])}
+        except (ValueError, TypeError, AttributeError):
+            raise damaged(self.path) from None
         if not same:
             raise ToolError(
                 f"{self.path.parent} was begun with other sources or options",
                 hint="give the options of the first run, or start over with --force instead of --resume",
             )
-        self.done = {(file, record): crc for file, record, crc in entries}
         if torn:
             os.truncate(self.path, len(content) - len(torn))
+        return True
+
+    def check(self, files: Sequence[TargetFile]) -> None:
+        """Raises ToolError if the journal says of anything that is not there that it was written."""
+        for index, number in self.done:
+            if not 0 <= index < len(files) or not 0 <= number < len(files[index].records):
+                raise damaged(self.path)
+        for index in sorted({index for index, _ in self.done}):
+            path = self.path.parent / files[index].path
+            if not path.is_file() or path.stat().st_size != files[index].size:
+                raise ToolError(f"{path} is not as the stopped run left it", hint="start over with --force instead of --resume")
 
     def add(self, entries: Sequence[tuple[int, int, int]]) -> None:
         self._file.write("".join(json.dumps(e) + "\n" for e in entries).encode())
 
     def close(self) -> None:
         self._file.close()
+
+
+def damaged(journal: Path) -> ToolError:
+    return ToolError(f"{journal} is damaged", hint="start over with --force instead of --resume")
+
+
+def refuse_second_writer(directory: Path) -> None:
+    """Raises ToolError (4) if another process is writing into a staging directory."""
+    journal = directory / JOURNAL
+    if journal.exists():
+        with journal.open("rb") as file:
+            _lock(file.fileno(), directory)
+
+
+def _lock(fd: int, directory: Path) -> None:
+    """Takes the lock of a journal; ToolError (4) if another process has it. File systems without locks are let pass."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ToolError(
+            f"another process is writing {directory}", hint="wait until it is done, or stop it", code=Exit.ENVIRONMENT
+        ) from None
+    except OSError:
+        pass
 
 
 class SourceFiles:
@@ -131,6 +169,7 @@ class Executor:
 
         Raises ToolError (4) on a full disk.
         """
+        self.journal.check(files)
         try:
             for file in files:
                 with _opened(self.staging / file.path) as fd:
@@ -146,7 +185,7 @@ class Executor:
                     file.finish(fd, [self.journal.done[index, r] for r in range(len(file.records))])
                     os.fsync(fd)
         except OSError as fault:
-            raise _disk_error(fault, self.staging) from fault
+            raise disk_error(fault, self.staging) from fault
 
     def _share_out(self, files: Sequence[TargetFile], work: list[tuple[int, int]]) -> None:
         todo = iter(work)
@@ -329,7 +368,8 @@ def _pwrite_all(fd: int, data: memoryview, offset: int) -> None:
         data, offset = data[written:], offset + written
 
 
-def _disk_error(fault: OSError, where: Path) -> ToolError:
+def disk_error(fault: OSError, where: Path) -> ToolError:
+    """What went wrong with a target, for its user."""
     if fault.errno in (errno.ENOSPC, errno.EDQUOT):
         return ToolError(
             f"the disk of {where} is full",

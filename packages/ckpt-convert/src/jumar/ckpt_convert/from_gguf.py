@@ -14,6 +14,7 @@ from jumar.ckpt_convert.formats.gguf_header import read_header
 from jumar.ckpt_convert.target import Target
 from jumar.ckpt_convert.tensors import DTYPES
 from jumar.schema.cli import dist_version
+from jumar.schema.errors import ToolError
 from jumar.schema.manifest import NAME as MANIFEST
 from jumar.schema.manifest import identify, manifest_text, template_sha256, tokenizer_sha256
 
@@ -36,12 +37,14 @@ def convert_gguf(
     Returns the facts that the command prints; `written` is False if `dst` already holds exactly this.
     Raises ToolError as `import_gguf` and `Target.claim` do.
     """
+    if not path.is_file():
+        raise ToolError(f"{path} does not exist", hint="give the path of a .gguf file on this machine")
     start, kind = time.monotonic(), dtype_name(dtype or "fp32")
     recipe = {"command": "to-hf", "dtype": kind, "max_shard_bytes": max_shard_bytes}
     recipe["tokenizer"] = tokenizer_sha256(tokenizer) if tokenizer else None
     stated = {"inputs": [identify(path, head=HEADER_BYTES)], "recipe": {k: v for k, v in recipe.items() if v is not None}}
     target = Target(dst, [path])
-    if not force and target.states(stated):
+    if not force and target.states(stated, [path]):
         return {"target": str(dst), "written": False}
     target.claim(resume=False, force=force)
     target.check_space(_dequantised_bytes(path, kind))

@@ -13,7 +13,7 @@ from jumar.ckpt_convert.compare import same_values
 from jumar.ckpt_convert.formats.hf import open_tensors, read_json
 from jumar.ckpt_convert.plan import Ints, whole
 from jumar.ckpt_convert.tensors import TensorRef
-from jumar.schema.errors import ToolError
+from jumar.schema.errors import Exit, ToolError
 from jumar.schema.family import Family
 from jumar.schema.registry import family_of_config
 from jumar.schema.spec import ModelSpec
@@ -23,7 +23,7 @@ def read_config(path: Path, ignore: frozenset[str]) -> tuple[Family, ModelSpec]:
     """Family and traits of a config.json. Raises ToolError naming what is not understood."""
     config: Mapping[str, Any] = read_json(path)
     if not isinstance(config, dict):
-        raise ToolError(f"{path}: a {type(config).__name__}, expected keys and values")
+        raise ToolError(f"{path}: a {type(config).__name__}, expected keys and values", hint="fetch the file again")
     family = family_of_config(config, str(path))
     if quantised := config.get("quantization_config"):
         method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
@@ -35,7 +35,9 @@ def open_hf(root: Path, options: OpenOptions) -> Checkpoint:
     """A model directory as a Checkpoint. Every tensor must be named by a rule, be a declared drop, or equal what it repeats."""
     if options.sets or options.iteration or options.family:
         raise ToolError(
-            f"{root} is a Hugging Face directory", hint="--iteration, --family and --set are for Megatron checkpoints"
+            f"{root} is a Hugging Face directory, on which --iteration, --family and --set have no effect",
+            hint="leave them out; they are for Megatron checkpoints",
+            code=Exit.USAGE,
         )
     family, spec = read_config(root / "config.json", options.ignore)
     found = open_tensors(root)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from jumar.ckpt_convert.checkpoint import Checkpoint, OpenOptions, Replica
 from jumar.ckpt_convert.formats.megatron import ShardFile, find_shards, iteration_directory, read_shard
@@ -33,6 +34,7 @@ LAYOUT_ARGS = {
 }
 AGREED = tuple(LAYOUT_ARGS.values())
 EMBEDDING = "embedding.word_embeddings.weight"
+ITERATION = re.compile(r"(?:iter_)?(\d+|release)")
 
 
 class _Args(dict[str, Any]):
@@ -64,7 +66,7 @@ class _Args(dict[str, Any]):
 
 def open_megatron(roots: tuple[Path, ...], options: OpenOptions) -> Checkpoint:
     """A checkpoint of any layout, in one directory or in one for each node."""
-    directories = [iteration_directory(root, options.iteration) for root in roots]
+    directories = [iteration_directory(root, options.iteration, roots) for root in roots]
     files = find_shards(directories)
     shards = {name: read_shard(name, file) for name, file in files.items()}
     some = next(iter(shards.values()))
@@ -77,8 +79,12 @@ def open_megatron(roots: tuple[Path, ...], options: OpenOptions) -> Checkpoint:
     _check_agreement(shards.values())
     names = {n for shard in shards.values() for state in shard.states.values() for n in state}
     layout = layout_from_args(args, spec.num_layers)
+    if spec.moe is None:
+        layout = replace(layout, etp=None)  # Megatron's args always have one
     dialect = args.get("dialect") or (manifest or {}).get("dialect") or _dialect(names, spec)
-    grouped: ExpertLayout = args.get("expert_layout") or _expert_layout(names)
+    grouped = args.get("expert_layout") or _expert_layout(names)
+    if grouped not in get_args(ExpertLayout):
+        raise ToolError(f"--set expert_layout={grouped}: expected {' or '.join(get_args(ExpertLayout))}", code=Exit.USAGE)
     placement = Placement(family=family, spec=spec, layout=layout, dialect=dialect, expert_layout=grouped)
     args.refuse_unused()
     _check_ranks(placement, shards, directories)
@@ -88,6 +94,7 @@ def open_megatron(roots: tuple[Path, ...], options: OpenOptions) -> Checkpoint:
     if missing := [n for n in shapes if n not in sources]:
         raise ToolError(f"{directories[0]}: nothing holds {', '.join(missing[:8])}")
     facts = (manifest or {}).get("hf", {})
+    named = ITERATION.fullmatch(directories[0].name)
     return Checkpoint(
         paths=roots,
         format="megatron",
@@ -97,7 +104,7 @@ def open_megatron(roots: tuple[Path, ...], options: OpenOptions) -> Checkpoint:
         sources={n: sources[n] for n in shapes},
         extras=extras,
         placement=placement,
-        iteration=directories[0].name.removeprefix("iter_"),
+        iteration=named[1] if named else str(some.iteration),
         copies=facts.get("copies", {}),
         dropped=tuple(sorted({d for s in shards.values() for d in s.dropped})),
         replicas=tuple(replicas),
@@ -113,9 +120,12 @@ def _model(
     """Family, traits and HF files, from hf/config.json, the manifest, args.model_type_hf or --family (docs/contracts.md, 3)."""
     for home in homes:
         if (home / "hf" / "config.json").exists():
-            return *read_config(home / "hf" / "config.json", options.ignore), home / "hf"
-    if manifest and manifest.get("model"):
+            family, spec = read_config(home / "hf" / "config.json", options.ignore)
+            _check_family(options.family, spec, home / "hf" / "config.json")
+            return family, spec, home / "hf"
+    if manifest and isinstance(manifest.get("model"), dict) and isinstance(manifest["model"].get("spec"), dict):
         spec = spec_from_dict(manifest["model"]["spec"])
+        _check_family(options.family, spec, "its manifest.json")
         return family_of(spec.model_type), spec, None
     name = options.family or args.get("model_type_hf")
     if not isinstance(name, str):
@@ -125,6 +135,15 @@ def _model(
         )
     family = family_of(name)
     return family, spec_from_args(args, family), None
+
+
+def _check_family(wanted: str | None, spec: ModelSpec, where: object) -> None:
+    if wanted not in (None, spec.model_type):
+        raise ToolError(
+            f"--family {wanted}: {where} says {spec.model_type}",
+            hint="leave --family out; it is for checkpoints that do not say",
+            code=Exit.USAGE,
+        )
 
 
 def _check_sizes(args: _Args, shard: ShardFile) -> None:
@@ -194,8 +213,14 @@ def _vocab_rows(placement: Placement, shards: Mapping[str, ShardFile]) -> tuple[
     rows: dict[int, int] = {}
     for shard in placement.shards:
         refs = [state[EMBEDDING] for state in shards[shard.name].states.values() if EMBEDDING in state]
-        if refs and shard.pp == 0 and rows.setdefault(shard.tp, refs[0].shape[0]) != refs[0].shape[0]:
-            raise ToolError(f"{shards[shard.name].file}: {EMBEDDING} has {refs[0].shape[0]} rows, other ranks {rows[shard.tp]}")
+        if not refs or shard.pp != 0:
+            continue
+        count = refs[0].shape[0] if refs[0].shape else 0
+        if rows.setdefault(shard.tp, count) != count:
+            raise ToolError(
+                f"{shards[shard.name].file}: {EMBEDDING} has {count} rows, other ranks {rows[shard.tp]}",
+                hint="shards of two runs are mixed; remove the stale ones",
+            )
     if len(rows) != placement.layout.tp:
         raise ToolError(f"{shards[placement.shards[0].name].file}: no {EMBEDDING}", hint="is this a language model's checkpoint?")
     counts = tuple(rows[t] for t in range(placement.layout.tp))

@@ -18,6 +18,11 @@ from jumar.schema.registry import families as all_families
 MANY = 24
 
 
+def _console() -> Console:
+    """Standard output, where names and paths stand as they are: brackets and colons mean nothing."""
+    return Console(markup=False, emoji=False, highlight=False)
+
+
 def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
@@ -59,7 +64,7 @@ def plan(made: Plan, as_json: bool) -> None:
         sidecars = sorted(map(str, made.sidecars))
         print_json({"files": files, "sidecars": sidecars, "bytes": made.nbytes, "counts": dict(made.facts), "casts": casts})
         return
-    console = Console()
+    console = _console()
     table = _table("file", "size", "tensors", "copies", right=("size", "tensors", "copies"))
     for file in made.files[:MANY]:
         copies = sum(len(r.copies) for r in file.records)
@@ -79,7 +84,7 @@ def result(made: Plan, dst: Path, written: bool, seconds: float, as_json: bool) 
     if as_json:
         print_json({"target": str(dst), "written": written, "seconds": round(seconds, 3), **made.facts})
         return
-    console = Console()
+    console = _console()
     if not written:
         _already(console, dst)
         return
@@ -96,7 +101,7 @@ def report(found: Report, first: str, second: str, as_json: bool) -> None:
         differences = [{"name": d.name, "what": d.what, "largest": d.largest} for d in found.differences]
         print_json({"same": found.same, "equal": found.equal, "bytes": found.nbytes, "differences": differences})
         return
-    console = Console()
+    console = _console()
     if found.differences:
         table = _table("tensor", "difference", "largest", right=("largest",))
         for d in found.differences[:MANY]:
@@ -117,7 +122,7 @@ def description(facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(facts)
         return
-    console = Console()
+    console = _console()
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="cyan")
     table.add_column(overflow="fold")
@@ -175,7 +180,7 @@ def families(as_json: bool) -> None:
     table = _table("model_type", "architecture", "dialects")
     for name, family in found.items():
         table.add_row(name, family.architecture, ", ".join(family.dialects))
-    Console().print(table)
+    _console().print(table)
 
 
 def gguf(facts: dict[str, Any], as_json: bool) -> None:
@@ -183,7 +188,7 @@ def gguf(facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(facts)
         return
-    console = Console()
+    console = _console()
     if not facts["written"]:
         _already(console, facts["target"])
         return

@@ -58,6 +58,7 @@ def run(app: Callable[..., Any], name: str) -> None:
     """Runs an app as a command and exits: 0 done, 1 our bug, 2 usage, 3 input, 4 environment, 5 a check failed, 130 Ctrl-C."""
     try:
         code = app(standalone_mode=False, prog_name=name)
+        sys.stdout.flush()  # here, where a fault of it is still heard
     except ToolError as fault:
         say_error(fault)
         sys.exit(fault.code)
@@ -65,11 +66,22 @@ def run(app: Callable[..., Any], name: str) -> None:
         print("\nstopped", file=sys.stderr)
         sys.exit(Exit.INTERRUPTED)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget_stdout()
         sys.exit(Exit.OK)
+    except OSError as fault:
+        _forget_stdout()
+        where = f"{fault.filename}: " if fault.filename else ""
+        hint = "check the path, its permissions and the disk"
+        say_error(ToolError(f"{where}{fault.strerror or fault}", hint=hint, code=Exit.ENVIRONMENT))
+        sys.exit(Exit.ENVIRONMENT)
     except Exception as fault:
         sys.exit(_usage_or_bug(fault, name))
     sys.exit(code if isinstance(code, int) else Exit.OK)
+
+
+def _forget_stdout() -> None:
+    """Sends what is still to be written to standard output nowhere, so that nothing more is said of it on the way out."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _usage_or_bug(fault: Exception, name: str) -> int:

@@ -13,6 +13,7 @@ from jumar.schema.spec import ROPE_KINDS, Activation, Rope, RopeKind, RopeScalin
 
 T = TypeVar("T")
 _NOTHING: dict[str, Any] = {}
+_WRONG_KIND = "was the file edited by hand? fetch it again"
 
 # Keys that say nothing about the shape or the arithmetic of the model: generation, training, serialisation, and the
 # base class's own.
@@ -45,8 +46,11 @@ class ConfigReader:
     """A config.json that remembers which keys were asked for, so that `done` can refuse the others."""
 
     def __init__(self, config: Mapping[str, Any], *, ignore: frozenset[str] = frozenset()) -> None:
-        self.config = {key: _floats(value) for key, value in config.items()}
         self.model_type = str(config.get("model_type"))
+        try:
+            self.config = {key: _floats(value) for key, value in config.items()}
+        except (TypeError, ValueError) as fault:
+            raise ToolError(f"config.json of {self.model_type}: {fault}", hint=_WRONG_KIND) from None
         self._ignore = ignore
         self._seen: set[str] = set()
 
@@ -61,19 +65,28 @@ class ConfigReader:
         """A positive whole number."""
         value = self.need(key) if default is None else self.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ToolError(f"config.json of {self.model_type}: {key!r} is {value!r}, expected a positive whole number")
+            raise ToolError(
+                f"config.json of {self.model_type}: {key!r} is {value!r}, expected a positive whole number", hint=_WRONG_KIND
+            )
         return value
 
     def get(self, key: str, default: T) -> T:
-        """The value of a key; `default` where it is absent or null."""
+        """The value of a key; `default` where it is absent or null. Raises ToolError for one of another kind than `default`."""
         self._seen.add(key)
         value = self.config.get(key)
-        return default if value is None else value
+        if value is None:
+            return default
+        if not _same_kind(value, default):
+            raise ToolError(
+                f"config.json of {self.model_type}: {key!r} is {value!r}, expected a value like {default!r}", hint=_WRONG_KIND
+            )
+        return cast(T, value)
 
     def only(self, key: str, *allowed: Any) -> None:
         """Refuses any value of `key` but those: the others are features that the family does not have here."""
-        value = self.get(key, allowed[0])
-        if value not in allowed:
+        self._seen.add(key)
+        value = self.config.get(key)
+        if value is not None and value not in allowed:
             expected = " or ".join(repr(v) for v in allowed)
             raise ToolError(
                 f"config.json of {self.model_type}: {key} = {value!r} is not supported, expected {expected}",
@@ -100,17 +113,29 @@ class ConfigReader:
         given.pop("type", None)
         if kind == "default":
             if left := sorted(k for k, v in given.items() if v is not None):
-                raise ToolError(f"config.json of {self.model_type}: RoPE settings {', '.join(left)} without a rope_type")
+                raise ToolError(
+                    f"config.json of {self.model_type}: RoPE settings {', '.join(left)} without a rope_type",
+                    hint=f"add a rope_type: {', '.join(ROPE_KINDS)}",
+                )
             return Rope(base=base, fraction=fraction, interleaved=interleaved)
         if kind not in ROPE_KINDS:
-            known = ", ".join(("default", *ROPE_KINDS))
-            raise ToolError(f"config.json of {self.model_type}: RoPE scaling {kind!r} is not supported", hint=f"known: {known}")
+            raise ToolError(
+                f"config.json of {self.model_type}: RoPE scaling {kind!r} is not supported",
+                hint=f"known: {', '.join(('default', *ROPE_KINDS))}",
+            )
         if given.pop("truncate", True) is not True:
-            raise ToolError(f"config.json of {self.model_type}: RoPE scaling {kind!r} with truncate = false is not supported")
-        try:
-            scaling = RopeScaling(kind=cast(RopeKind, kind), **given)
-        except TypeError as fault:
-            raise ToolError(f"config.json of {self.model_type}: RoPE scaling {kind!r}: {fault}") from None
+            raise ToolError(
+                f"config.json of {self.model_type}: RoPE scaling {kind!r} with truncate = false is not supported",
+                hint="the model uses a feature that jumar does not know yet",
+            )
+        known = [name for name in RopeScaling.__slots__ if name != "kind"]
+        unknown, missing = sorted(set(given) - set(known)), "factor" not in given
+        if unknown or missing:
+            what = f"settings that are not known: {', '.join(unknown)}" if unknown else "no factor"
+            raise ToolError(
+                f"config.json of {self.model_type}: RoPE scaling {kind!r} has {what}", hint=f"known: {', '.join(known)}"
+            )
+        scaling = RopeScaling(kind=cast(RopeKind, kind), **given)
         return Rope(base=base, fraction=fraction, interleaved=interleaved, scaling=scaling)
 
     def done(self) -> None:
@@ -128,6 +153,14 @@ class ConfigReader:
                 f"config.json of {self.model_type} uses what jumar does not know: {named}",
                 hint=f"if it has no effect on the weights: --ignore-config-keys {','.join(left)}",
             )
+
+
+def _same_kind(value: Any, default: Any) -> bool:
+    if isinstance(value, bool) or isinstance(default, bool):
+        return default is None or (isinstance(value, bool) and isinstance(default, bool))
+    if isinstance(default, int | float):
+        return isinstance(value, int | float)
+    return default is None or isinstance(value, type(default))
 
 
 def _floats(value: Any) -> Any:

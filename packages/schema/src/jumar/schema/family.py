@@ -60,7 +60,10 @@ class Family:
         try:
             spec = self.read(reader)
         except (TypeError, ValueError, AttributeError, ZeroDivisionError) as fault:
-            raise ToolError(f"config.json of {self.model_type} holds a value of the wrong kind: {fault}") from fault
+            raise ToolError(
+                f"config.json of {self.model_type} holds a value of the wrong kind: {fault}",
+                hint="was the file edited by hand? fetch it again",
+            ) from fault
         reader.done()
         return spec
 
@@ -120,9 +123,10 @@ class Family:
     def copy_names(self, spec: ModelSpec) -> dict[str, str]:
         """HF tensors that may be there as copies -> the tensor they repeat."""
         layers = range(spec.num_layers, spec.num_layers + spec.mtp_layers)
-        return {
+        names = {
             copy.name.format(l=layer): copy.original
             for copy in self.copies
             if spec.has(copy.when)
             for layer in (layers if "{l}" in copy.name else (0,))
         }
+        return {name: names.get(original, original) for name, original in names.items()}  # a copy of a copy, where tied

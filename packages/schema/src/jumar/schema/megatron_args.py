@@ -5,7 +5,8 @@ Names are those of megatron.training's argument parser (`--num-layers` is `num_l
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,17 @@ from jumar.schema.placement import Placement
 from jumar.schema.spec import Mla, ModelSpec, Moe, Rope, RopeScaling, Ssm
 
 
+@contextmanager
+def _of_the_wrong_kind() -> Iterator[None]:
+    """Values that Megatron would not have saved, as a ToolError."""
+    try:
+        yield
+    except (TypeError, ValueError, AttributeError, KeyError, IndexError, ZeroDivisionError, OverflowError) as fault:
+        raise ToolError(
+            f"the checkpoint's args hold a value of the wrong kind: {fault}", hint="correct it with --set NAME=VALUE"
+        ) from fault
+
+
 def to_args(placement: Placement, *, dtype: str, iteration: int) -> dict[str, Any]:
     """The arguments under which Megatron would have saved this checkpoint; plain values only.
 
@@ -24,7 +36,7 @@ def to_args(placement: Placement, *, dtype: str, iteration: int) -> dict[str, An
     spec, layout = placement.spec, placement.layout
     return {
         **_model_args(spec, layout),
-        **_layout_args(layout),
+        **_layout_args(layout, spec.num_layers),
         "moe_grouped_gemm": placement.expert_layout == "grouped",
         "transformer_impl": "transformer_engine" if placement.dialect == "te" else "local",
         "vocab_size": spec.vocab_size,
@@ -119,8 +131,9 @@ def _moe_args(spec: ModelSpec, moe: Moe) -> dict[str, Any]:
     }
 
 
-def _layout_args(layout: ParallelLayout) -> dict[str, Any]:
-    uneven = layout.layers_per_stage
+def _layout_args(layout: ParallelLayout, num_layers: int) -> dict[str, Any]:
+    uneven, slots = layout.layers_per_stage, num_layers + len(layout.noop_layers)
+    interleaved = layout.vpp > 1 and layout.schedule == "1f1b"
     return {
         "tensor_model_parallel_size": layout.tp,
         "pipeline_model_parallel_size": layout.pp,
@@ -128,7 +141,7 @@ def _layout_args(layout: ParallelLayout) -> dict[str, Any]:
         "context_parallel_size": layout.cp,
         "expert_model_parallel_size": layout.ep,
         "expert_tensor_parallel_size": layout.expert_tp,
-        "num_layers_per_virtual_pipeline_stage": None,
+        "num_layers_per_virtual_pipeline_stage": slots // (layout.pp * layout.vpp) if interleaved else None,
         "decoder_first_pipeline_num_layers": None,
         "decoder_last_pipeline_num_layers": None,
         "num_layer_list": ",".join(map(str, uneven)) if uneven else None,
@@ -138,6 +151,7 @@ def _layout_args(layout: ParallelLayout) -> dict[str, Any]:
     }
 
 
+@_of_the_wrong_kind()
 def layout_from_args(args: Mapping[str, Any], num_layers: int) -> ParallelLayout:
     """The layout that a checkpoint's arguments describe. num_layers: of the model, without no-op layers.
 
@@ -145,21 +159,28 @@ def layout_from_args(args: Mapping[str, Any], num_layers: int) -> ParallelLayout
     """
     pp = _count(args, "pipeline_model_parallel_size")
     noop = _indices(args.get("noop_layers"))
-    dualpipev = args.get("schedules_method") == "dualpipev"
-    vpp = 2 if dualpipev else args.get("virtual_pipeline_model_parallel_size") or 1
+    schedule = args.get("schedules_method")
+    if schedule not in (None, "", "1f1b", "dualpipev"):
+        raise ToolError(
+            f"the checkpoint's args say schedules_method={schedule!r}, expected dualpipev or none",
+            hint="correct it with --set schedule=1f1b or schedule=dualpipev",
+        )
+    dualpipev = schedule == "dualpipev"
+    vpp = 2 if dualpipev else _count(args, "virtual_pipeline_model_parallel_size") or 1
     per_chunk = args.get("num_layers_per_virtual_pipeline_stage")
     if vpp == 1 and per_chunk and pp > 1:
         vpp = (num_layers + len(noop)) // (pp * int(per_chunk))
     extend = bool(args.get("moe_tp_extend_ep"))
-    tp, etp = _count(args, "tensor_model_parallel_size"), args.get("expert_tensor_parallel_size")
+    tp = _count(args, "tensor_model_parallel_size")
+    etp = _count(args, "expert_tensor_parallel_size") if args.get("expert_tensor_parallel_size") else None
     return ParallelLayout(
         tp=tp,
         pp=pp,
-        vpp=int(vpp),
+        vpp=vpp,
         cp=_count(args, "context_parallel_size"),
         ep=_count(args, "expert_model_parallel_size"),
-        etp=None if extend or etp in (None, tp) else int(etp),
-        layers_per_stage=_stages(args, pp, num_layers),
+        etp=None if extend or etp == tp else etp,
+        layers_per_stage=_stages(args, pp, num_layers, len(noop)),
         noop_layers=noop,
         schedule="dualpipev" if dualpipev else "1f1b",
         tp_extend_ep=extend,
@@ -168,20 +189,24 @@ def layout_from_args(args: Mapping[str, Any], num_layers: int) -> ParallelLayout
 
 def _count(args: Mapping[str, Any], name: str) -> int:
     value = args.get(name)
-    return 1 if value is None else int(value)
+    if value is None:
+        return 1
+    if isinstance(value, bool | float) or not str(value).isdecimal():
+        raise ToolError(
+            f"the checkpoint's args say {name}={value!r}, expected a whole number", hint="correct it with --set NAME=VALUE"
+        )
+    return int(value)
 
 
 def _indices(value: Any) -> tuple[int, ...]:
-    if value in (None, "", ()):
-        return ()
-    items = value.split(",") if isinstance(value, str) else value
-    return tuple(sorted(int(i) for i in items))
+    return () if value in (None, "", ()) else tuple(sorted(_indices_in_order(value)))
 
 
-def _stages(args: Mapping[str, Any], pp: int, num_layers: int) -> tuple[int, ...] | None:
+def _stages(args: Mapping[str, Any], pp: int, num_layers: int, noops: int) -> tuple[int, ...] | None:
     if args.get("num_layer_list"):
         stages = _indices_in_order(args["num_layer_list"])
-        return None if len(set(stages)) == 1 else stages
+        even = len(stages) == pp and len(set(stages)) == 1 and sum(stages) in (num_layers, num_layers + noops)
+        return None if even else stages
     for name in (
         "account_for_embedding_in_pipeline_split",
         "account_for_loss_in_pipeline_split",
@@ -201,9 +226,11 @@ def _stages(args: Mapping[str, Any], pp: int, num_layers: int) -> tuple[int, ...
 
 
 def _indices_in_order(value: Any) -> tuple[int, ...]:
-    return tuple(int(i) for i in (value.split(",") if isinstance(value, str) else value))
+    items = value.split(",") if isinstance(value, str) else (value,) if isinstance(value, int) else value
+    return tuple(int(i) for i in items)
 
 
+@_of_the_wrong_kind()
 def spec_from_args(args: Mapping[str, Any], family: Family) -> ModelSpec:
     """Traits of a checkpoint that carries no config: sizes from its arguments, the rest from what its family always has.
 
@@ -212,12 +239,21 @@ def spec_from_args(args: Mapping[str, Any], family: Family) -> ModelSpec:
     base = family.spec(family.tiny)
     need = ["num_layers", "hidden_size", *(["num_attention_heads"] if base.num_heads else [])]
     need += ["ffn_hidden_size"] if base.ffn_size else []
+    need += ["num_experts"] if base.moe else []
+    need += ["kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim"] if base.mla else []
+    need += ["mamba_state_dim", "mamba_head_dim", "mamba_num_groups"] if base.ssm else []
     missing = [n for n in need if args.get(n) is None]
     if not (args.get("vocab_size") or args.get("padded_vocab_size")):
         missing.append("vocab_size")
     if missing:
         said = " ".join(f"--set {n}=..." for n in missing)
         raise ToolError(f"the checkpoint's args do not say {', '.join(missing)}", hint=f"give them: {said}")
+    wrong = [n for n in (*need, "vocab_size", "padded_vocab_size") if args.get(n) is not None and not _is_size(args.get(n))]
+    if wrong:
+        raise ToolError(
+            f"the checkpoint's args say {wrong[0]}={args.get(wrong[0])!r}, expected a positive whole number",
+            hint=f"correct it with --set {wrong[0]}=N",
+        )
     layers = args["num_layers"] - len(_indices(args.get("noop_layers")))
     tied = not args.get("untie_embeddings_and_output_weights", not base.tied)
     scale = base.embed_scale and args["hidden_size"] ** 0.5
@@ -246,6 +282,10 @@ def _dtype(args: Mapping[str, Any], default: str) -> str:
         if args.get(flag):
             return name
     return "float32" if "bf16" in args else default
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _attention_from_args(args: Mapping[str, Any], base: ModelSpec) -> ModelSpec:

@@ -64,9 +64,9 @@ class ParallelLayout:
     def __post_init__(self) -> None:
         for name in ("tp", "pp", "vpp", "cp", "ep", "dp"):
             if getattr(self, name) < 1:
-                raise ToolError(f"{name}={getattr(self, name)}: expected a positive whole number")
+                raise ToolError(f"{name}={getattr(self, name)}: expected a positive whole number", hint=f"--{name} 1, or more")
         if self.etp is not None and self.etp < 1:
-            raise ToolError(f"etp={self.etp}: expected a positive whole number")
+            raise ToolError(f"etp={self.etp}: expected a positive whole number", hint="--etp 1, or more")
         if self.layers_per_stage is not None:
             self._check_uneven(self.layers_per_stage)
         if self.schedule == "dualpipev" and self.vpp != 2:
@@ -76,7 +76,7 @@ class ParallelLayout:
         if self.tp_extend_ep and self.etp not in (None, 1):
             raise ToolError(f"tp_extend_ep keeps experts whole; etp={self.etp} would cut them", hint="leave --etp out")
         if len(set(self.noop_layers)) != len(self.noop_layers):
-            raise ToolError(f"noop_layers {list(self.noop_layers)} names a slot twice")
+            raise ToolError(f"noop_layers {list(self.noop_layers)} names a slot twice", hint="name each slot once")
 
     def _check_uneven(self, layers: tuple[int, ...]) -> None:
         if len(layers) != self.pp:
@@ -85,7 +85,7 @@ class ParallelLayout:
                 hint="give one number of layers for each pipeline stage",
             )
         if min(layers) < 1:
-            raise ToolError(f"layers_per_stage {list(layers)}: every stage needs at least one layer")
+            raise ToolError(f"layers_per_stage {list(layers)}: every stage needs at least one layer", hint="choose a smaller pp")
         if self.vpp > 1 or self.noop_layers:
             raise ToolError("layers_per_stage cannot be combined with vpp, dualpipev or noop_layers", hint="use one of them")
 
@@ -118,10 +118,14 @@ class ParallelLayout:
         """
         if not moe and (self.ep > 1 or self.etp not in (None, 1, self.tp) or self.tp_extend_ep):
             raise ToolError(
-                f"ep={self.ep}, etp={self.etp}: this model has no experts",
+                f"{self._expert_sizes()}: this model has no experts",
                 hint="leave out --ep, --etp and --moe-tp-extend-ep",
             )
         return tuple(Shard(self._name(tp, pp, ep), tp, pp, ep, etp) for pp in range(self.pp) for tp, ep, etp in self._grid(moe))
+
+    def _expert_sizes(self) -> str:
+        etp = "" if self.etp is None else f", etp={self.etp}"
+        return f"ep={self.ep}{etp}" + (", tp_extend_ep" if self.tp_extend_ep else "")
 
     def _grid(self, moe: bool) -> list[tuple[int, int, int]]:
         if not moe:
@@ -150,7 +154,10 @@ def _chunks(layout: ParallelLayout, num_layers: int) -> tuple[Chunk, ...]:
     pp, vpp, noop = layout.pp, layout.vpp, set(layout.noop_layers)
     total = num_layers + len(noop)
     if wrong := sorted(n for n in noop if not 0 <= n < total):
-        raise ToolError(f"noop_layers {wrong}: with {num_layers} layers and {len(noop)} no-ops the slots are 0 to {total - 1}")
+        raise ToolError(
+            f"noop_layers {wrong}: with {num_layers} layers and {len(noop)} no-ops the slots are 0 to {total - 1}",
+            hint="number the slots with the no-ops among them",
+        )
     if total % (pp * vpp):
         slots = f"{num_layers} layers" + (f" + {len(noop)} no-op layers" if noop else "")
         raise ToolError(
@@ -177,7 +184,8 @@ def _chunks(layout: ParallelLayout, num_layers: int) -> tuple[Chunk, ...]:
 def _uneven_chunks(layers: tuple[int, ...], num_layers: int) -> tuple[Chunk, ...]:
     if sum(layers) != num_layers:
         raise ToolError(
-            f"layers_per_stage {','.join(map(str, layers))} adds up to {sum(layers)}, the model has {num_layers} layers"
+            f"layers_per_stage {','.join(map(str, layers))} adds up to {sum(layers)}, the model has {num_layers} layers",
+            hint=f"give {len(layers)} numbers that add up to {num_layers}",
         )
     ends = [sum(layers[: i + 1]) for i in range(len(layers))]
     return tuple(

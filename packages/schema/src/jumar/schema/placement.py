@@ -56,6 +56,11 @@ class Placement:
     def shards(self) -> tuple[Shard, ...]:
         return self.layout.shards(moe=self.spec.moe is not None)
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The state dicts of every file: one for each model chunk, also where a chunk has no-op slots alone."""
+        return ("model",) if self.layout.vpp == 1 else tuple(f"model{v}" for v in range(self.layout.vpp))
+
     def check(self) -> None:
         """Raises ToolError where the layout does not fit the model, before anything is read."""
         self.family.check_dialect(self.dialect)
@@ -78,8 +83,7 @@ class Placement:
         rules = list(self.family.rules(self.spec, self.dialect))
         for chunk in self.layout.chunks(self.spec.num_layers):
             if chunk.pp == shard.pp:
-                key = "model" if self.layout.vpp == 1 else f"model{chunk.vpp}"
-                yield from self._chunk(rules, chunk, shard, key)
+                yield from self._chunk(rules, chunk, shard, self.keys[chunk.vpp])
 
     def _chunk(self, rules: list[Rule], chunk: Chunk, shard: Shard, key: str) -> Iterator[Placed]:
         alone = chunk.first and chunk.last

@@ -73,7 +73,9 @@ def apply_set(values: dict[str, Any], item: str) -> None:
         raise ToolError(f"--set {item!r}: expected KEY=VALUE", hint="for example --set train.steps=20", code=Exit.USAGE)
     here = values
     for key in keys[:-1]:
-        here = here.setdefault(key, {})
+        if here.get(key) is None:  # absent, or an empty section
+            here[key] = {}
+        here = here[key]
         if not isinstance(here, dict):
             raise ToolError(f"--set {item!r}: {key} is a value, not a section", code=Exit.USAGE)
     try:
@@ -103,5 +105,6 @@ def _refuse_unknown(kind: Any, values: Mapping[str, Any], where: str, prefix: st
             hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(known)}"
             raise ToolError(f"{where}: unknown key {prefix}{key}", hint=hint, code=Exit.USAGE)
         inner = next((t for t in (hints[key], *get_args(hints[key])) if is_dataclass(t)), None)
-        if inner is not None and isinstance(value, Mapping):
-            _refuse_unknown(inner, value, where, f"{prefix}{key}.")
+        for item in value if isinstance(value, list) else [value]:
+            if inner is not None and isinstance(item, Mapping):
+                _refuse_unknown(inner, item, where, f"{prefix}{key}.")

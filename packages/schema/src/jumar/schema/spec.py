@@ -180,14 +180,17 @@ def spec_from_dict(values: Mapping[str, Any]) -> ModelSpec:
         raise ToolError(f"model traits {', '.join(unknown)} are not known", hint="written by a newer jumar? upgrade jumar-schema")
     made = dict(values)
     kinds: dict[str, Any] = {"moe": Moe, "mla": Mla, "ssm": Ssm}
-    for name, kind in kinds.items():
-        if made.get(name):
-            made[name] = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in made[name].items()})
-    if rope := made.get("rope"):
-        scaling = RopeScaling(**rope["scaling"]) if rope.get("scaling") else None
-        made["rope"] = Rope(**{**rope, "scaling": scaling})
-    made["sliding_layers"] = tuple(made.get("sliding_layers", ()))
-    return ModelSpec(**made)
+    try:
+        for name, kind in kinds.items():
+            if made.get(name):
+                made[name] = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in made[name].items()})
+        if rope := made.get("rope"):
+            scaling = RopeScaling(**rope["scaling"]) if rope.get("scaling") else None
+            made["rope"] = Rope(**{**rope, "scaling": scaling})
+        made["sliding_layers"] = tuple(made.get("sliding_layers", ()))
+        return ModelSpec(**made)
+    except (TypeError, AttributeError) as fault:
+        raise ToolError(f"model traits are damaged: {fault}", hint="written by a newer jumar? upgrade jumar-schema") from fault
 
 
 ROPE_KINDS: tuple[str, ...] = get_args(RopeKind)

@@ -91,7 +91,10 @@ class _Archive:
     def read(self, name: str) -> bytes:
         offset, nbytes = self.extent(name)
         if nbytes > MAX_PICKLE_BYTES:
-            raise ToolError(f"{self.path}: record {name} has {nbytes} bytes; at most {MAX_PICKLE_BYTES} are read")
+            raise ToolError(
+                f"{self.path}: record {name} has {nbytes} bytes; at most {MAX_PICKLE_BYTES} are read",
+                hint="tensors are records of their own: load it with torch, drop what is large and no tensor, save again",
+            )
         return os.pread(self.fd, nbytes, offset)
 
     def extent(self, name: str) -> tuple[int, int]:

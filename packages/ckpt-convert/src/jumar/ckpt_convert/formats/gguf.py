@@ -74,8 +74,8 @@ class GgufModel:
     def read_rows(self, name: str, start: int, stop: int) -> npt.NDArray[np.float32]:
         """Rows [start, stop) of the Hugging Face tensor `name` (of a vector: its elements), dequantised.
 
-        Memory beyond the result is a few times its size. Raises KeyError for an unknown name and IndexError for rows
-        out of range.
+        Of an F32 tensor it may be a read-only view of the file; memory beyond the result is a few times its size.
+        Raises KeyError for an unknown name and IndexError for rows out of range.
         """
         source = self._sources[name]
         if not 0 <= start <= stop <= source.shape[0]:

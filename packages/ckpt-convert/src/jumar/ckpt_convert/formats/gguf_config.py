@@ -134,6 +134,8 @@ def _check_kind(fields: Fields) -> None:
 
 def _head_dim(fields: Fields, hidden_size: int, num_heads: int) -> int:
     head_dim = fields.take("llama.attention.key_length", int, hidden_size // num_heads)
+    if head_dim <= 0 or head_dim % 2:
+        raise ToolError(f"{fields.path}: a head has {head_dim} elements, expected pairs", hint="get the file again")
     for key in ("llama.attention.value_length", "llama.rope.dimension_count"):
         found = fields.take(key, int, head_dim)
         if found != head_dim:
@@ -168,15 +170,16 @@ def _rope_scaling(fields: Fields, factors: np.ndarray | None, rope_theta: float,
 
 def _llama3_scaling(fields: Fields, factors: np.ndarray, rope_theta: float, head_dim: int) -> dict[str, Any]:
     """The rope_scaling of Llama 3.1 that gives `factors` [head_dim / 2], or ToolError if none does."""
-    scaling = {"rope_type": "llama3", "factor": _short_float(float(factors[-1])), **_LLAMA3_ROPE}
-    expected = llama3_rope_factors(rope_theta, head_dim, scaling)
-    if factors.shape != expected.shape or not np.allclose(factors, expected, rtol=1e-5, atol=0):
-        raise ToolError(
-            f"{fields.path}: rope_freqs.weight {list(factors.shape)} is not what Llama 3's rope_scaling gives "
-            f"for the factor {scaling['factor']}, {_LLAMA3_ROPE}",
-            hint="start from the Hugging Face checkpoint: its config.json has the rope_scaling that a GGUF leaves out",
-        )
-    return scaling
+    if factors.shape == (head_dim // 2,) and factors[-1] >= 1:
+        scaling = {"rope_type": "llama3", "factor": _short_float(float(factors[-1])), **_LLAMA3_ROPE}
+        # the file's factors were computed in float32
+        if np.allclose(factors, llama3_rope_factors(rope_theta, head_dim, scaling), rtol=1e-5, atol=0):
+            return scaling
+    raise ToolError(
+        f"{fields.path}: rope_freqs.weight {list(factors.shape)} = {factors.tolist()[:2]}... {factors.tolist()[-1:]}, expected "
+        f"[{head_dim // 2}] with the values that follow from Llama 3's {_LLAMA3_ROPE}",
+        hint="start from the Hugging Face checkpoint: its config.json has the rope_scaling that a GGUF leaves out",
+    )
 
 
 def llama3_rope_factors(rope_theta: float, head_dim: int, scaling: dict[str, Any]) -> np.ndarray:

@@ -23,6 +23,7 @@ SAFETENSORS, BIN = "model.safetensors", "pytorch_model.bin"
 MAX_HEADER = 100_000_000
 CARRIED_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".py", ".tiktoken", ".md")
 CARRIED_NAMES = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY", "merges", "vocab")
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 NOT_CARRIED = ("manifest.json", "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json")
 
 
@@ -32,7 +33,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ToolError(f"{path} is missing", hint="is the directory complete?") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as fault:
+    except (ValueError, RecursionError) as fault:
         raise ToolError(f"{path} is not JSON: {fault}", hint="fetch the file again") from None
 
 
@@ -84,8 +85,8 @@ def _merge(tensors: dict[str, TensorRef], more: dict[str, TensorRef], file: Path
 def _indexed(index: Path, read: Callable[[Path], dict[str, TensorRef]]) -> dict[str, TensorRef]:
     content = read_json(index)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ToolError(f"{index}: no weight_map", hint="fetch the file again")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(f, str) for f in weight_map.values()):
+        raise ToolError(f"{index}: no weight_map that says which file holds which tensor", hint="fetch the file again")
     files = sorted(set(weight_map.values()))
     missing = [f for f in files if Path(f).name != f or not (index.parent / f).exists()]
     if missing:
@@ -116,8 +117,8 @@ def read_safetensors(path: Path) -> dict[str, TensorRef]:
         raw = file.read(length)
     try:
         header = json.loads(raw)
-        entries = {n: (e["dtype"], tuple(e["shape"]), *e["data_offsets"]) for n, e in header.items() if n != "__metadata__"}
-    except (UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError) as fault:
+        entries = {n: _header_entry(n, e) for n, e in header.items() if n != "__metadata__"}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as fault:
         raise ToolError(f"{path}: the safetensors header is damaged ({fault})", hint="fetch the file again") from None
     start, here = 8 + length, 0
     for name, (dtype, shape, begin, end) in sorted(entries.items(), key=lambda e: (e[1][2], e[1][3])):
@@ -135,12 +136,20 @@ def read_safetensors(path: Path) -> dict[str, TensorRef]:
     return {n: TensorRef(d, s, path, start + b, contiguous_strides(s)) for n, (d, s, b, _) in entries.items()}
 
 
+def _header_entry(name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
+    """dtype, shape, first byte, end. Raises ValueError for what is not of the kind that the format prescribes."""
+    dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+    if not isinstance(dtype, str) or not all(type(n) is int and n >= 0 for n in (*shape, begin, end)):
+        raise ValueError(f"{name}: {str(entry)[:200]}")
+    return dtype, shape, begin, end
+
+
 def _read_bin(path: Path) -> dict[str, TensorRef]:
     state = read_archive(path)
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict):
-        raise ToolError(f"{path}: a {type(state).__name__}, expected a state dict")
+        raise ToolError(f"{path}: a {type(state).__name__}, expected a state dict", hint="save the state dict alone")
     foreign = [str(k) for k, v in state.items() if not isinstance(v, TensorRef)]
     if foreign:
         raise ToolError(f"{path}: entries that are no tensors: {', '.join(foreign[:5])}", hint="save the state dict alone")
@@ -148,17 +157,23 @@ def _read_bin(path: Path) -> dict[str, TensorRef]:
 
 
 def carried_files(directory: Path) -> Iterator[Path]:
-    """What a model needs beside its weights: config, generation config, tokenizer, chat templates, remote code, licence."""
-    for path in sorted(directory.rglob("*")):
-        relative = path.relative_to(directory)
-        if any(part.startswith(".") for part in relative.parts) or not path.is_file() or len(relative.parts) > 2:
-            continue
-        if len(relative.parts) == 2 and (directory / relative.parts[0] / "config.json").exists():
-            continue  # another model or a checkpoint below this one
-        if path.name in NOT_CARRIED or path.name.endswith(".index.json"):
-            continue
-        if path.suffix in CARRIED_SUFFIXES or path.name.split(".")[0] in CARRIED_NAMES:
-            yield relative
+    """What a model needs beside its weights: config, generation config, tokenizer, chat templates, remote code, licence.
+
+    Relative paths, of the directory and of the folders in it that are not models or checkpoints themselves.
+    """
+    for path in sorted(p for p in directory.iterdir() if not p.name.startswith(".")):
+        if path.is_file() and _is_carried(path.name):
+            yield path.relative_to(directory)
+        elif path.is_dir() and not (path / "config.json").exists():
+            inner = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
+            if not any(p.suffix in WEIGHT_SUFFIXES for p in inner):
+                yield from (p.relative_to(directory) for p in inner if _is_carried(p.name))
+
+
+def _is_carried(name: str) -> bool:
+    if name in NOT_CARRIED or name.endswith(".index.json"):
+        return False
+    return name.endswith(CARRIED_SUFFIXES) or name.split(".")[0] in CARRIED_NAMES
 
 
 @dataclass(frozen=True, slots=True)

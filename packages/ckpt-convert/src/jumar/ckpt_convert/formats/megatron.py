@@ -32,17 +32,20 @@ def is_checkpoint(directory: Path) -> bool:
     return any(directory.glob("iter_*/mp_rank_*")) or any(directory.glob("release/mp_rank_*"))
 
 
-def iteration_directory(root: Path, iteration: str | None) -> Path:
-    """The directory that holds a root's shards: the iteration asked for, else the tracker's, else the root itself."""
+def iteration_directory(root: Path, iteration: str | None, roots: Sequence[Path] = ()) -> Path:
+    """The directory that holds a root's shards: the iteration asked for, else the tracker's, else the root itself.
+
+    roots: of all nodes; Megatron writes the tracker on one of them only.
+    """
     if iteration is None and any(root.glob("mp_rank_*")):
         return root
     if iteration is None:
-        tracker = root / TRACKER
-        if not tracker.exists():
+        tracker = next((r / TRACKER for r in (root, *roots) if (r / TRACKER).exists()), None)
+        if tracker is None:
             found = ", ".join(sorted(p.name for p in root.glob("iter_*"))) or "none"
             raise ToolError(f"{root}: no {TRACKER}; iterations here: {found}", hint="choose one with --iteration")
         iteration = tracker.read_text(encoding="utf-8", errors="replace").strip()
-    if iteration != "release" and not iteration.isdigit():
+    if iteration != "release" and not (iteration.isascii() and iteration.isdecimal()):
         raise ToolError(
             f"{root}: iteration {iteration[:40]!r}, expected a number or 'release'", hint="choose one with --iteration"
         )
@@ -91,7 +94,9 @@ def read_shard(name: str, file: Path) -> ShardFile:
     """A shard's args and tensors, none of whose bytes are read. Raises ToolError if it is no Megatron shard."""
     content = read_archive(file, skip=SKIPPED)
     if not isinstance(content, dict):
-        raise ToolError(f"{file}: a {type(content).__name__}, expected a Megatron checkpoint's dict")
+        raise ToolError(
+            f"{file}: a {type(content).__name__}, expected a Megatron checkpoint's dict", hint="is this a Megatron shard?"
+        )
     states: dict[str, dict[str, TensorRef]] = {}
     dropped: list[str] = []
     for key, value in content.items():

@@ -1,0 +1,38 @@
+"""Start the converter and the Megatron worker as their users do: as commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+WORKER = Path(__file__).with_name("megatron_worker.py")
+Layout = dict[str, int]  # tp, pp, vpp, ep, etp; and grouped, which is true or absent
+
+
+def run(*command: object) -> None:
+    """Run `python COMMAND...`, and fail with its last words if it fails."""
+    env = os.environ | {"PYTHONWARNINGS": "ignore"}
+    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr[-8000:]
+
+
+def size_flags(layout: Layout) -> list[str]:
+    return [word for name, size in layout.items() if name != "grouped" for word in (f"--{name}", str(size))]
+
+
+def convert(hf_dir: Path, out: Path, layout: Layout) -> None:
+    experts = "grouped" if layout.get("grouped") else "sequential"
+    run("-m", "jumar.ckpt_convert", "to-megatron", hf_dir, out, *size_flags(layout), "--expert-layout", experts)
+
+
+def launch(pairs: list[tuple[Path, Path]], layout: Layout, report: Path) -> list[dict]:
+    """What megatron_worker.py reports of (Megatron directory, HF directory) pairs, one row each."""
+    tp, pp, ep = (layout.get(name, 1) for name in ("tp", "pp", "ep"))
+    processes = pp * max(tp, ep * layout.get("etp", tp))
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
+    flags = [*size_flags(layout), *(["--grouped"] if layout.get("grouped") else [])]
+    run(*torchrun, WORKER, report, *flags, *(path for pair in pairs for path in pair))
+    return json.loads(report.read_text())
