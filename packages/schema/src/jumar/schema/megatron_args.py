@@ -17,6 +17,12 @@ from jumar.schema.placement import Placement
 from jumar.schema.spec import Mla, ModelSpec, Moe, Rope, RopeScaling, Ssm
 
 
+OPTIONAL_SIZES = (
+    *("vocab_size", "padded_vocab_size", "max_position_embeddings", "num_query_groups", "kv_channels", "mtp_num_layers"),
+    *("moe_ffn_hidden_size", "moe_shared_expert_intermediate_size", "moe_router_topk", "q_lora_rank", "mamba_num_heads"),
+)
+
+
 @contextmanager
 def _of_the_wrong_kind() -> Iterator[None]:
     """Values that Megatron would not have saved, as a ToolError."""
@@ -248,7 +254,8 @@ def spec_from_args(args: Mapping[str, Any], family: Family) -> ModelSpec:
     if missing:
         said = " ".join(f"--set {n}=..." for n in missing)
         raise ToolError(f"the checkpoint's args do not say {', '.join(missing)}", hint=f"give them: {said}")
-    wrong = [n for n in (*need, "vocab_size", "padded_vocab_size") if args.get(n) is not None and not _is_size(args.get(n))]
+    given = [n for n in (*need, *OPTIONAL_SIZES) if args.get(n) is not None]
+    wrong = [n for n in given if not _is_size(args.get(n)) and (n in need or args.get(n) != 0)]
     if wrong:
         raise ToolError(
             f"the checkpoint's args say {wrong[0]}={args.get(wrong[0])!r}, expected a positive whole number",

@@ -43,14 +43,14 @@ def families() -> dict[str, Family]:
     return found
 
 
-def family_of(model_type: str) -> Family:
-    """The family of a model_type. Raises ToolError naming those that are known."""
+def family_of(model_type: str, where: str | None = None) -> Family:
+    """The family of a model_type. Raises ToolError naming `where` it is from, and those that are known."""
     try:
         return families()[model_type]
     except KeyError:
         known = ", ".join(families())
         raise ToolError(
-            f"model_type {model_type!r} is not known",
+            (f"{where}: " if where else "") + f"model_type {model_type!r} is not known",
             hint=f"known: {known}; another package can add a family (entry point jumar.families)",
         ) from None
 
@@ -59,4 +59,4 @@ def family_of_config(config: Mapping[str, Any], where: str) -> Family:
     """The family that a config.json names."""
     if not isinstance(config.get("model_type"), str):
         raise ToolError(f"{where}: no model_type", hint="is this a Hugging Face model directory?")
-    return family_of(config["model_type"])
+    return family_of(config["model_type"], where)

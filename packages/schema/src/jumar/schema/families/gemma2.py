@@ -17,6 +17,7 @@ def read(config: ConfigReader) -> ModelSpec:
     hidden, layers = config.size("hidden_size"), config.size("num_hidden_layers")
     bias = config.get("attention_bias", False)
     config.only("use_bidirectional_attention", False)
+    config.get("sliding_window_size", None)  # an older name, which published files carry beside sliding_window
     config.get("hidden_act", None)  # older files carry it beside hidden_activation, which is the one used
     kinds = config.get("layer_types", [KINDS[i % 2] for i in range(layers)])
     if unknown := sorted(set(kinds) - set(KINDS)):

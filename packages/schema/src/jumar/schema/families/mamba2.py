@@ -12,6 +12,13 @@ from jumar.schema.spec import ModelSpec, Ssm
 from jumar.schema.weights import Part, Rule
 
 
+# how fresh weights are drawn, and two settings that transformers' model does not read
+INITIALISATION = (
+    *("time_step_rank", "time_step_init_scheme", "time_step_scale", "rescale_prenorm_residual"),
+    *("norm_before_gate", "use_mambapy"),
+)
+
+
 def read(config: ConfigReader) -> ModelSpec:
     hidden, heads, head_dim = config.size("hidden_size"), config.size("num_heads"), config.size("head_dim")
     if hidden * config.get("expand", 2) != heads * head_dim:
@@ -23,7 +30,7 @@ def read(config: ConfigReader) -> ModelSpec:
     if (float(low), float(high)) != (0.0, float("inf")):
         raise ToolError(f"config.json of mamba2: time_step_limit [{low}, {high}] is not supported, expected [0, inf]")
     config.only("rms_norm", True)
-    for inert in ("time_step_rank", "rescale_prenorm_residual"):
+    for inert in INITIALISATION:
         config.get(inert, None)
     ssm = Ssm(
         state_size=config.size("state_size", 128),
