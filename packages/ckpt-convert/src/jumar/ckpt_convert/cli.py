@@ -27,7 +27,7 @@ Sources = Annotated[
     list[Path], typer.Argument(metavar="SRC... DST", help="Source (several where each node kept its ranks), then target.")
 ]
 Iteration = Annotated[
-    str | None, typer.Option(help="Iteration of a Megatron source: a number or 'release' [default: the tracker's].")
+    str | None, typer.Option(help="Iteration of a Megatron source: a number or 'release'.", show_default="the tracker's")
 ]
 FamilyName = Annotated[str | None, typer.Option("--family", help="model_type of a Megatron source without a config.")]
 Sets = Annotated[
@@ -35,7 +35,7 @@ Sets = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="What the source's files do not say: tp=2, vocab_size=32000, ..."),
 ]
 Ignore = Annotated[str | None, typer.Option("--ignore-config-keys", metavar="A,B", help="config.json keys to pass over.")]
-Dtype = Annotated[str | None, typer.Option(help="Cast the weights: bf16, fp16, fp32 [default: every byte as it is].")]
+Dtype = Annotated[str | None, typer.Option(help="Cast the weights: bf16, fp16 or fp32.", show_default="every byte as it is")]
 ShowPlan = Annotated[bool, typer.Option("--plan", help="Print the proven plan and stop.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace a target that is not empty.")]
@@ -59,7 +59,7 @@ def to_megatron(
     ] = None,
     ep: Annotated[int, typer.Option(help="Expert parallel size.", rich_help_panel="Layout")] = 1,
     etp: Annotated[
-        int | None, typer.Option(help="Expert tensor parallel size [default: as --tp].", rich_help_panel="Layout")
+        int | None, typer.Option(help="Expert tensor parallel size.", show_default="as --tp", rich_help_panel="Layout")
     ] = None,
     tp_extend_ep: Annotated[
         bool, typer.Option("--moe-tp-extend-ep", help="Whole experts over ep * tp ranks (MindSpeed).", rich_help_panel="Layout")
@@ -258,8 +258,13 @@ def _carry_out(made: Plan, dst: Path, *, plan: bool, resume: bool, force: bool, 
     for name in differing_replicas(made.source):
         say("warning", f"{name}: ranks hold different values; the first rank's are used")
     start = time.monotonic()
-    with ByteProgress("writing", sum(r.nbytes for f in made.files for r in f.records), quiet=as_json) as progress:
-        written = run_plan(made, dst, resume=resume, force=force, threads=threads, progress=progress)
+    total = sum(r.nbytes for f in made.files for r in f.records)
+    try:
+        with ByteProgress("writing", total, quiet=as_json) as progress:
+            written = run_plan(made, dst, resume=resume, force=force, threads=threads, progress=progress)
+    except KeyboardInterrupt:
+        say("hint", "what is written is kept; run the same command with --resume", "bold cyan")
+        raise
     show.result(made, dst, written, time.monotonic() - start, as_json)
 
 

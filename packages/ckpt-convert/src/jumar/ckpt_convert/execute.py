@@ -12,6 +12,7 @@ import json
 import math
 import mmap
 import os
+import shutil
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -167,7 +168,7 @@ class Executor:
     def run(self, files: Sequence[TargetFile]) -> None:
         """Writes every record that the journal does not have, then closes each file with its checksums.
 
-        Raises ToolError (4) on a full disk.
+        Raises ToolError: 4 on a full disk, which can be resumed; 3 for a value that its target cannot hold, which cannot.
         """
         self.journal.check(files)
         try:
@@ -184,6 +185,9 @@ class Executor:
                 with _opened(self.staging / file.path) as fd:
                     file.finish(fd, [self.journal.done[index, r] for r in range(len(file.records))])
                     os.fsync(fd)
+        except ToolError:
+            shutil.rmtree(self.staging, ignore_errors=True)
+            raise
         except OSError as fault:
             raise disk_error(fault, self.staging) from fault
 
@@ -207,8 +211,10 @@ class Executor:
         with ThreadPoolExecutor(1) as self._syncer, ThreadPoolExecutor(self.threads) as pool:
             futures = [pool.submit(worker) for _ in range(self.threads)]
             try:
-                for future in (*futures, *self._commits):
+                for future in futures:
                     future.result()
+                for commit in self._commits:  # all of them, now that no worker adds one
+                    commit.result()
             except BaseException:
                 self._stop.set()
                 raise
@@ -219,6 +225,8 @@ class Executor:
         with _opened(self.staging / file.path) as fd:
             crc = 0
             for piece in self._pieces(record):
+                if self._stop.is_set():
+                    return
                 if file.checksums:
                     crc = zlib.crc32(piece, crc)
                 _pwrite_all(fd, piece, offset)
@@ -236,12 +244,16 @@ class Executor:
         """Syncs the files of finished records, then says so in the journal."""
         with self._lock:
             entries, self._pending, self._pending_bytes = self._pending, [], 0
-        for index in sorted({e[0] for e in entries}):
-            with _opened(self.staging / files[index].path) as fd:
-                os.fdatasync(fd)
-        with self._lock:
-            self.journal.add(entries)
-            self.journal.done.update(((f, r), crc) for f, r, crc in entries)
+        try:
+            for index in sorted({e[0] for e in entries}):
+                with _opened(self.staging / files[index].path) as fd:
+                    os.fdatasync(fd)
+            with self._lock:
+                self.journal.add(entries)
+                self.journal.done.update(((f, r), crc) for f, r, crc in entries)
+        except BaseException:
+            self._stop.set()
+            raise
 
     def _pieces(self, record: Record) -> Iterator[memoryview]:
         """A record's bytes in order, a chunk at a time."""
@@ -253,12 +265,13 @@ class Executor:
         here, item = 0, DTYPES[record.dtype].itemsize
         for start, copy in spans:
             yield from _zeros((start - here) * item)
-            yield from self._span(copy, record.dtype)
+            yield from self._span(copy, record)
             here = start + math.prod(copy.size)
         yield from _zeros((math.prod(record.shape) - here) * item)
 
-    def _span(self, copy: CopyBox, dtype: str) -> Iterator[memoryview]:
+    def _span(self, copy: CopyBox, record: Record) -> Iterator[memoryview]:
         """A copy that fills one unbroken range of the target."""
+        dtype = record.dtype
         if copy.dtype == dtype and _unbroken(copy):
             length = math.prod(copy.size) * DTYPES[dtype].itemsize
             source = memoryview(self._sources[copy.file])[copy.offset : copy.offset + length]
@@ -268,7 +281,7 @@ class Executor:
         view = self._sources.view(copy)
         for at, size in chunks(copy.size, CHUNK // DTYPES[dtype].itemsize):
             buffer = self._buffer(math.prod(size), dtype).reshape(size)
-            buffer[...] = view[tuple(slice(a, a + n) for a, n in zip(at, size, strict=True))]
+            fill(buffer, view[tuple(slice(a, a + n) for a, n in zip(at, size, strict=True))], record)
             yield buffer.reshape(-1).view(np.uint8).data
 
     def _gathered(self, record: Record) -> Iterator[memoryview]:
@@ -283,7 +296,7 @@ class Executor:
                 if all(lo < hi for lo, hi in zip(low, high, strict=True)):
                     target = tuple(slice(lo - a, hi - a) for lo, hi, a in zip(low, high, at, strict=True))
                     source = tuple(slice(lo - c, hi - c) for lo, hi, c in zip(low, high, copy.at, strict=True))
-                    buffer[target] = self._sources.view(copy)[source]
+                    fill(buffer[target], self._sources.view(copy)[source], record)
             yield buffer.reshape(-1).view(np.uint8).data
 
     def _buffer(self, count: int, dtype: str) -> np.ndarray:
@@ -292,6 +305,20 @@ class Executor:
         if held is None or held.nbytes < nbytes:
             held = self._local.buffer = np.empty(max(nbytes, CHUNK), np.uint8)
         return held[:nbytes].view(DTYPES[dtype])
+
+
+def fill(target: np.ndarray, source: np.ndarray, record: Record) -> None:
+    """Copies values, cast if the dtypes differ. Raises ToolError where a finite value becomes infinite."""
+    if target.dtype == source.dtype:
+        target[...] = source
+        return
+    with np.errstate(over="ignore"):
+        target[...] = source
+    if (lost := np.isinf(target) & np.isfinite(source)).any():
+        largest = float(np.abs(source[lost].astype(np.float64)).max())
+        raise ToolError(
+            f"{record.name} has values up to {largest:g}, too large for {record.dtype}", hint="choose --dtype bf16 or fp32"
+        )
 
 
 def _start(at: Ints, strides: Ints) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable
@@ -55,7 +56,7 @@ def convert_gguf(
         tool="jumar-convert",
         version=dist_version("jumar-ckpt-convert"),
         **stated,
-        model={"model_type": "llama"},
+        model={"model_type": json.loads((target.staging / "config.json").read_text(encoding="utf-8"))["model_type"]},
         tokenizer_sha256=tokenizer_sha256(target.staging),
         template_sha256=template_sha256(target.staging),
         counts={"tensors": made["tensors"], "bytes": made["bytes"]},

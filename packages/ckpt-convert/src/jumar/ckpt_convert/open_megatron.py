@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -104,7 +105,7 @@ def open_megatron(roots: tuple[Path, ...], options: OpenOptions) -> Checkpoint:
         sources={n: sources[n] for n in shapes},
         extras=extras,
         placement=placement,
-        iteration=named[1] if named else str(some.iteration),
+        iteration="release" if directories[0].name == "release" else str(int(named[1]) if named else some.iteration),
         copies=facts.get("copies", {}),
         dropped=tuple(sorted({d for s in shards.values() for d in s.dropped})),
         replicas=tuple(replicas),
@@ -192,7 +193,8 @@ def _expert_layout(names: set[str]) -> ExpertLayout:
 def _check_ranks(placement: Placement, shards: Mapping[str, ShardFile], directories: list[Path]) -> None:
     """The files there must be exactly those of the layout."""
     layout = placement.layout
-    said = f"tp={layout.tp} pp={layout.pp} ep={layout.ep} etp={layout.expert_tp}"
+    experts = f" ep={layout.ep} etp={layout.expert_tp}" if placement.spec.moe else ""
+    said = f"tp={layout.tp} pp={layout.pp}{experts}"
     expected = [s.name for s in placement.shards]
     missing = [n for n in expected if n not in shards]
     if missing:
@@ -250,7 +252,7 @@ def _boxes(placement: Placement, shards: Mapping[str, ShardFile]) -> tuple[dict[
                 )
             _check_shape(file, placed, ref)
             prove_geometry(placed)
-            padding += placed.geometry.padding
+            padding += placed.geometry.padding * math.prod(placed.geometry.shape[1:])
             for name, box in boxes_of(placed, ref):
                 held = first.setdefault((name, box.start, box.size), box)
                 if held is box:

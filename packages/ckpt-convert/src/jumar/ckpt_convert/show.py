@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,11 @@ MANY = 24
 
 
 def _console() -> Console:
-    """Standard output, where names and paths stand as they are: brackets and colons mean nothing."""
-    return Console(markup=False, emoji=False, highlight=False)
+    """Standard output, where names and paths stand as they are: brackets and colons mean nothing, and a pipe folds nothing."""
+    console = Console(markup=False, emoji=False, highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 1000
+    return console
 
 
 def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
@@ -52,6 +57,10 @@ def _proof(plan: Plan) -> str:
     return "; ".join(parts)
 
 
+def _count(files: int) -> str:
+    return "1 file" if files == 1 else f"{files} files"
+
+
 def _casts(made: Plan) -> list[str]:
     return [f"{count} tensors cast from {old} to {new}" for (old, new), count in made.casts.items()]
 
@@ -73,7 +82,7 @@ def plan(made: Plan, as_json: bool) -> None:
     if len(made.files) > MANY:
         console.print(f"... and {len(made.files) - MANY} more files")
     beside = ", ".join(sorted(map(str, made.sidecars))[:12])
-    _say(console, "cyan", "planned", f"{len(made.files)} files, {human_bytes(made.nbytes)}; beside them {beside}")
+    _say(console, "cyan", "planned", f"{_count(len(made.files))}, {human_bytes(made.nbytes)}; beside them {beside}")
     _say(console, "green", "proven", _proof(made))
     for cast in _casts(made):
         _say(console, "yellow", "not bit-exact", cast)
@@ -89,16 +98,21 @@ def result(made: Plan, dst: Path, written: bool, seconds: float, as_json: bool) 
         _already(console, dst)
         return
     rate, size = human_bytes(made.facts["bytes"] / max(seconds, 1e-9)), human_bytes(made.nbytes)
-    _say(console, "green", "done", f"{dst}: {made.facts['files']} files, {size} in {seconds:.1f} s ({rate}/s)")
+    _say(console, "green", "done", f"{dst}: {_count(made.facts['files'])}, {size} in {seconds:.1f} s ({rate}/s)")
     _say(console, "green", "proven", _proof(made))
     for cast in _casts(made):
         _say(console, "yellow", "not bit-exact", cast)
 
 
+def _number(value: float | None) -> float | None:
+    """JSON has no infinity."""
+    return None if value is None or math.isinf(value) else value
+
+
 def report(found: Report, first: str, second: str, as_json: bool) -> None:
     """What `verify` found."""
     if as_json:
-        differences = [{"name": d.name, "what": d.what, "largest": d.largest} for d in found.differences]
+        differences = [{"name": d.name, "what": d.what, "largest": _number(d.largest)} for d in found.differences]
         print_json({"same": found.same, "equal": found.equal, "bytes": found.nbytes, "differences": differences})
         return
     console = _console()
@@ -132,7 +146,7 @@ def description(facts: dict[str, Any], as_json: bool) -> None:
         ("format", facts["format"]),
         ("family", facts["model_type"]),
         ("parameters", f"{facts['parameters']:,}"),
-        ("weights", f"{human_bytes(facts['bytes'])} in {facts['files']} files"),
+        ("weights", f"{human_bytes(facts['bytes'])} in {_count(facts['files'])}"),
         ("dtypes", ", ".join(f"{k} ({v} tensors)" for k, v in facts["dtypes"].items())),
         ("iteration", facts.get("iteration")),
         ("layout", facts.get("layout")),

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -56,16 +58,22 @@ def dist_version(dist: str) -> str:
 
 def run(app: Callable[..., Any], name: str) -> None:
     """Runs an app as a command and exits: 0 done, 1 our bug, 2 usage, 3 input, 4 environment, 5 a check failed, 130 Ctrl-C."""
+    if getattr(sys.stdout, "errors", None) == "strict":  # a name that the terminal cannot show is no reason to stop
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         code = app(standalone_mode=False, prog_name=name)
-        sys.stdout.flush()  # here, where a fault of it is still heard
+        if code == Exit.INTERRUPTED:
+            raise KeyboardInterrupt  # newer typer makes a code of it
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where a fault of it is still heard
     except ToolError as fault:
         say_error(fault)
         sys.exit(fault.code)
     except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
-        sys.exit(Exit.INTERRUPTED)
-    except BrokenPipeError:
+        sys.exit(_interrupted())
+    except (BrokenPipeError, SystemExit) as fault:
+        if isinstance(fault, SystemExit) and not isinstance(fault.__context__, BrokenPipeError):
+            raise  # a command's own; typer turns a broken pipe into one
         _forget_stdout()
         sys.exit(Exit.OK)
     except OSError as fault:
@@ -81,14 +89,20 @@ def run(app: Callable[..., Any], name: str) -> None:
 
 def _forget_stdout() -> None:
     """Sends what is still to be written to standard output nowhere, so that nothing more is said of it on the way out."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _interrupted() -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough: on the way out nothing more is to be stopped
+    print("\nstopped", file=sys.stderr)
+    return Exit.INTERRUPTED
 
 
 def _usage_or_bug(fault: Exception, name: str) -> int:
     """typer's own exceptions know how to show themselves; anything else is a bug of ours, with its traceback."""
     if type(fault).__name__ == "Abort":
-        print("stopped", file=sys.stderr)
-        return Exit.INTERRUPTED
+        return _interrupted()
     show = getattr(fault, "show", None)
     if show is not None and hasattr(fault, "exit_code"):
         show()
@@ -121,7 +135,7 @@ def stderr() -> Any:
 
 def print_json(value: Any) -> None:
     """One JSON object on standard output."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def human_bytes(count: float) -> str:
@@ -140,6 +154,7 @@ class ByteProgress:
         self.label, self.total, self.every_s = label, max(total, 1), every_s
         self.done, self.start, self._last = 0, time.monotonic(), time.monotonic()
         self._bar: Any = None
+        self._lock = threading.Lock()
         self.quiet = quiet
 
     def __enter__(self) -> ByteProgress:
@@ -163,8 +178,9 @@ class ByteProgress:
             self._bar.stop()
 
     def __call__(self, count: int) -> None:
-        """`count` more bytes are done."""
-        self.set(self.done + count, self.total)
+        """`count` more bytes are done. Threads may say so at the same time."""
+        with self._lock:
+            self.set(self.done + count, self.total)
 
     def set(self, done: int, total: int) -> None:
         """`done` of `total` bytes are done."""

@@ -173,6 +173,8 @@ def _floats(value: Any) -> Any:
 def write_rope(rope: Rope) -> dict[str, Any]:
     """`rope_theta` and `rope_scaling` as transformers 4 and 5 both read them."""
     config: dict[str, Any] = {"rope_theta": rope.base}
+    if rope.fraction != 1.0:
+        config["partial_rotary_factor"] = rope.fraction
     if rope.scaling is not None:
         values = {name: getattr(rope.scaling, name) for name in RopeScaling.__slots__ if name != "kind"}
         config["rope_scaling"] = {"rope_type": rope.scaling.kind, **{k: v for k, v in values.items() if v is not None}}

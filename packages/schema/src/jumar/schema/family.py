@@ -65,6 +65,11 @@ class Family:
                 hint="was the file edited by hand? fetch it again",
             ) from fault
         reader.done()
+        if spec.num_kv_heads and spec.num_heads % spec.num_kv_heads:
+            raise ToolError(
+                f"config.json of {self.model_type}: {spec.num_heads} attention heads cannot share {spec.num_kv_heads} KV heads",
+                hint="does config.json belong to these weights (num_attention_heads, num_key_value_heads)?",
+            )
         return spec
 
     def config(self, spec: ModelSpec) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from jumar.schema.parallel import ParallelLayout
 from jumar.schema.placement import Placement
 from jumar.schema.spec import Mla, ModelSpec, Moe, Rope, RopeScaling, Ssm
 
-
 OPTIONAL_SIZES = (
     *("vocab_size", "padded_vocab_size", "max_position_embeddings", "num_query_groups", "kv_channels", "mtp_num_layers"),
     *("moe_ffn_hidden_size", "moe_shared_expert_intermediate_size", "moe_router_topk", "q_lora_rank", "mamba_num_heads"),
@@ -76,6 +75,7 @@ def _model_args(spec: ModelSpec, layout: ParallelLayout) -> dict[str, Any]:
         "untie_embeddings_and_output_weights": not spec.tied,
         "add_bias_linear": spec.mlp_bias,
         "add_qkv_bias": spec.qkv_bias,
+        "add_dense_bias": spec.proj_bias,
         "qk_layernorm": spec.qk_norm or spec.mla is not None,
         "window_size": (spec.sliding_window - 1, 0) if spec.sliding_window else None,
         "mtp_num_layers": spec.mtp_layers or None,
@@ -98,7 +98,7 @@ def _model_args(spec: ModelSpec, layout: ParallelLayout) -> dict[str, Any]:
             args |= {"rope_scaling_type": scaling.kind, "use_rope_scaling": scaling.kind == "llama3"}
             args["rope_scaling_factor"] = scaling.factor
     if spec.moe:
-        args |= _moe_args(spec, spec.moe)
+        args |= _moe_args(spec, spec.moe, layout.noop_layers)
     if mla := spec.mla:
         args |= {
             "multi_latent_attention": True,
@@ -119,14 +119,16 @@ def _model_args(spec: ModelSpec, layout: ParallelLayout) -> dict[str, Any]:
     return args
 
 
-def _moe_args(spec: ModelSpec, moe: Moe) -> dict[str, Any]:
+def _moe_args(spec: ModelSpec, moe: Moe, noop: tuple[int, ...]) -> dict[str, Any]:
+    layers = iter(range(spec.num_layers))
+    slots = [None if slot in noop else next(layers) for slot in range(spec.num_layers + len(noop))]
     return {
         "num_experts": moe.num_experts,
         "moe_router_topk": moe.top_k,
         "moe_ffn_hidden_size": moe.ffn_size,
         "moe_shared_expert_intermediate_size": moe.shared_ffn_size or None,
         "moe_shared_expert_gate": moe.shared_gate,
-        "moe_layer_freq": [0 if i in moe.dense_layers else 1 for i in range(spec.num_layers)],
+        "moe_layer_freq": [0 if layer is None or layer in moe.dense_layers else 1 for layer in slots],
         "moe_router_score_function": moe.score,
         "moe_router_enable_expert_bias": moe.score_bias,
         "moe_router_pre_softmax": not moe.norm_topk,
@@ -245,6 +247,7 @@ def spec_from_args(args: Mapping[str, Any], family: Family) -> ModelSpec:
     base = family.spec(family.tiny)
     need = ["num_layers", "hidden_size", *(["num_attention_heads"] if base.num_heads else [])]
     need += ["ffn_hidden_size"] if base.ffn_size else []
+    need += ["max_position_embeddings"] if base.max_position_embeddings else []
     need += ["num_experts"] if base.moe else []
     need += ["kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim"] if base.mla else []
     need += ["mamba_state_dim", "mamba_head_dim", "mamba_num_groups"] if base.ssm else []
@@ -269,8 +272,8 @@ def spec_from_args(args: Mapping[str, Any], family: Family) -> ModelSpec:
         num_layers=layers,
         hidden_size=args["hidden_size"],
         vocab_size=args.get("vocab_size") or args["padded_vocab_size"],
-        max_position_embeddings=args.get("max_position_embeddings") or 0,
-        norm_eps=args.get("norm_epsilon", base.norm_eps),
+        max_position_embeddings=args.get("max_position_embeddings") or base.max_position_embeddings,
+        norm_eps=float(args.get("norm_epsilon", base.norm_eps)),
         tied=tied,
         embed_scale=scale,
         mtp_layers=args.get("mtp_num_layers") or 0,
@@ -298,11 +301,14 @@ def _is_size(value: object) -> bool:
 def _attention_from_args(args: Mapping[str, Any], base: ModelSpec) -> ModelSpec:
     heads = args["num_attention_heads"]
     groups = args.get("num_query_groups") if args.get("group_query_attention", True) else heads
+    everywhere = base.mlp_bias and bool(args.get("add_bias_linear"))  # Megatron's one flag for all biases
     base = replace(
         base,
         num_heads=heads,
         ffn_size=args["ffn_hidden_size"] if base.ffn_size else 0,
-        qkv_bias=base.qkv_bias or bool(args.get("add_qkv_bias")),
+        qkv_bias=bool(args.get("add_qkv_bias", base.qkv_bias)) or everywhere,
+        proj_bias=bool(args.get("add_dense_bias", base.proj_bias)) or everywhere,
+        mlp_bias=bool(args.get("add_bias_linear", base.mlp_bias)),
     )
     rope = Rope(
         base=float(args.get("rotary_base") or base.rope.base),
@@ -352,8 +358,11 @@ def _rope_scaling(args: Mapping[str, Any]) -> RopeScaling | None:
 def _moe_from_args(args: Mapping[str, Any], base: Moe | None, layers: int) -> Moe | None:
     if base is None:
         return None
-    freq = args.get("moe_layer_freq", 1)
-    pattern = [int(i % freq == 0) for i in range(layers)] if isinstance(freq, int) else list(freq)
+    noop = _indices(args.get("noop_layers"))
+    freq, first = args.get("moe_layer_freq") or 1, args.get("first_k_dense_replace") or 0
+    slots = range(layers + len(noop))
+    pattern = [int(i >= first and i % freq == 0) for i in slots] if isinstance(freq, int) else list(freq)
+    pattern = [moe for i, moe in enumerate(pattern) if i not in noop or len(pattern) == layers]
     return replace(
         base,
         num_experts=args["num_experts"],

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from jumar.schema.config import ConfigReader, write_rope
+from jumar.schema.config import ConfigReader
 from jumar.schema.errors import ToolError
+from jumar.schema.families import llama
 from jumar.schema.family import Family
 from jumar.schema.rules import attention, embeddings, final_norm, mlp, norms
 from jumar.schema.spec import ModelSpec
@@ -43,8 +44,8 @@ def read(config: ConfigReader) -> ModelSpec:
         sliding_window=config.get("sliding_window", 4096),
         sliding_layers=tuple(i for i, kind in enumerate(kinds) if kind == KINDS[0]),
         attn_scale=config.get("query_pre_attn_scalar", 256) ** -0.5,
-        attn_softcap=config.get("attn_logit_softcapping", None),
-        final_softcap=config.get("final_logit_softcapping", None),
+        attn_softcap=config.get("attn_logit_softcapping", 0.0) or None,
+        final_softcap=config.get("final_logit_softcapping", 0.0) or None,
         embed_scale=hidden**0.5,
         dtype=config.dtype(),
     )
@@ -52,25 +53,16 @@ def read(config: ConfigReader) -> ModelSpec:
 
 def write(spec: ModelSpec) -> dict[str, Any]:
     scale = spec.attn_scale or spec.head_dim**-0.5
+    config = llama.write(spec)
+    del config["hidden_act"], config["mlp_bias"]
     return {
-        "hidden_size": spec.hidden_size,
-        "intermediate_size": spec.ffn_size,
-        "num_hidden_layers": spec.num_layers,
-        "num_attention_heads": spec.num_heads,
-        "num_key_value_heads": spec.num_kv_heads,
-        "head_dim": spec.head_dim,
-        "vocab_size": spec.vocab_size,
-        "max_position_embeddings": spec.max_position_embeddings,
-        "rms_norm_eps": spec.norm_eps,
+        **config,
         "hidden_activation": "gelu_pytorch_tanh" if spec.activation == "gelu_tanh" else spec.activation,
-        "tie_word_embeddings": spec.tied,
-        "attention_bias": spec.qkv_bias,
         "query_pre_attn_scalar": round(scale**-2, 6),
         "sliding_window": spec.sliding_window,
         "layer_types": [KINDS[0] if i in spec.sliding_layers else KINDS[1] for i in range(spec.num_layers)],
         "attn_logit_softcapping": spec.attn_softcap,
         "final_logit_softcapping": spec.final_softcap,
-        **write_rope(spec.rope),
     }
 
 

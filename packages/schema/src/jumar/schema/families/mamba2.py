@@ -11,7 +11,6 @@ from jumar.schema.rules import embeddings, norm
 from jumar.schema.spec import ModelSpec, Ssm
 from jumar.schema.weights import Part, Rule
 
-
 # how fresh weights are drawn, and two settings that transformers' model does not read
 INITIALISATION = (
     *("time_step_rank", "time_step_init_scheme", "time_step_scale", "rescale_prenorm_residual"),

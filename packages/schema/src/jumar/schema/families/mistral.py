@@ -12,7 +12,7 @@ from jumar.schema.spec import ModelSpec
 
 
 def read(config: ConfigReader) -> ModelSpec:
-    window = config.get("sliding_window", None)
+    window = config.get("sliding_window", 0) or None
     spec = replace(llama.read(config), model_type="mistral", sliding_window=window)
     return replace(spec, sliding_layers=tuple(range(spec.num_layers)) if window else ())
 

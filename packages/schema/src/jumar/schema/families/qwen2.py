@@ -41,7 +41,7 @@ def write_sliding_layers(spec: ModelSpec) -> dict[str, Any]:
 
 def write(spec: ModelSpec) -> dict[str, Any]:
     config = llama.write(spec)
-    del config["attention_bias"], config["mlp_bias"], config["head_dim"]
+    del config["attention_bias"], config["mlp_bias"]
     return {**config, **write_sliding_layers(spec)}
 
 

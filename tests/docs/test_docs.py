@@ -1,0 +1,394 @@
+"""What the documentation says is true: commands run and print what is shown, options exist, links lead somewhere.
+
+    python tests/docs/test_docs.py          rewrites what can be: shown outputs, the table of families, the translations' blocks
+
+A comment before a fenced block says what is done with it:
+    <!-- run -->        its `$ ` lines are run, in order, in one directory for each page; the other lines are what they print
+    <!-- run demo -->   the same in a directory that holds the demo's `hf`, by the slow test
+    <!-- file NAME -->  it is written there as NAME
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from jumar.ckpt_convert import cli
+from jumar.schema.errors import Exit
+from jumar.schema.families import llama
+from jumar.schema.family import Family
+from jumar.schema.registry import families
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("packages/*/*.md")])
+TRANSLATED = {ROOT / "README.md": ROOT / "README.zh-CN.md", ROOT / "docs/convert.md": ROOT / "docs/zh/convert.md"}
+RUNNABLE = [ROOT / "docs/convert.md", ROOT / "docs/families.md"]
+DEMO = ROOT / "runs/demo/hf"
+COLUMNS = 100
+COMMANDS = ("to-megatron", "to-hf", "verify", "inspect", "families")
+OTHERS_OPTIONS = {"--extra-index-url"}  # of pip
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+# --- blocks of a page
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: line number of its fence (from 0), the comment before it without its brackets, its content."""
+
+    line: int
+    marker: str
+    content: tuple[str, ...]
+
+    def steps(self) -> list[tuple[str, list[str]]]:
+        """Commands, each with the lines that it prints."""
+        steps: list[tuple[str, list[str]]] = []
+        for line in self.content:
+            if line.startswith("$ "):
+                steps.append((line[2:], []))
+            else:
+                steps[-1][1].append(line)
+        return steps
+
+
+def blocks(page: Path) -> list[Block]:
+    found, start, before = [], None, ""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines):
+        if line.startswith("```"):
+            if start is None:
+                start, before = number, lines[number - 1] if number else ""
+            else:
+                comment = re.fullmatch(r"<!-- (.*) -->", before)
+                found.append(Block(start, comment[1] if comment else "", tuple(lines[start + 1 : number])))
+                start = None
+    assert start is None, f"{page}: a fence is not closed"
+    return found
+
+
+# --- running them
+
+
+class Terminal:
+    """Runs commands in a directory: jumar-convert in this process, which is faster, all others in bash.
+
+    apart: every command is a process of its own (for packages that are installed on the way).
+    """
+
+    def __init__(self, home: Path, *, apart: bool = False) -> None:
+        self.home, self.apart, self.code, self.path = home, apart, 0, [str(Path(sys.executable).parent)]
+        self.python_path: list[str] = []
+
+    def run(self, command: str) -> list[str]:
+        """What the command prints, standard output and standard error together."""
+        if command == "echo $?":
+            return [str(self.code)]
+        if command.startswith("pip install"):
+            return self._install(Path(self.home, shlex.split(command)[-1]))
+        alone = command.startswith("jumar-convert ") and not re.search(r"[|&><;$*]", command)
+        text = self._here(shlex.split(command)[1:]) if alone and not self.apart else self._bash(command)
+        lines = [line.rstrip() for line in text.replace(str(self.home.resolve()), "/models").splitlines()]
+        while lines and not lines[0]:
+            del lines[0]
+        while lines and not lines[-1]:
+            del lines[-1]
+        return lines
+
+    def _here(self, arguments: list[str]) -> str:
+        printed, before = io.StringIO(), os.getcwd()
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["jumar-convert", *arguments])
+            for name, value in self.environment().items():
+                patch.setenv(name, value)
+            for name in ("fsync", "fdatasync"):  # nobody here waits for the disk
+                patch.setattr(os, name, lambda fd: None)
+            os.chdir(self.home)
+            try:
+                cli.main()
+            except SystemExit as end:
+                self.code = int(end.code or 0)
+            finally:
+                os.chdir(before)
+        return printed.getvalue()
+
+    def _bash(self, command: str) -> str:
+        done = subprocess.run(
+            ["bash", "-c", f"set -o pipefail; {command}"],
+            cwd=self.home,
+            env={**os.environ, **self.environment()},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=120,
+        )
+        self.code = done.returncode
+        return done.stdout
+
+    def environment(self) -> dict[str, str]:
+        path = os.pathsep.join([*self.path, os.environ["PATH"]])
+        python_path = os.pathsep.join([*self.python_path, *filter(None, [os.environ.get("PYTHONPATH")])])
+        plain = {"COLUMNS": str(COLUMNS), "NO_COLOR": "1", "FORCE_COLOR": "", "LC_ALL": "C.UTF-8"}
+        return {**plain, "PATH": path, "PYTHONPATH": python_path}
+
+    def _install(self, project: Path) -> list[str]:
+        """What pip would do with a project of one module and entry points, without an index."""
+        settings = (project / "pyproject.toml").read_text()
+        name, version = (re.search(rf'^{key} = "(.*)"$', settings, re.MULTILINE)[1] for key in ("name", "version"))
+        group, entries = re.search(r'^\[project\.entry-points\."(.*)"\]\n((?:.+\n?)+)', settings, re.MULTILINE).groups()
+        info = project / f"{name.replace('-', '_')}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        (info / "entry_points.txt").write_text(f"[{group}]\n" + entries.replace('"', ""))
+        self.python_path.append(str(project))
+        self.code = 0
+        return []
+
+
+def comparable(lines: list[str]) -> list[str]:
+    """Without what differs from run to run: seconds and rates; and without empty lines."""
+    text = "\n".join(line for line in lines if line.strip())
+    text = re.sub(r"in [\d.]+ s( \([\d.]+ [KMG]?i?B/s\))?", "in T s", text)
+    return re.sub(r'"seconds": [\d.]+', '"seconds": T', text).splitlines()
+
+
+def write_files(page: Path, home: Path) -> None:
+    for block in blocks(page):
+        if block.marker.startswith("file "):
+            path = home / block.marker.removeprefix("file ")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("\n".join(block.content) + "\n", encoding="utf-8")
+
+
+def play(page: Path, terminal: Terminal, marker: str = "run") -> Iterator[tuple[Block, str, list[str], list[str]]]:
+    """Carries a page out. Yields (block, command, lines shown, lines printed)."""
+    for page_with_files in dict.fromkeys((ROOT / "docs/convert.md", page)):
+        write_files(page_with_files, terminal.home)
+    for block in (b for b in blocks(page) if b.marker == marker):
+        steps = block.steps()
+        for number, (command, shown) in enumerate(steps):
+            printed = terminal.run(command)
+            says_so = any(line.startswith("error:") for line in printed)
+            asked = number + 1 < len(steps) and steps[number + 1][0] == "echo $?"
+            where = f"{relative(page)}: {command}: exit code {terminal.code}\n" + "\n".join(printed)
+            assert asked or command == "echo $?" or (terminal.code != 0) == says_so, where
+            yield block, command, shown, printed
+
+
+@pytest.mark.parametrize("page", RUNNABLE, ids=relative)
+def test_commands_print_what_is_shown(page: Path, tmp_path: Path) -> None:
+    terminal = Terminal(tmp_path, apart=page.name == "families.md")
+    count = 0
+    for _, command, shown, printed in play(page, terminal):
+        assert comparable(printed) == comparable(shown), f"{command}\nmend with: python tests/docs/test_docs.py"
+        count += 1
+    assert count > 5
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DEMO.exists(), reason="the demo's model is not here (make demo)")
+def test_the_tour_prints_what_is_shown(tmp_path: Path) -> None:
+    (tmp_path / "hf").symlink_to(DEMO)
+    for _, command, shown, printed in play(ROOT / "README.md", Terminal(tmp_path), "run demo"):
+        assert comparable(printed) == comparable(shown), f"{command}\nmend with: python tests/docs/test_docs.py"
+
+
+# --- commands and options
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
+    """Command -> its options, by its help; "" for those of jumar-convert itself."""
+    terminal = Terminal(tmp_path_factory.mktemp("help"))
+    help_of = {command: "\n".join(terminal.run(f"jumar-convert {command} --help")) for command in COMMANDS}
+    help_of[""] = "\n".join(terminal.run("jumar-convert --help"))
+    listed = re.findall(r"^│ ([a-z-]+) ", help_of[""].partition("Commands")[2], re.MULTILINE)
+    assert tuple(listed) == COMMANDS
+    return {command: set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) for command, text in help_of.items()}
+
+
+def commands(page: Path) -> Iterator[str]:
+    """Every mention of a command line: in fenced blocks, and between backquotes."""
+    text = page.read_text(encoding="utf-8")
+    for block in blocks(page):
+        typed = [line for line in block.content if line.startswith("$ ")] or block.content
+        yield from (m[0] for line in typed for m in re.finditer(r"jumar-[a-z]+ [^|]*", line.split("  #")[0]))
+    yield from re.findall(r"`(jumar-[a-z]+ [^`]*)`", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_every_command_exists(page: Path, options: dict[str, set[str]]) -> None:
+    for line in commands(page):
+        program, *rest = line.split()
+        if program != "jumar-convert":
+            there = list(ROOT.glob(f"packages/{program.removeprefix('jumar-')}*"))
+            assert not there, f"{program} is there: check its lines too"
+            continue
+        command = rest[0] if rest and not rest[0].startswith("-") else ""
+        assert command in options or command == "COMMAND", line
+        unknown = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", line)) - options.get(command, set()) - {"--help"}
+        assert not unknown, f"{line}: {unknown}"
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p.name not in ("benchmarks.md", "contracts.md")], ids=relative)
+def test_every_option_named_in_passing_exists(page: Path, options: dict[str, set[str]]) -> None:
+    named = set(re.findall(r"`(--[a-z][a-z-]+)[^`]*`", page.read_text(encoding="utf-8")))
+    assert named <= set().union(*options.values()) | OTHERS_OPTIONS
+
+
+def test_every_option_is_documented(options: dict[str, set[str]]) -> None:
+    text = (ROOT / "docs/convert.md").read_text(encoding="utf-8")
+    missing = {o for group in options.values() for o in group if not re.search(rf"(?<![\w-]){o}(?![\w-])", text)} - {"--help"}
+    assert not missing
+
+
+def test_planned_commands_are_said_to_be() -> None:
+    for page in TRANSLATED.items():
+        for block in (b for p in page for b in blocks(p)):
+            planned = [line for line in block.content if re.search(r"jumar-(data|train|infer|eval)\b|jumar\.train", line)]
+            assert all("# planned" in line for line in planned)
+
+
+# --- facts that stand in the code too
+
+
+def table_of_families() -> list[str]:
+    """The table in docs/families.md, from the registry."""
+    columns = ("model_type", "models", "attention", "MLP", "norms", "positions", "dialects")
+    rows = [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]
+    folder = Path(str(llama.__file__)).parent  # without those of other packages
+    for name, family in families().items():
+        if (folder / f"{name}.py").exists():
+            doc = importlib.import_module(f"{llama.__package__}.{name}").__doc__ or ""
+            models = re.split(r"[:.,] |\.$", doc.splitlines()[0])[0]
+            rows.append("| " + " | ".join([f"`{name}`", models, *traits(family), ", ".join(family.dialects)]) + " |")
+    return rows
+
+
+def traits(family: Family) -> tuple[str, str, str, str]:
+    """Attention, MLP, norms, positions, as the tiny configuration has them."""
+    spec = family.spec(family.tiny)
+    grouped = "GQA" if spec.num_kv_heads < spec.num_heads else "multi-head"
+    extras = {"biases": spec.qkv_bias, "q and k norms": spec.qk_norm, "sliding window": spec.sliding_window}
+    extras["soft caps"] = spec.attn_softcap
+    kind = "latent (MLA)" if spec.mla else "none (Mamba-2)" if spec.ssm else grouped
+    attention = ", ".join([kind, *(text for text, has in extras.items() if has)])
+    mlp = "none" if spec.ssm else "gated" if spec.gated else "plain, biases"
+    if moe := spec.moe:
+        shared = ["shared expert with gate" if moe.shared_gate else "shared experts"] if moe.shared_ffn_size else []
+        mlp = ", ".join(["experts", *shared, *(["dense layers"] if moe.dense_layers else [])])
+    norms = {"rms": "RMS", "layer": "LayerNorm"}[spec.norm] + (", after too" if spec.post_norms else "")
+    positions = {"rope": "RoPE", "learned": "learned", "none": "none"}[spec.position]
+    partly = f" on {spec.rope.fraction:g} of the head" if spec.rope.fraction != 1 else ""
+    return attention, mlp + (", MTP" if spec.mtp_layers else ""), norms, positions + partly
+
+
+def test_the_table_of_families_is_the_registry() -> None:
+    text = (ROOT / "docs/families.md").read_text(encoding="utf-8")
+    assert "\n".join(table_of_families()) in text, "mend with: python tests/docs/test_docs.py"
+
+
+def test_exit_codes_are_those_of_the_code() -> None:
+    item = re.search(r"^14\. .*?^15\. ", (ROOT / "docs/contracts.md").read_text(), re.MULTILINE | re.DOTALL)[0]
+    assert sorted(map(int, re.findall(r"^ +\| (\d+) \|", item, re.MULTILINE))) == sorted(Exit)
+
+
+def test_pages_that_the_code_names_are_there() -> None:
+    """`docs/page.md`, and `docs/contracts.md, 14` for an item of it."""
+    sources = [*ROOT.glob("packages/*/src/**/*.py"), *ROOT.glob("benchmarks/*.py")]
+    for source in sources:
+        for name, number in re.findall(r"(?<![\w/])(docs/[\w/-]+\.md)(?:, (\d+))?", source.read_text()):
+            page = ROOT / name
+            assert page.exists(), f"{relative(source)}: {name}"
+            items = re.findall(r"^(\d+)\. ", page.read_text(), re.MULTILINE)
+            assert not number or number in items, f"{relative(source)}: {name}, {number}"
+
+
+# --- links and translations
+
+
+def slugs(page: Path) -> set[str]:
+    """Anchors of a page's headings, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        there = (page.parent / path).resolve() if path else page
+        assert there.exists(), target
+        assert not anchor or anchor in slugs(there), target
+
+
+@pytest.mark.parametrize("page", TRANSLATED, ids=relative)
+def test_translations_keep_step(page: Path) -> None:
+    other = TRANSLATED[page]
+    assert [b.content for b in blocks(page)] == [b.content for b in blocks(other)], "mend with: python tests/docs/test_docs.py"
+
+    def outline(path: Path) -> list[int]:
+        text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+        return [len(marks) for marks in re.findall(r"^(#+) ", text, re.MULTILINE)]
+
+    assert outline(page) == outline(other)
+
+
+# --- rewriting
+
+
+def rewrite_outputs(page: Path, marker: str, terminal: Terminal) -> None:
+    """Puts what the commands print in place of what is shown, where the two differ."""
+    new: dict[int, list[str]] = {}
+    for block, command, shown, printed in play(page, terminal, marker):
+        kept = shown if comparable(shown) == comparable(printed) else printed
+        new.setdefault(block.line, []).extend([f"$ {command}", *kept])
+    replace_blocks(page, new)
+
+
+def replace_blocks(page: Path, new: dict[int, list[str]]) -> None:
+    """new: line of a block's fence -> its content."""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    for block in reversed(blocks(page)):
+        if block.line in new:
+            lines[block.line + 1 : block.line + 1 + len(block.content)] = new[block.line]
+    page.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    page = ROOT / "docs/families.md"
+    table = re.compile(r"^\| model_type \|.*\n(?:\|.*\n)*", re.MULTILINE)
+    page.write_text(table.sub(lambda _: "\n".join(table_of_families()) + "\n", page.read_text(encoding="utf-8"), count=1))
+    for page in RUNNABLE:
+        with tempfile.TemporaryDirectory() as home:
+            rewrite_outputs(page, "run", Terminal(Path(home), apart=page.name == "families.md"))
+    if DEMO.exists():
+        with tempfile.TemporaryDirectory() as home:
+            (Path(home) / "hf").symlink_to(DEMO)
+            rewrite_outputs(ROOT / "README.md", "run demo", Terminal(Path(home)))
+    for page, other in TRANSLATED.items():
+        pairs = zip(blocks(other), blocks(page), strict=True)
+        replace_blocks(other, {theirs.line: list(ours.content) for theirs, ours in pairs})
+
+
+if __name__ == "__main__":
+    main()
