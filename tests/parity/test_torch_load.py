@@ -15,8 +15,7 @@ import by_hand
 import tiny_hf
 from by_hand import Wanted
 from drawn import layout_of
-from jumar.ckpt_convert.checkpoint import open_checkpoint
-from jumar.ckpt_convert.convert import plan_megatron, run_plan
+from jumar.ckpt_convert import open_checkpoint, plan_megatron, run_plan
 from jumar.schema.registry import families
 
 BITS = {torch.bfloat16: torch.uint16, torch.float32: torch.uint32}

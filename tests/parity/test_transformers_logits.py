@@ -13,8 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import tiny_models
-from jumar.ckpt_convert.checkpoint import open_checkpoint
-from jumar.ckpt_convert.convert import plan_hf, plan_megatron, run_plan
+from jumar.ckpt_convert import open_checkpoint, plan_hf, plan_megatron, run_plan
 from jumar.schema.parallel import ParallelLayout
 from jumar.schema.registry import families
 

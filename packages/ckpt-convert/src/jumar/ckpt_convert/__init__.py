@@ -9,15 +9,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jumar.ckpt_convert.checkpoint import Checkpoint, OpenOptions, open_checkpoint, slices_for
+    from jumar.ckpt_convert.checkpoint import Checkpoint, OpenOptions, slices_for
     from jumar.ckpt_convert.convert import Plan, plan_hf, plan_megatron, run_plan
+    from jumar.ckpt_convert.opening import open_checkpoint
     from jumar.ckpt_convert.verification import verify
 
 _HOME = {
     "Checkpoint": "checkpoint",
     "OpenOptions": "checkpoint",
     "Plan": "convert",
-    "open_checkpoint": "checkpoint",
+    "open_checkpoint": "opening",
     "plan_hf": "convert",
     "plan_megatron": "convert",
     "run_plan": "convert",

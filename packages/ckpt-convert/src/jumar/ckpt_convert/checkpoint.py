@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jumar.ckpt_convert.execute import record_array
+from jumar.ckpt_convert.gather import record_array
 from jumar.ckpt_convert.plan import Ints, SourceBox, compose
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.family import Family
@@ -160,37 +160,3 @@ def slices_for(
         vocab_divisible_by=vocab_divisible_by,
     )
     return placement.tensors(rank)
-
-
-def open_checkpoint(*paths: Path | str, options: OpenOptions | None = None) -> Checkpoint:
-    """A Hugging Face directory, or a Megatron checkpoint: its root, or one iteration of it.
-
-    Several directories are one Megatron checkpoint whose nodes kept their own ranks.
-
-    Nothing but headers is read. Raises ToolError (3) for what is missing, damaged, contradictory or not understood.
-    """
-    from jumar.ckpt_convert.formats import hf, megatron
-    from jumar.ckpt_convert.open_hf import open_hf
-    from jumar.ckpt_convert.open_megatron import open_megatron
-
-    options = options or OpenOptions()
-    roots = tuple(Path(p) for p in paths)
-    for root in roots:
-        if not root.exists():
-            looks_like_hub = len(root.parts) == 2 and not str(root).startswith((".", "/"))
-            hub = " (hub names are not fetched: jumar never opens the network)" if looks_like_hub else ""
-            raise ToolError(f"{root} does not exist{hub}", hint="give the path of a directory on this machine")
-    if all(root.is_dir() and megatron.is_checkpoint(root) for root in roots):
-        return open_megatron(roots, options)
-    if len(roots) > 1:
-        raise ToolError(
-            f"{len(roots)} sources, and not all are Megatron checkpoints: {', '.join(map(str, roots))}",
-            hint="several sources are for one Megatron checkpoint whose nodes kept their own ranks",
-        )
-    (root,) = roots
-    if root.is_dir() and (hf.has_weights(root) or (root / "config.json").exists()):
-        return open_hf(root, options)
-    raise ToolError(
-        f"{root} is no checkpoint that jumar reads",
-        hint="expected a Hugging Face directory (config.json and *.safetensors) or a Megatron one (iter_*/mp_rank_*)",
-    )

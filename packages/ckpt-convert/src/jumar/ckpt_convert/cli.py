@@ -67,7 +67,7 @@ def to_megatron(
     expert_layout: Annotated[str, typer.Option(help="sequential or grouped.", rich_help_panel="Layout")] = "sequential",
     dialect: Annotated[str, typer.Option(help="mcore, te or mindspeed.", rich_help_panel="Layout")] = "mcore",
     vocab_divisible_by: Annotated[
-        int, typer.Option(min=1, help="Pad the vocabulary to a multiple of N * tp.", rich_help_panel="Layout")
+        int, typer.Option(min=1, max=1 << 20, help="Pad the vocabulary to a multiple of N * tp.", rich_help_panel="Layout")
     ] = 1,
     dtype: Dtype = None,
     iteration: Iteration = None,
@@ -228,7 +228,8 @@ def _split(paths: list[Path]) -> tuple[list[Path], Path]:
 
 
 def _open(paths: list[Path], iteration: str | None, family: str | None, sets: list[str] | None, ignore: str | None) -> Checkpoint:
-    from jumar.ckpt_convert.checkpoint import OpenOptions, open_checkpoint
+    from jumar.ckpt_convert.checkpoint import OpenOptions
+    from jumar.ckpt_convert.opening import open_checkpoint
     from jumar.schema.cli import say
 
     values: dict[str, Any] = {}

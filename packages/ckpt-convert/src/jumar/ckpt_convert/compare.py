@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jumar.ckpt_convert.execute import CHUNK, SourceFiles, chunks
+from jumar.ckpt_convert.gather import CHUNK, SourceFiles, chunks
 from jumar.ckpt_convert.plan import CopyBox, SourceBox
 from jumar.ckpt_convert.tensors import DTYPES
 
@@ -34,12 +34,14 @@ def bits(view: np.ndarray) -> np.ndarray:
 
 
 def largest_difference(a: SourceBox, b: SourceBox, files: SourceFiles) -> float:
-    """The greatest absolute difference of two boxes of one size (inf where one is not finite), in double precision."""
+    """The greatest absolute difference of two boxes of one size (inf where one alone is not finite), in double precision."""
     left, right = (files.view(as_copy(box)) for box in (a, b))
     largest = 0.0
     for at, size in chunks(a.size, CHUNK // 8):
         index = tuple(slice(s, s + n) for s, n in zip(at, size, strict=True))
-        gap = np.abs(left[index].astype(np.float64) - right[index].astype(np.float64))
+        with np.errstate(invalid="ignore"):  # NaNs, and inf - inf
+            one, other = left[index].astype(np.float64), right[index].astype(np.float64)
+            gap = np.where(one == other, 0.0, np.abs(one - other))
         if gap.size:
             largest = max(largest, float(np.nan_to_num(gap, nan=np.inf).max()))
     return largest

@@ -12,16 +12,18 @@ from typing import Any
 
 from jumar.ckpt_convert.checkpoint import Checkpoint
 from jumar.ckpt_convert.compare import same_values
-from jumar.ckpt_convert.execute import Executor, Journal, Progress, SourceFiles, TargetFile, disk_error
+from jumar.ckpt_convert.execute import Executor, Progress, TargetFile, disk_error
 from jumar.ckpt_convert.formats.hf import carried_files, plan_files
 from jumar.ckpt_convert.formats.megatron import TRACKER, MegatronFile
+from jumar.ckpt_convert.gather import SourceFiles
+from jumar.ckpt_convert.journal import Journal
 from jumar.ckpt_convert.plan import Coverage, Record, compose, identity
 from jumar.ckpt_convert.target import Target
 from jumar.schema.cli import dist_version
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.manifest import NAME as MANIFEST
 from jumar.schema.manifest import identify, manifest_text, template_sha256, tokenizer_sha256
-from jumar.schema.megatron_args import to_args
+from jumar.schema.megatron_args import UNREAD_SPLITS, to_args
 from jumar.schema.parallel import ParallelLayout
 from jumar.schema.placement import ExpertLayout, Placement
 
@@ -29,7 +31,9 @@ DTYPE_NAMES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32", "bfloat16": "BF16",
 TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 HEADER_BYTES = 1 << 16
 SMALL_REPLICA = 1 << 20
-NOT_KEPT_ARGS = frozenset({"rank", "local_rank", "world_size", "data_parallel_size", "transformer_pipeline_model_parallel_size"})
+NOT_KEPT_ARGS = frozenset(
+    {"rank", "local_rank", "world_size", "data_parallel_size", "transformer_pipeline_model_parallel_size", *UNREAD_SPLITS}
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,7 @@ def open_hf(root: Path, options: OpenOptions) -> Checkpoint:
     base = not family.base or any(name.startswith(family.base) for name in found)
     if not base:
         found = {n if n == "lm_head.weight" else family.base + n: ref for n, ref in found.items()}
+    check_counts(spec, len(found), str(root / "config.json"))
     shapes = family.hf_tensors(spec)
     notes: list[str] = []
     if spec.mtp_layers and not _has_mtp(shapes, found, family, spec):
@@ -73,6 +74,15 @@ def open_hf(root: Path, options: OpenOptions) -> Checkpoint:
         base=base,
         notes=tuple(notes),
     )
+
+
+def check_counts(spec: ModelSpec, tensors: int, where: str) -> None:
+    """Raises ToolError for a config of so many layers or experts that the files cannot hold them, before they are counted out."""
+    for count, what in ((spec.num_layers, "layers"), (spec.mtp_layers, "MTP layers")):
+        if count > tensors:
+            raise ToolError(
+                f"{where} says {count} {what}, the files hold {tensors} tensors", hint="does it belong to these weights?"
+            )
 
 
 def _has_mtp(shapes: Iterable[str], found: Iterable[str], family: Family, spec: ModelSpec) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from jumar.ckpt_convert.checkpoint import Checkpoint, OpenOptions, Replica
 from jumar.ckpt_convert.formats.megatron import ShardFile, find_shards, iteration_directory, read_shard
-from jumar.ckpt_convert.open_hf import read_config
+from jumar.ckpt_convert.open_hf import check_counts, read_config
 from jumar.ckpt_convert.plan import SourceBox, boxes_of, prove_geometry
 from jumar.ckpt_convert.tensors import TensorRef
 from jumar.schema.errors import Exit, ToolError
@@ -79,6 +79,7 @@ def open_megatron(roots: tuple[Path, ...], options: OpenOptions) -> Checkpoint:
     _check_sizes(args, some)
     _check_agreement(shards.values())
     names = {n for shard in shards.values() for state in shard.states.values() for n in state}
+    check_counts(spec, sum(len(s) for shard in shards.values() for s in shard.states.values()), "the checkpoint's config")
     layout = layout_from_args(args, spec.num_layers)
     if spec.moe is None:
         layout = replace(layout, etp=None)  # Megatron's args always have one

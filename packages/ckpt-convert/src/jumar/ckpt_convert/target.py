@@ -9,8 +9,9 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jumar.ckpt_convert.execute import JOURNAL, refuse_second_writer
 from jumar.ckpt_convert.formats.megatron import TRACKER
+from jumar.ckpt_convert.journal import NAME as JOURNAL
+from jumar.ckpt_convert.journal import refuse_second_writer
 from jumar.schema.cli import human_bytes
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.manifest import NAME as MANIFEST

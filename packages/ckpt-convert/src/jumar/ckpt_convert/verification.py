@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from jumar.ckpt_convert.checkpoint import Checkpoint
 from jumar.ckpt_convert.compare import largest_difference, same_values
-from jumar.ckpt_convert.execute import SourceFiles
+from jumar.ckpt_convert.gather import SourceFiles
 from jumar.ckpt_convert.plan import SourceBox
 from jumar.ckpt_convert.tensors import DTYPES
 

@@ -22,6 +22,14 @@ OPTIONAL_SIZES = (
 )
 
 
+UNREAD_SPLITS = (
+    "account_for_embedding_in_pipeline_split",
+    "account_for_loss_in_pipeline_split",
+    "pipeline_model_parallel_layout",
+)
+"""Arguments that say how layers are spread, and that are not understood here."""
+
+
 @contextmanager
 def _of_the_wrong_kind() -> Iterator[None]:
     """Values that Megatron would not have saved, as a ToolError."""
@@ -215,11 +223,7 @@ def _stages(args: Mapping[str, Any], pp: int, num_layers: int, noops: int) -> tu
         stages = _indices_in_order(args["num_layer_list"])
         even = len(stages) == pp and len(set(stages)) == 1 and sum(stages) in (num_layers, num_layers + noops)
         return None if even else stages
-    for name in (
-        "account_for_embedding_in_pipeline_split",
-        "account_for_loss_in_pipeline_split",
-        "pipeline_model_parallel_layout",
-    ):
+    for name in UNREAD_SPLITS:
         if args.get(name):
             raise ToolError(f"the checkpoint was split with {name}", hint="say how: --set layers_per_stage=5,5,6")
     first, last = args.get("decoder_first_pipeline_num_layers"), args.get("decoder_last_pipeline_num_layers")

@@ -1,0 +1,176 @@
+"""Records as bytes: a target tensor put together from source files, a chunk at a time, in bounded memory.
+
+Contiguous ranges come straight from the source's mapping, strided ones through a buffer of `CHUNK` bytes a thread.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import threading
+from collections.abc import Iterator
+from operator import itemgetter
+from pathlib import Path
+
+import numpy as np
+
+from jumar.ckpt_convert.plan import CopyBox, Ints, Record
+from jumar.ckpt_convert.tensors import DTYPES, contiguous_strides
+from jumar.schema.errors import ToolError
+
+CHUNK = 4 << 20
+
+
+class SourceFiles:
+    """Source files, mapped once each."""
+
+    def __init__(self) -> None:
+        self._maps: dict[Path, mmap.mmap] = {}
+        self._lock = threading.Lock()
+
+    def __getitem__(self, path: Path) -> mmap.mmap:
+        with self._lock:
+            if path not in self._maps:
+                with path.open("rb") as file:
+                    self._maps[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            return self._maps[path]
+
+    def view(self, copy: CopyBox) -> np.ndarray:
+        """The source bytes of a copy as an array in the target's axis order; nothing is read."""
+        dtype = DTYPES[copy.dtype]
+        strides = tuple(s * dtype.itemsize for s in copy.strides)
+        view: np.ndarray = np.ndarray(copy.size, dtype, self[copy.file], copy.offset, strides)
+        return view
+
+
+class RecordReader:
+    """Gives the bytes of records in order. Threads may share one: each has a buffer of its own, good until its next piece."""
+
+    def __init__(self, files: SourceFiles) -> None:
+        self._files = files
+        self._local = threading.local()
+
+    def pieces(self, record: Record) -> Iterator[memoryview]:
+        """A record's bytes in order, a chunk at a time."""
+        strides = contiguous_strides(record.shape)
+        spans = sorted(((_start(c.at, strides), c) for c in record.copies), key=itemgetter(0)) if _all_rows(record) else None
+        if spans is None:
+            yield from self._gathered(record)
+            return
+        here, item = 0, DTYPES[record.dtype].itemsize
+        for start, copy in spans:
+            yield from _zeros((start - here) * item)
+            yield from self._span(copy, record)
+            here = start + math.prod(copy.size)
+        yield from _zeros((math.prod(record.shape) - here) * item)
+
+    def _span(self, copy: CopyBox, record: Record) -> Iterator[memoryview]:
+        """A copy that fills one unbroken range of the target."""
+        dtype = record.dtype
+        if copy.dtype == dtype and _unbroken(copy):
+            length = math.prod(copy.size) * DTYPES[dtype].itemsize
+            source = memoryview(self._files[copy.file])[copy.offset : copy.offset + length]
+            for start in range(0, length, CHUNK):
+                yield source[start : start + CHUNK]
+            return
+        view = self._files.view(copy)
+        for at, size in chunks(copy.size, CHUNK // DTYPES[dtype].itemsize):
+            buffer = self._buffer(math.prod(size), dtype).reshape(size)
+            fill(buffer, view[tuple(slice(a, a + n) for a, n in zip(at, size, strict=True))], record)
+            yield buffer.reshape(-1).view(np.uint8).data
+
+    def _gathered(self, record: Record) -> Iterator[memoryview]:
+        """Copies that lie across one another's rows: put together a chunk at a time."""
+        for at, size in chunks(record.shape, CHUNK // DTYPES[record.dtype].itemsize):
+            buffer = self._buffer(math.prod(size), record.dtype).reshape(size)
+            if record.padding:
+                buffer[...] = np.zeros((), buffer.dtype)
+            for copy in record.copies:
+                low = tuple(map(max, at, copy.at))
+                high = tuple(min(a + n, c + m) for a, n, c, m in zip(at, size, copy.at, copy.size, strict=True))
+                if all(lo < hi for lo, hi in zip(low, high, strict=True)):
+                    target = tuple(slice(lo - a, hi - a) for lo, hi, a in zip(low, high, at, strict=True))
+                    source = tuple(slice(lo - c, hi - c) for lo, hi, c in zip(low, high, copy.at, strict=True))
+                    fill(buffer[target], self._files.view(copy)[source], record)
+            yield buffer.reshape(-1).view(np.uint8).data
+
+    def _buffer(self, count: int, dtype: str) -> np.ndarray:
+        nbytes = count * DTYPES[dtype].itemsize
+        held: np.ndarray | None = getattr(self._local, "buffer", None)
+        if held is None or held.nbytes < nbytes:
+            held = self._local.buffer = np.empty(max(nbytes, CHUNK), np.uint8)
+        return held[:nbytes].view(DTYPES[dtype])
+
+
+def fill(target: np.ndarray, source: np.ndarray, record: Record) -> None:
+    """Copies values, cast if the dtypes differ. Raises ToolError where a finite value becomes infinite."""
+    if target.dtype == source.dtype:
+        target[...] = source
+        return
+    with np.errstate(over="ignore", invalid="ignore"):
+        target[...] = source
+    if (lost := np.isinf(target) & np.isfinite(source)).any():
+        largest = float(np.abs(source[lost].astype(np.float64)).max())
+        raise ToolError(
+            f"{record.name} has values up to {largest:g}, too large for {record.dtype}",
+            hint="choose --dtype bf16 or fp32" if record.dtype == "F16" else "choose --dtype fp32",
+        )
+
+
+def _start(at: Ints, strides: Ints) -> int:
+    return sum(a * s for a, s in zip(at, strides, strict=True))
+
+
+def _all_rows(record: Record) -> bool:
+    """Whether every copy fills one unbroken range of the target."""
+    return all(_fills_range(c.size, record.shape) for c in record.copies)
+
+
+def _fills_range(size: Ints, shape: Ints) -> bool:
+    inner = len(shape)
+    while inner and size[inner - 1] == shape[inner - 1]:
+        inner -= 1
+    return all(n == 1 for n in size[: max(inner - 1, 0)])
+
+
+def _unbroken(copy: CopyBox) -> bool:
+    """Whether a copy's source is one unbroken range in the order of the target."""
+    step = 1
+    for size, stride in zip(reversed(copy.size), reversed(copy.strides), strict=True):
+        if size != 1 and stride != step:
+            return False
+        step *= size
+    return True
+
+
+def chunks(shape: Ints, limit: int) -> Iterator[tuple[Ints, Ints]]:
+    """Boxes (start, size) of at most `limit` elements (a single element at least) that are unbroken in memory, in order."""
+    inner, axis = 1, len(shape)
+    while axis and inner * shape[axis - 1] <= limit:
+        axis -= 1
+        inner *= shape[axis]
+    if not axis:
+        yield (0,) * len(shape), shape
+        return
+    step = max(limit // inner, 1)
+    for outer in np.ndindex(*shape[: axis - 1]):
+        for start in range(0, shape[axis - 1], step):
+            size = min(step, shape[axis - 1] - start)
+            yield (*outer, start, *((0,) * (len(shape) - axis))), (*((1,) * (axis - 1)), size, *shape[axis:])
+
+
+_ZEROS = bytes(CHUNK)
+
+
+def _zeros(count: int) -> Iterator[memoryview]:
+    for start in range(0, count, CHUNK):
+        yield memoryview(_ZEROS)[: min(CHUNK, count - start)]
+
+
+def record_array(record: Record) -> np.ndarray:
+    """A record's values as one array in memory."""
+    files = SourceFiles()
+    array = np.zeros(record.shape, DTYPES[record.dtype])
+    for copy in record.copies:
+        array[tuple(slice(a, a + n) for a, n in zip(copy.at, copy.size, strict=True))] = files.view(copy)
+    return array

@@ -1,0 +1,447 @@
+"""What the command prints, to whom, and how soon: help, plans, inspections, comparisons, progress, and names of any kind."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pty
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import failing
+from failing import ITERATION, contents, copied, edit_shard, execute, flip_tensor, huggingface, megatron, ok, run, shard
+
+COMMANDS = ["to-megatron", "to-hf", "verify", "inspect", "families"]
+HF = "self_attn.q_proj.weight"
+ESCAPE = "\x1b"
+
+
+def as_json(*args: object) -> dict[str, Any]:
+    """What `--json` prints: one object, nothing else, and nothing for people that is not a warning."""
+    found: dict[str, Any] = json.loads(ok(run(*args, "--json")).out, parse_constant=pytest.fail)
+    assert isinstance(found, dict)
+    return found
+
+
+# Help
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help(command: str, flag: str) -> None:
+    result = ok(execute([failing.COMMAND, *command.split(), flag]))
+    assert "Usage: jumar-convert" in result.out
+    assert result.err == ""
+    assert result.cpu_s < 0.5, f"{result.cpu_s:.2f} s of CPU time for help"
+    for name in COMMANDS if not command else []:
+        assert name in result.out
+
+
+def test_help_explains_every_flag_of_the_layout() -> None:
+    text = ok(run("to-megatron", "--help")).out
+    layout = "tp pp vpp layers-per-stage schedule noop-layers ep etp expert-layout dialect vocab-divisible-by"
+    for flag in (*layout.split(), "dtype", "plan", "resume", "force", "threads", "json"):
+        assert f"--{flag} " in text
+
+
+def test_version() -> None:
+    result = ok(execute([failing.COMMAND, "--version"]))
+    assert re.fullmatch(r"jumar-convert \d+\.\d+\.\d+\S*\n", result.out)
+    assert result.cpu_s < 0.5
+
+
+@pytest.mark.parametrize("start", [[failing.COMMAND], [sys.executable, "-m", "jumar.ckpt_convert"]])
+def test_exit_codes(start: list[str], llama: Path, tmp_path: Path) -> None:
+    """Of the command as it is installed, and of the module."""
+    other = failing.model(tmp_path / "other", seed=1)
+    for code, line in (
+        (0, ["verify", llama, llama]),
+        (2, ["verify", llama]),
+        (2, ["to-hf", llama, tmp_path / "out", "--max-shard-size", "big"]),
+        (3, ["inspect", tmp_path / "nowhere"]),
+        (4, ["to-hf", llama, tmp_path / ("x" * 250)]),
+        (5, ["verify", llama, other]),
+    ):
+        result = execute([*start, *map(str, line)])
+        assert result.code == code, str(result)
+        assert result == dataclasses.replace(run(*line), args=result.args, cpu_s=result.cpu_s)
+
+
+def test_without_a_command() -> None:
+    result = run()
+    assert result.code == 2
+    assert "to-megatron" in result.out + result.err
+    assert "Traceback" not in result.err
+
+
+# Data
+
+
+def test_json_of_a_conversion(llama: Path, tmp_path: Path) -> None:
+    there = as_json("to-megatron", llama, tmp_path / "mcore", "--tp", 2, "--pp", 2)
+    counts = {"hf_tensors", "files", "tensors", "copies", "replicas", "padding_elements", "dropped", "bytes"}
+    assert set(there) == {"target", "written", "seconds"} | counts
+    assert there["target"] == str(tmp_path / "mcore")
+    assert (there["written"], there["files"], there["hf_tensors"], there["dropped"]) == (True, 4, 39, 0)
+    assert there["padding_elements"] == 2 * 64
+    back = as_json("to-hf", tmp_path / "mcore", tmp_path / "hf")
+    assert set(back) == set(there)
+    again = as_json("to-hf", tmp_path / "mcore", tmp_path / "hf")
+    assert set(again) == set(there)
+    assert again["written"] is False
+
+
+def test_plan_writes_nothing(llama: Path, sharded: Path, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("years of work")
+    before = failing.times(tmp_path)
+    for dst in (tmp_path / "out", tmp_path / "full", tmp_path / "a" / "b"):
+        text = ok(run("to-megatron", llama, dst, "--tp", 2, "--plan", "--dtype", "bf16")).out
+        assert f"{ITERATION}/mp_rank_01/model_optim_rng.pt" in text
+        assert "proven every byte of 39 tensors is used exactly once" in text
+        assert "not bit-exact 54 tensors cast from F32 to BF16" in text
+        assert "model-00001-of-000" in ok(run("to-hf", sharded, dst, "--plan", "--max-shard-size", "100KB")).out
+    assert failing.times(tmp_path) == before
+
+
+def test_json_of_a_plan(llama: Path, tmp_path: Path) -> None:
+    plan = as_json("to-megatron", llama, tmp_path / "out", "--tp", 2, "--plan")
+    assert set(plan) == {"files", "sidecars", "bytes", "counts", "casts"}
+    assert [set(file) for file in plan["files"]] == [{"path", "bytes", "tensors"}] * 2
+    small = ["config", "generation_config", "tokenizer", "tokenizer_config"]
+    assert plan["sidecars"] == [*(f"hf/{name}.json" for name in small), "latest_checkpointed_iteration.txt"]
+    ok(run("to-megatron", llama, tmp_path / "out", "--tp", 2))
+    for file in plan["files"]:
+        assert (tmp_path / "out" / file["path"]).stat().st_size == file["bytes"]
+    cast = as_json("to-megatron", llama, tmp_path / "other", "--dtype", "fp16", "--plan")
+    assert cast["casts"] == [{"from": "F32", "to": "F16", "tensors": 27}]
+
+
+BOTH = {
+    *(
+        "path",
+        "format",
+        "model_type",
+        "parameters",
+        "tensors",
+        "bytes",
+        "dtypes",
+        "spec",
+        "files",
+        "hf_files",
+        "dropped",
+        "notes",
+    ),
+}
+MEGATRON_ONLY = {"iteration", "layout", "dialect", "expert_layout", "padded_vocab_size", "ranks"}
+
+
+def test_inspect_hugging_face(llama: Path) -> None:
+    found = as_json("inspect", llama)
+    assert set(found) == BOTH
+    assert (found["format"], found["model_type"], found["tensors"], found["files"]) == ("huggingface", "llama", 39, 1)
+    assert found["path"] == [str(llama)]
+    assert found["dtypes"] == {"F32": 39}
+    assert found["bytes"] == found["parameters"] * 4 == (llama / "model.safetensors").stat().st_size - 8 - header_size(llama)
+    text = ok(run("inspect", llama)).out
+    for word in ("huggingface", "llama", f"{found['parameters']:,}", "F32 (39 tensors)", "num_layers", "131", str(llama)):
+        assert word in text
+
+
+def header_size(hf: Path) -> int:
+    return int.from_bytes((hf / "model.safetensors").read_bytes()[:8], "little")
+
+
+def test_inspect_megatron(sharded: Path, moe: Path, tmp_path: Path) -> None:
+    found = as_json("inspect", sharded)
+    assert set(found) == BOTH | MEGATRON_ONLY
+    assert (found["format"], found["layout"], found["dialect"], found["padded_vocab_size"]) == (
+        "megatron",
+        "tp=2 pp=2",
+        "mcore",
+        132,
+    )
+    assert found["expert_layout"] is None
+    assert sorted(found["ranks"]) == ["mp_rank_00_000", "mp_rank_00_001", "mp_rank_01_000", "mp_rank_01_001"]
+    text = ok(run("inspect", sharded)).out
+    for word in ("tp=2 pp=2", "mcore", "131, padded to 132", "mp_rank_01_001", "iteration"):
+        assert word in text
+    grouped = megatron(tmp_path / "moe", moe, tp=2, ep=4, etp=1, pp=4, vpp=1, dialect="te", expert_layout="grouped")
+    found = as_json("inspect", grouped)
+    assert (found["layout"], found["dialect"], found["expert_layout"]) == ("tp=2 pp=4 ep=4 etp=1", "te", "grouped")
+    assert len(found["ranks"]) == 16
+    for place in (sharded / ITERATION, sharded):
+        assert as_json("inspect", place)["layout"] == "tp=2 pp=2"
+
+
+def test_families() -> None:
+    found = as_json("families")
+    text = ok(run("families")).out
+    assert {"llama", "qwen3_moe", "deepseek_v3", "gpt2", "mamba2"} <= set(found)
+    for name, facts in found.items():
+        assert set(facts) == {"architecture", "dialects"}
+        assert name in text
+        assert facts["architecture"] in text
+
+
+# Comparisons
+
+
+def test_verify_equal(llama: Path, sharded: Path) -> None:
+    found = as_json("verify", llama, sharded)
+    assert found == {"same": True, "equal": 39, "bytes": 140224 * 4, "differences": []}
+    result = ok(run("verify", sharded, llama))
+    assert result.out.startswith(f"equal {sharded} and {llama}: 39 tensors, 547.8 KiB, byte for byte, 9 replicas")
+
+
+CUT = [  # HF name, Megatron name, the rank that holds it alone
+    ("model.layers.3.mlp.down_proj.weight", "decoder.layers.1.mlp.linear_fc2.weight", "01_001"),
+    ("model.embed_tokens.weight", "embedding.word_embeddings.weight", "00_000"),
+    ("lm_head.weight", "output_layer.weight", "00_001"),
+]
+
+
+@pytest.mark.parametrize(("hf", "name", "rank"), CUT)
+def test_verify_names_the_tensor_of_one_flipped_byte(
+    hf: str, name: str, rank: str, llama: Path, sharded: Path, tmp_path: Path
+) -> None:
+    other = copied(sharded, tmp_path / "mcore")
+    flip_tensor(shard(other, rank), name)
+    for a, b in ((llama, other), (other, llama), (sharded, other)):
+        result = run("verify", a, b)
+        assert result.code == 5, str(result)
+        assert "Traceback" not in result.err
+        rows = [line for line in result.out.splitlines() if line.strip().startswith(("model.", "lm_head."))]
+        assert [row.split()[0] for row in rows] == [hf]
+        assert "1 differences, 38 tensors equal" in result.out
+    result = run("verify", llama, other, "--json")
+    assert result.code == 5
+    (difference,) = json.loads(result.out, parse_constant=pytest.fail)["differences"]
+    assert set(difference) == {"name", "what", "largest"}
+    assert difference["name"] == hf
+    assert difference["what"] == "values"
+
+
+def test_verify_finds_ranks_that_disagree(llama: Path, sharded: Path, tmp_path: Path) -> None:
+    """A norm is on both TP ranks; only the first copy is converted, and it is the other one that is damaged."""
+    other = copied(sharded, tmp_path / "mcore")
+    flip_tensor(shard(other, "01_001"), "decoder.layers.0.input_layernorm.weight")
+    result = run("verify", llama, other)
+    assert result.code == 5
+    assert "model.layers.2.input_layernorm.weight" in result.out
+    assert "ranks mp_rank_00_001 and mp_rank_01_001 of the second checkpoint hold different values" in result.out
+    result = run("verify", other, other)
+    assert result.code == 5
+    assert "of the first checkpoint" in result.out
+
+
+def test_conversion_warns_of_ranks_that_disagree(llama: Path, sharded: Path, tmp_path: Path) -> None:
+    other = copied(sharded, tmp_path / "mcore")
+    flip_tensor(shard(other, "01_001"), "decoder.layers.0.input_layernorm.weight")
+    for flags in ([], ["--json"]):
+        result = ok(run("to-hf", other, tmp_path / f"out{len(flags)}", *flags))
+        (warning,) = result.err.splitlines()
+        name = "model.layers.2.input_layernorm.weight"
+        assert warning == f"warning: {name}: ranks hold different values; the first rank's are used"
+        if flags:
+            json.loads(result.out)
+    ok(run("verify", llama, tmp_path / "out0"))
+
+
+def test_verify_other_differences(llama: Path, moe: Path, tmp_path: Path) -> None:
+    cast = tmp_path / "bf16"
+    ok(run("to-hf", llama, cast, "--dtype", "bf16"))
+    result = run("verify", llama, cast)
+    assert result.code == 5
+    assert "dtype F32 against BF16" in result.out
+    result = run("verify", llama, moe)
+    assert result.code == 5
+    assert "llama against qwen3_moe" in result.out
+    assert "not in the first checkpoint" in result.out
+    assert json.loads(run("verify", llama, moe, "--json").out, parse_constant=pytest.fail)["same"] is False
+
+
+# Megatron to Megatron
+
+
+def test_chain_of_layouts(llama: Path, sharded: Path, tmp_path: Path) -> None:
+    """TP 2 PP 2, then TP 1, then TP 4: the shards are those of a direct conversion."""
+    ok(run("to-megatron", sharded, tmp_path / "one"))
+    ok(run("to-megatron", tmp_path / "one", tmp_path / "four", "--tp", 4))
+    direct = contents(megatron(tmp_path / "direct", llama, tp=4))
+    chained = contents(tmp_path / "four")
+    assert {n: v for n, v in chained.items() if n != "manifest.json"} == {n: v for n, v in direct.items() if n != "manifest.json"}
+    assert ok(run("verify", llama, tmp_path / "four")).out.startswith("equal")
+    ok(run("to-hf", tmp_path / "four", tmp_path / "back"))
+    assert failing.read_all(tmp_path / "back" / "model.safetensors") == failing.read_all(llama / "model.safetensors")
+
+
+def test_tracker_is_honoured(llama: Path, sharded: Path, tmp_path: Path) -> None:
+    source = copied(sharded, tmp_path / "mcore")
+    shutil.copytree(source / ITERATION, source / "iter_0000020")
+    for file in source.glob("iter_0000020/*/*.pt"):
+        edit_shard(file, lambda tree: tree.update(iteration=20))
+        edit_shard(file, later)
+    assert as_json("inspect", source)["iteration"].lstrip("0") == "1"
+    assert ok(run("verify", llama, source)).code == 0
+    (source / "latest_checkpointed_iteration.txt").write_text("20\n")
+    assert as_json("inspect", source)["iteration"].lstrip("0") == "20"
+    assert run("verify", llama, source).code == 5
+    assert as_json("inspect", source, "--iteration", "1")["iteration"].lstrip("0") == "1"
+    ok(run("to-megatron", source, tmp_path / "out", "--tp", 1))
+    assert (tmp_path / "out" / "latest_checkpointed_iteration.txt").read_text().strip().lstrip("0") == "20"
+    assert (tmp_path / "out" / "iter_0000020").is_dir()
+
+
+def later(tree: dict[str, Any]) -> None:
+    for key in [k for k in tree["model"] if k.endswith("layernorm.weight")]:
+        tree["model"][key] = np.ones(tree["model"][key].shape, np.float32)
+
+
+def test_several_nodes(sharded: Path, tmp_path: Path) -> None:
+    a, b = copied(sharded, tmp_path / "node0"), copied(sharded, tmp_path / "node1")
+    for tp in ("00", "01"):
+        shutil.rmtree(shard(a, f"{tp}_001").parent)
+        shutil.rmtree(shard(b, f"{tp}_000").parent)
+    found = as_json("inspect", a, b)
+    assert found["path"] == [str(a), str(b)]
+    assert len(found["ranks"]) == 4
+    ok(run("to-megatron", a, b, tmp_path / "out", "--tp", 4))
+    ok(run("verify", sharded, tmp_path / "out"))
+
+
+# People and pipes
+
+EVERY_LINE = "import jumar.schema.cli as cli\ncli.ByteProgress.__init__.__kwdefaults__['every_s'] = 0.0"
+PROGRESS = re.compile(r"(writing|verify): \d+(\.\d)? ([KMG]i)?B of \d+(\.\d)? ([KMG]i)?B, \d+(\.\d)? ([KMGT]i)?B/s, \d+ s left")
+
+
+def test_progress_in_a_pipe_is_plain_lines(llama: Path, sharded: Path, tmp_path: Path) -> None:
+    for line in (["to-megatron", llama, tmp_path / "out", "--pp", 2], ["verify", llama, sharded]):
+        result = ok(run(*line, code=EVERY_LINE))
+        lines = result.err.splitlines()
+        assert len(lines) > 5
+        assert [text for text in lines if not PROGRESS.fullmatch(text)] == []
+        assert lines[-1].split(" of ")[0].split(": ")[1] == lines[-1].split(" of ")[1].split(", ")[0]  # all of it
+        assert ESCAPE not in result.out + result.err
+        assert "\r" not in result.err
+        quiet = ok(run(*line, "--json", *(["--force"] if line[0] == "to-megatron" else []), code=EVERY_LINE))
+        assert quiet.err == ""
+
+
+def test_short_runs_say_no_progress(llama: Path, tmp_path: Path) -> None:
+    assert ok(run("to-megatron", llama, tmp_path / "out")).err == ""
+
+
+def on_a_terminal(command: Sequence[str], **env: str) -> str:
+    """What a command writes to a terminal of its own."""
+    terminal, end = pty.openpty()
+    process = subprocess.Popen(
+        command, stdin=end, stdout=end, stderr=end, env=failing.environment(TERM="xterm", **env), close_fds=True
+    )
+    os.close(end)
+    text = b""
+    try:
+        while block := os.read(terminal, 65536):
+            text += block
+    except OSError:  # the other end is closed
+        pass
+    os.close(terminal)
+    assert process.wait(60) == (0 if "--tp=3" not in command else 3)
+    return text.decode()
+
+
+def test_terminal(llama: Path, tmp_path: Path) -> None:
+    colour = re.compile(r"\x1b\[[0-9;]*3[0-7]m")
+    line = [failing.COMMAND, "to-megatron", str(llama)]
+    assert colour.search(on_a_terminal([*line, str(tmp_path / "a")]))
+    assert colour.search(on_a_terminal([*line, str(tmp_path / "b"), "--tp=3"]))
+    plain = on_a_terminal([*line, str(tmp_path / "c")], NO_COLOR="1")
+    assert not colour.search(plain)
+    assert "done" in plain
+    assert not colour.search(on_a_terminal([*line, str(tmp_path / "d"), "--tp=3"], NO_COLOR="1"))
+
+
+def test_colour_only_where_asked_for(llama: Path, tmp_path: Path) -> None:
+    assert ESCAPE not in ok(run("inspect", llama)).out
+    assert ESCAPE not in ok(run("inspect", llama, env={"FORCE_COLOR": "1", "NO_COLOR": "1"})).out
+    assert ESCAPE in ok(run("to-megatron", llama, tmp_path / "out", env={"FORCE_COLOR": "1"})).out
+    json.loads(ok(run("inspect", llama, "--json", env={"FORCE_COLOR": "1"})).out)
+
+
+def test_names_are_whole_in_a_pipe(moe: Path, tmp_path: Path) -> None:
+    """No table is folded at 80 columns where nobody looks at columns."""
+    other = copied(megatron(tmp_path / "mcore", moe, tp=2, ep=2), tmp_path / "other")
+    flip_tensor(shard(other, "01_001"), "decoder.layers.3.mlp.experts.local_experts.3.linear_fc2.weight")
+    result = run("verify", moe, other)
+    assert result.code == 5
+    assert "model.layers.3.mlp.experts.7.down_proj.weight" in result.out
+
+
+@pytest.mark.parametrize("line", ["inspect {} --json | true", "inspect {} | head -n 1", "--help | true", "families | true"])
+def test_reader_that_goes_away(line: str, llama: Path) -> None:
+    result = execute(["bash", "-c", f"set -o pipefail; {failing.COMMAND} {line.format(llama)}"])
+    assert (result.code, result.err) == (0, "")
+
+
+def test_standard_output_that_is_full(llama: Path) -> None:
+    result = execute(["bash", "-c", f"{failing.COMMAND} inspect {llama} --json > /dev/full"])
+    failing.refused(result, 4, "No space left on device")
+    result = execute(["bash", "-c", f"{failing.COMMAND} inspect {llama} --json >&-"])
+    assert (result.code, result.err) == (0, "")
+
+
+# Names of any kind
+
+NAMES = [
+    "with space",
+    "[bold]brackets[/bold]",
+    "closing [",
+    "日本語 é",
+    ":smile: {x} %s",
+    "-dash",
+    'quote\'s "both"',
+    "line\nbreak",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_of_any_kind(name: str, llama: Path, tmp_path: Path) -> None:
+    source = copied(llama, tmp_path / name / "bold]" / "hf")
+    mcore, back = tmp_path / name / "mcore", tmp_path / name / "back"
+    result = ok(run("to-megatron", source, mcore, "--tp", 2))
+    assert f"done {mcore}:" in result.out
+    assert str(mcore) in ok(run("to-megatron", source, mcore, "--tp", 2)).out
+    ok(run("to-hf", mcore, back))
+    assert f"equal {source} and {back}:" in ok(run("verify", source, back)).out
+    assert name in ok(run("inspect", mcore)).out or "\n" in name
+    assert as_json("inspect", mcore)["path"] == [str(mcore)]
+    assert f"error: {mcore} is not empty" in run("to-megatron", source, mcore).err
+    assert contents(back) == contents(huggingface(tmp_path / "like", mcore))
+
+
+@pytest.mark.parametrize("env", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "POSIX"}])
+def test_terminals_of_any_encoding(env: dict[str, str], llama: Path, tmp_path: Path) -> None:
+    """A name that cannot be shown is shown as an escape; nothing fails for it."""
+    source = copied(llama, tmp_path / "日本")
+    for args in (("inspect", source), ("inspect", source, "--json"), ("to-megatron", source, tmp_path / "出")):
+        ok(run(*args, env=env))
+    failing.refused(run("inspect", tmp_path / "無", env=env), 3, "does not exist")
+
+
+def test_name_that_is_no_text(llama: Path, tmp_path: Path) -> None:
+    source = copied(llama, Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe")))
+    for env in ({"LC_ALL": "POSIX"}, {"PYTHONIOENCODING": "utf-8:strict"}):
+        ok(run("inspect", source, env=env))
+        ok(run("inspect", source, "--json", env=env))
+    ok(run("to-megatron", source, tmp_path / "out"))
+    ok(run("verify", source, tmp_path / "out"))

@@ -1,0 +1,102 @@
+"""Manifests: the same facts give the same bytes; what other projects call manifest.json is left alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from jumar.schema.errors import Exit, ToolError
+from jumar.schema.manifest import identify, manifest_text, read_manifest, template_sha256, tokenizer_sha256
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def test_the_order_of_facts_does_not_matter() -> None:
+    one = manifest_text(tool="jumar-x", version="1", counts={"b": 2, "a": 1}, seed=7)
+    other = manifest_text(version="1", seed=7, counts={"a": 1, "b": 2}, tool="jumar-x")
+    assert one == other
+    assert json.loads(one) == {"schema": 1, "tool": "jumar-x", "version": "1", "counts": {"a": 1, "b": 2}, "seed": 7}
+
+
+def test_what_does_not_apply_is_absent_and_what_is_zero_is_not() -> None:
+    content = json.loads(manifest_text(tool="jumar-x", version="1", seq_len=None, seed=0, inputs=[]))
+    assert content == {"schema": 1, "tool": "jumar-x", "version": "1", "seed": 0, "inputs": []}
+
+
+def test_a_manifest_is_read_back(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(
+        manifest_text(tool="jumar-convert", version="1", dialect="te", name="Qwen 千问"), "utf-8"
+    )
+    assert read_manifest(tmp_path) == {"schema": 1, "tool": "jumar-convert", "version": "1", "dialect": "te", "name": "Qwen 千问"}
+
+
+@pytest.mark.parametrize("content", ['{"tool": "webpack", "schema": 9}', '{"name": "app"}', "[1, 2]", "3"])
+def test_a_manifest_of_another_project_is_none_of_ours(content: str, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(content)
+    assert read_manifest(tmp_path) is None
+
+
+def test_no_manifest_is_no_fault(tmp_path: Path) -> None:
+    assert read_manifest(tmp_path) is None
+
+
+@pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe", b"[" * 100_000])
+def test_a_damaged_manifest_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_bytes(content)
+    with pytest.raises(ToolError, match=r"manifest\.json is not JSON") as caught:
+        read_manifest(tmp_path)
+    assert caught.value.code == Exit.INPUT
+    assert caught.value.hint
+
+
+def test_a_manifest_of_a_newer_schema_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"tool": "jumar-convert", "schema": 2}')
+    with pytest.raises(ToolError, match="manifest schema 2, this version reads 1") as caught:
+        read_manifest(tmp_path)
+    assert "upgrade" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("size", [0, 1, 99, 100, 101, 5_000_000])
+def test_a_file_is_known_by_name_size_and_head(size: int, tmp_path: Path) -> None:
+    content = bytes(i % 251 for i in range(min(size, 200))) + bytes(max(size - 200, 0))
+    (tmp_path / "a.bin").write_bytes(content)
+    head = {"name": "a.bin", "size": size, "head_sha256": sha256(content[:100])}
+    assert identify(tmp_path / "a.bin", head=100) == head
+    assert identify(tmp_path / "a.bin", full=True) == {"name": "a.bin", "size": size, "sha256": sha256(content)}
+
+
+def test_a_tokenizer_is_known_by_its_main_file(tmp_path: Path) -> None:
+    assert tokenizer_sha256(tmp_path) is None
+    (tmp_path / "vocab.json").write_bytes(b"{}")
+    (tmp_path / "merges.txt").write_bytes(b"a b")
+    pairs = [("merges.txt", sha256(b"a b")), ("vocab.json", sha256(b"{}"))]
+    assert tokenizer_sha256(tmp_path) == sha256(json.dumps(pairs).encode())
+    (tmp_path / "tokenizer.json").write_bytes(b"whole")
+    assert tokenizer_sha256(tmp_path) == sha256(b"whole")
+
+
+def test_a_template_is_known_wherever_it_stands(tmp_path: Path) -> None:
+    assert template_sha256(tmp_path) is None
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text('{"model_max_length": 3}')
+    assert template_sha256(tmp_path) is None
+    config.write_text(json.dumps({"chat_template": "{{ é }}"}))
+    inline = template_sha256(tmp_path)
+    assert inline == sha256(json.dumps("{{ é }}").encode())
+    config.write_text(json.dumps({"chat_template": [{"name": "tools", "template": "x"}]}))
+    assert template_sha256(tmp_path) not in (None, inline)
+    (tmp_path / "chat_template.jinja").write_text("{{ x }}")
+    assert template_sha256(tmp_path) == sha256(b"{{ x }}")
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_damaged_tokenizer_config_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(content)
+    with pytest.raises(ToolError, match=r"tokenizer_config\.json") as caught:
+        template_sha256(tmp_path)
+    assert caught.value.code == Exit.INPUT
