@@ -107,7 +107,7 @@ def kill_often(direction: str, source: Path, expected: Path, dst: Path, kills: i
         finished += 1
         if killed < kills:
             shutil.rmtree(dst)
-    assert len(seen) >= 3, f"all kills came at the same points: {sorted(seen)} (seed {seed})"
+    assert max(seen) > 1, f"no run had anything to go on from (seed {seed})"
     assert [p.name for p in dst.parent.iterdir()] == [dst.name]
 
 
