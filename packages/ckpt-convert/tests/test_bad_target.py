@@ -42,9 +42,9 @@ def precious(path: Path, name: str = "thesis.tex") -> Path:
 def test_target_that_is_not_empty(llama: Path, tmp_path: Path) -> None:
     dst = precious(tmp_path / "out")
     said = refused(run("to-megatron", llama, dst), 3, f"{dst} is not empty (thesis.tex)")
-    assert "hint: add --force" in said
+    assert "--force" not in said, "where it would not help, it is not advised"
     refused(run("to-megatron", llama, dst, "--resume"), 3, "is not empty")
-    said = refused(run("to-megatron", llama, dst, "--force"), 3, "does not look like a checkpoint (thesis.tex)")
+    said = refused(run("to-megatron", llama, dst, "--force"), 3, "is not empty (thesis.tex), and no conversion wrote it")
     assert "--force does not delete that" in said
     assert (dst / "thesis.tex").read_text() == "years of work"
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
@@ -78,6 +78,7 @@ FOREIGN = [
     "train.py",
     "data.json/part.json",
     "hf/adapter.bin",
+    "adapter_model.safetensors",
     f"{ITERATION}/mp_rank_00/distrib_optim.pt",
 ]
 
@@ -88,7 +89,7 @@ def test_force_deletes_no_foreign_file(name: str, llama: Path, tmp_path: Path) -
     dst = megatron(tmp_path / "out", llama)
     precious(dst, name)
     before = contents(dst)
-    said = refused(run("to-megatron", llama, dst, "--tp", 2, "--force"), 3, "holds what this conversion does not write", name)
+    said = refused(run("to-megatron", llama, dst, "--tp", 2, "--force"), 3, "holds what the conversion did not write", name)
     assert "--force does not delete that" in said
     assert contents(dst) == before
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
@@ -98,8 +99,39 @@ def test_force_deletes_no_training_run(llama: Path, tmp_path: Path) -> None:
     dst = megatron(tmp_path / "out", llama)
     shutil.copytree(dst / ITERATION, dst / "iter_0000500")
     before = contents(dst)
-    refused(run("to-megatron", llama, dst, "--force"), 3, "holds several iterations; --force does not delete that")
+    refused(run("to-megatron", llama, dst, "--force"), 3, "iter_0000500", "--force does not delete that")
     assert contents(dst) == before
+
+
+def test_force_deletes_no_checkpoint_of_another_tool(llama: Path, tmp_path: Path) -> None:
+    dst = copied(llama, tmp_path / "out")
+    before = contents(dst)
+    for flags in FORCE:
+        refused(run("to-hf", megatron(tmp_path / "mg", llama), dst, *flags), 3, "no conversion wrote it")
+        shutil.rmtree(tmp_path / "mg")
+    assert contents(dst) == before
+
+
+def test_a_directory_that_only_looks_like_a_stopped_run(llama: Path, tmp_path: Path) -> None:
+    own = precious(tmp_path / "out.partial")
+    (own / "journal.jsonl").write_text("dear diary\n")
+    before = contents(own)
+    for flags in ALL:
+        refused(run("to-megatron", llama, tmp_path / "out", *flags), 3, "is in the way, and is not ours")
+    assert contents(own) == before
+
+
+def test_source_that_is_links_into_the_target(llama: Path, tmp_path: Path) -> None:
+    """A view of a directory as links to its files: replacing that directory would take the source away."""
+    first = tmp_path / "first"
+    ok(run("to-hf", megatron(tmp_path / "mg", llama), first))
+    view = tmp_path / "view"
+    view.mkdir()
+    for file in first.iterdir():
+        (view / file.name).symlink_to(file)
+    before = contents(first)
+    refused(run("to-hf", view, first, "--dtype", "bf16", "--force"), 3, "lies in the target")
+    assert contents(first) == before
 
 
 def test_force_replaces_what_a_conversion_wrote(llama: Path, tmp_path: Path) -> None:

@@ -393,6 +393,8 @@ DAMAGED: dict[str, Callable[[Path], object]] = {
     "a file that is not there": append(b"[99, 0, 5]\n"),
     "a record that is not there": append(b"[0, 999, 5]\n"),
     "a negative record": append(b"[0, -1, 5]\n"),
+}
+NOT_OURS: dict[str, Callable[[Path], object]] = {
     "a first line of garbage": rewrite(lambda old: [b"garbage\n", *old[1:]]),
     "a first line of another kind": rewrite(lambda old: [b"[]\n", *old[1:]]),
 }
@@ -414,9 +416,18 @@ def test_journal_damaged(name: str, stopped: Callable[..., Path], llama: Path) -
     assert not dst.exists()
 
 
+@pytest.mark.parametrize("name", NOT_OURS)
+def test_journal_that_no_run_began(name: str, stopped: Callable[..., Path], llama: Path) -> None:
+    """Without a first line of ours the directory may be anybody's: it is neither gone on with nor deleted."""
+    dst = stopped()
+    NOT_OURS[name](journal(dst))
+    refused(resume(llama, dst), 3, "is in the way, and is not ours")
+    refused(run("to-megatron", llama, dst, "--tp", 2, "--pp", 2, "--force"), 3, "is in the way, and is not ours")
+
+
 def test_damage_is_mended_by_starting_over(stopped: Callable[..., Path], llama: Path, sharded: Path) -> None:
     dst = stopped()
-    journal(dst).write_text("garbage\n")
+    DAMAGED["a line of garbage"](journal(dst))
     ok(run("to-megatron", llama, dst, "--tp", 2, "--pp", 2, "--force"))
     assert contents(dst) == contents(sharded)
 

@@ -153,14 +153,17 @@ def run_plan(
 
     Raises ToolError: a target that is not empty (3), a disk that is full (4; resumable).
     """
-    content = manifest_text(tool="jumar-convert", version=dist_version("jumar-ckpt-convert"), **plan.manifest)
+    outputs = sorted({*plan.sidecars, *(f.path for f in plan.files)})
+    version = dist_version("jumar-ckpt-convert")
+    content = manifest_text(tool="jumar-convert", version=version, outputs=outputs, **plan.manifest)
     target = Target(dst, plan.source.paths)
     if not force and _is_done(plan, target, content):
         target.tidy()
         return False
     sidecars = {**plan.sidecars, MANIFEST: content.encode()}
     try:
-        target.claim(resume=resume, force=force, outputs={*sidecars, *(f.path for f in plan.files)})
+        target.refuse_own([*plan.source.files, *(s for s in plan.sidecars.values() if isinstance(s, Path))])
+        target.claim(resume=resume, force=force)
         target.check_space(plan.nbytes)
         journal = Journal(target.staging, plan.fingerprint(), resume)
         try:

@@ -60,6 +60,7 @@ def convert_gguf(
         tokenizer_sha256=tokenizer_sha256(target.staging),
         template_sha256=template_sha256(target.staging),
         counts={"tensors": made["tensors"], "bytes": made["bytes"]},
+        outputs=sorted(p.relative_to(target.staging).as_posix() for p in target.staging.rglob("*") if p.is_file()),
         bit_exact=False,
     )
     target.finish({MANIFEST: text.encode()})

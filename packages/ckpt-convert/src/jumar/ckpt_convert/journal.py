@@ -72,6 +72,18 @@ def damaged(journal: Path) -> ToolError:
     return ToolError(f"{journal} is damaged", hint="start over with --force instead of --resume")
 
 
+def is_journal(path: Path) -> bool:
+    """Whether a file is the journal of a run that was stopped (perhaps before its first line)."""
+    if not path.is_file() or path.is_symlink():
+        return False
+    with path.open("rb") as file:
+        first = file.readline(1000)
+    try:
+        return not first.endswith(b"\n") or "plan" in json.loads(first)
+    except (ValueError, TypeError):
+        return False
+
+
 def refuse_second_writer(directory: Path) -> None:
     """Raises ToolError (4) if another process is writing into a staging directory."""
     journal = directory / NAME

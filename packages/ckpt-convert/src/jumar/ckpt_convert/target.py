@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jumar.ckpt_convert.formats.megatron import TRACKER
 from jumar.ckpt_convert.journal import NAME as JOURNAL
-from jumar.ckpt_convert.journal import refuse_second_writer
+from jumar.ckpt_convert.journal import is_journal, refuse_second_writer
 from jumar.schema.cli import human_bytes
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.manifest import NAME as MANIFEST
 from jumar.schema.manifest import read_manifest
 
-OWN_SUFFIXES = (".safetensors", ".json", ".txt", ".jinja", ".model", ".py", ".md", ".tiktoken")
-OWN_NAMES = (JOURNAL, "LICENSE", "LICENCE", "NOTICE", "USE_POLICY", "merges", "vocab")
-WEIGHTS = re.compile(
-    r"(iter_\d+|release)/mp_rank_[\d_]+/model_optim_rng\.pt|[^/]+\.safetensors|pytorch_model[^/]*\.bin|[^/]+\.index\.json"
-)
 REPLACED = ".replaced"
 """The old target while it gives way: inside the new one, since beside it a directory of that name may be somebody's."""
 
@@ -44,6 +37,13 @@ class Target:
                     hint = "choose another target"
                     raise ToolError(f"the target {inner} and the source {source} lie in one another", hint=hint)
 
+    def refuse_own(self, sources: Iterable[Path]) -> None:
+        """Raises ToolError if a source file, links followed, lies in the target: it would be gone before it is read."""
+        for file in sources:
+            if file.resolve().is_relative_to(self.dst):
+                hint = "choose another target"
+                raise ToolError(f"the source file {file} lies in the target {self.dst}", hint=hint)
+
     def states(self, facts: Mapping[str, Any], sources: Collection[Path]) -> bool:
         """Whether the target is finished, its manifest says these facts, and no source file changed since.
 
@@ -57,11 +57,10 @@ class Target:
         same = manifest is not None and all(manifest.get(k) == v for k, v in facts.items())
         return same and all(file.stat().st_ctime_ns <= made_ns for file in sources)
 
-    def claim(self, *, resume: bool, force: bool, outputs: Collection[str] | None = None) -> None:
+    def claim(self, *, resume: bool, force: bool) -> None:
         """Makes sure that the target may be written, before anything is. Raises ToolError (3) if it may not.
 
-        outputs: paths of what will be written; None: not known yet. With `force`, these and weights are replaced, but
-        nothing else that lies there.
+        With `force`, what an earlier conversion wrote is replaced: the files that its manifest lists, and nothing else.
         """
         if os.path.lexists(self.dst) and not self.dst.is_dir():
             raise ToolError(f"{self.dst} is a file, expected a directory", hint="choose another target")
@@ -71,37 +70,32 @@ class Target:
                 hint=f"name a directory inside it, such as {self.dst / 'model'}",
             )
         entries = sorted(p.name for p in self.dst.iterdir()) if self.dst.is_dir() else []
-        if entries and not force:
-            raise ToolError(f"{self.dst} is not empty ({', '.join(entries[:4])})", hint="add --force to replace it")
-        ours = any(n in entries for n in (MANIFEST, TRACKER, "config.json")) or any(n.startswith("iter_") for n in entries)
-        if entries and not ours:
-            raise ToolError(
-                f"{self.dst} does not look like a checkpoint ({', '.join(entries[:4])}); --force does not delete that",
-                hint="choose another target, or empty it yourself",
-            )
-        foreign = self._foreign(outputs)
-        if foreign or len([n for n in entries if n.startswith("iter_")]) > 1:
-            what = f"holds what this conversion does not write: {', '.join(foreign[:4])}"
-            what = what if foreign else "holds several iterations"
-            raise ToolError(
-                f"{self.dst} {what}; --force does not delete that", hint="choose another target, or empty it yourself"
-            )
+        if entries:
+            self._check_replaceable(entries, force)
         self._claim_staging(resume=resume, force=force)
 
-    def _foreign(self, outputs: Collection[str] | None) -> list[str]:
-        """Files of the target that are neither weights nor what will be written (or, where that is not known, could be)."""
+    def _check_replaceable(self, entries: Sequence[str], force: bool) -> None:
+        """Raises ToolError unless all that lies there is what the manifest of an earlier conversion lists."""
+        manifest = read_manifest(self.dst)
+        some, yours = ", ".join(entries[:4]), "choose another target, or empty it yourself"
+        if manifest is None:
+            word = "; --force does not delete that" if force else ""
+            raise ToolError(f"{self.dst} is not empty ({some}), and no conversion wrote it{word}", hint=yours)
         found = (p.relative_to(self.dst) for p in sorted(self.dst.rglob("*")) if not p.is_dir() or p.is_symlink())
-        written = {MANIFEST, TRACKER, JOURNAL, *(outputs or ())}
-        names = [p.as_posix() for p in found if p.parts[0] != REPLACED]
-        left = [n for n in names if n not in written and not WEIGHTS.fullmatch(n)]
-        if outputs is not None:
-            return left
-        return [n for n in left if n.count("/") > 1 or not (n.endswith(OWN_SUFFIXES) or Path(n).name.split(".")[0] in OWN_NAMES)]
+        listed = {MANIFEST, JOURNAL, *manifest.get("outputs", ())}
+        foreign = [p.as_posix() for p in found if p.parts[0] != REPLACED and p.as_posix() not in listed]
+        if foreign:
+            named = ", ".join(foreign[:4])
+            raise ToolError(
+                f"{self.dst} holds what the conversion did not write: {named}; --force does not delete that", hint=yours
+            )
+        if not force:
+            raise ToolError(f"{self.dst} is not empty ({some})", hint="add --force to replace it")
 
     def _claim_staging(self, *, resume: bool, force: bool) -> None:
         if not os.path.lexists(self.staging):
             return
-        begun = (self.staging / JOURNAL).is_file()
+        begun = is_journal(self.staging / JOURNAL)
         if not begun and not (self.staging.is_dir() and not any(self.staging.iterdir())):
             raise ToolError(f"{self.staging} is in the way, and is not ours", hint="move it, or choose another target")
         if begun:
