@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import failing
-from failing import ITERATION, contents, copied, edit_shard, huggingface, megatron, ok, refused, run, shard, untouched
+from failing import ITERATION, contents, copied, edit_json, edit_shard, huggingface, megatron, ok, refused, run, shard, untouched
 
 TRACKER = "latest_checkpointed_iteration.txt"
 FC1 = "decoder.layers.0.mlp.linear_fc1.weight"
@@ -184,14 +184,46 @@ def test_iteration_is_chosen(sharded: Path, tmp_path: Path) -> None:
     shutil.copytree(source / ITERATION, source / "release")
     said = refused(run("to-hf", source, tmp_path / "out", "--iteration", 5), 3, "there is no iter_0000005")
     assert "iterations here: iter_0000001, release" in said
-    for wrong in ("iter_0000001", "-1", "latest", "1.0"):
+    for wrong in ("-1", "latest", "1.0"):
         refused(run("to-hf", source, tmp_path / "out", f"--iteration={wrong}"), 3, f"iteration {wrong!r}", "expected a number")
     untouched(tmp_path / "out")
+    for named in (1, "iter_0000001"):
+        assert json.loads(ok(run("inspect", source, f"--iteration={named}", "--json")).out)["iteration"] == "1"
     found = json.loads(ok(run("inspect", source, "--iteration", "release", "--json")).out)
     assert found["iteration"] == "release"
     ok(run("to-megatron", source, tmp_path / "again", "--iteration", "release"))
     assert (tmp_path / "again" / TRACKER).read_text() == "release"
     assert (tmp_path / "again" / "release" / "mp_rank_00" / "model_optim_rng.pt").exists()
+
+
+def test_config_that_contradicts_the_args(sharded: Path, tmp_path: Path) -> None:
+    """Half as many heads, each twice as wide: every shape fits, and q, k and v would be cut in the wrong places."""
+    source = copied(sharded, tmp_path / "mcore")
+    edit_json(source / "hf" / "config.json", num_attention_heads=4, num_key_value_heads=2, head_dim=16)
+    said = refused(run("to-hf", source, tmp_path / "out"), 3, "num_attention_heads is 8, expected 4", "num_query_groups is 4")
+    assert str(source / "hf") in said
+    untouched(tmp_path / "out")
+
+
+def test_args_that_the_config_does_not_know_are_noted(sharded: Path, tmp_path: Path) -> None:
+    source = copied(sharded, tmp_path / "mcore")
+    edit_json(source / "hf" / "config.json", rope_theta=500000.0)
+    assert "rotary_base is 10000, expected 500000" in ok(run("to-hf", source, tmp_path / "out")).err
+
+
+def test_verify_takes_what_its_hints_advise(llama: Path, sharded: Path, tmp_path: Path) -> None:
+    bare = copied(sharded, tmp_path / "bare")
+    shutil.rmtree(bare / "hf")
+    (bare / "manifest.json").unlink()
+    for file in bare.glob(f"{ITERATION}/*/model_optim_rng.pt"):
+        edit_shard(file, lambda shard: delattr(shard["args"], "model_type_hf"))
+    refused(run("verify", llama, bare), 3, "nothing says which model this is")
+    assert "equal" in ok(run("verify", llama, bare, "--family", "llama")).out
+    away = tmp_path / "node1" / ITERATION
+    away.mkdir(parents=True)
+    (bare / ITERATION / "mp_rank_01_000").rename(away / "mp_rank_01_000")
+    refused(run("verify", llama, bare, "--family", "llama"), 3, "mp_rank_01_000")
+    assert "equal" in ok(run("verify", llama, bare, "--and-b", tmp_path / "node1", "--family", "llama")).out
 
 
 def test_shards_in_a_directory_of_any_name(sharded: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import failing
-from failing import ITERATION, contents, copied, edit_shard, execute, flip_tensor, huggingface, megatron, ok, run, shard
+from failing import ITERATION, contents, copied, edit_shard, execute, flip_tensor, huggingface, megatron, ok, refused, run, shard
 
 COMMANDS = ["to-megatron", "to-hf", "verify", "inspect", "families"]
 HF = "self_attn.q_proj.weight"
@@ -88,13 +88,15 @@ def test_without_a_command() -> None:
 
 def test_json_of_a_conversion(llama: Path, tmp_path: Path) -> None:
     there = as_json("to-megatron", llama, tmp_path / "mcore", "--tp", 2, "--pp", 2)
-    counts = {"hf_tensors", "files", "tensors", "copies", "replicas", "padding_elements", "dropped", "bytes"}
+    counts = {"hf_tensors", "files", "tensors", "copies", "replicas", "padding_elements", "source_padding_elements"}
+    counts |= {"dropped", "bytes"}
     assert set(there) == {"target", "written", "seconds"} | counts
     assert there["target"] == str(tmp_path / "mcore")
     assert (there["written"], there["files"], there["hf_tensors"], there["dropped"]) == (True, 4, 39, 0)
     assert there["padding_elements"] == 2 * 64
     back = as_json("to-hf", tmp_path / "mcore", tmp_path / "hf")
     assert set(back) == set(there)
+    assert (back["padding_elements"], back["source_padding_elements"]) == (0, 2 * 64)
     again = as_json("to-hf", tmp_path / "mcore", tmp_path / "hf")
     assert set(again) == set(there)
     assert again["written"] is False
@@ -445,3 +447,34 @@ def test_name_that_is_no_text(llama: Path, tmp_path: Path) -> None:
         ok(run("inspect", source, "--json", env=env))
     ok(run("to-megatron", source, tmp_path / "out"))
     ok(run("verify", source, tmp_path / "out"))
+
+
+def test_what_is_not_carried_along_is_said(llama: Path, tmp_path: Path) -> None:
+    source = copied(llama, tmp_path / "hf")
+    for name in ("adapter_config.json", "adapter_model.safetensors.bak", "kernel.cu", "tokenizer.json"):
+        (source / name).write_text("{}")
+    result = ok(run("to-megatron", source, tmp_path / "out"))
+    assert "note: not carried along: adapter_config.json, adapter_model.safetensors.bak, kernel.cu" in result.err
+    assert sorted(p.name for p in (tmp_path / "out" / "hf").iterdir() if p.name[0] in "akt") == [
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+
+
+def test_a_key_that_the_model_depends_on_cannot_be_ignored(llama: Path, tmp_path: Path) -> None:
+    refused(
+        run("to-megatron", llama, tmp_path / "out", "--ignore-config-keys", "rms_norm_eps"), 2, "rms_norm_eps cannot be ignored"
+    )
+    ok(run("to-megatron", llama, tmp_path / "out", "--ignore-config-keys", "not_there"))
+
+
+def test_gguf_is_named_where_it_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "blob").write_bytes(b"GGUF" + bytes(100))
+    for command in (["inspect"], ["verify", tmp_path / "blob"]):
+        refused(run(*command, tmp_path / "blob"), 3, "is a GGUF file", "jumar-convert to-hf")
+
+
+@pytest.mark.parametrize("size", ["100KB", "100K", "0.1M", "98KiB", "100000"])
+def test_shard_sizes_as_people_write_them(size: str, sharded: Path, tmp_path: Path) -> None:
+    ok(run("to-hf", sharded, tmp_path / "out", "--max-shard-size", size))
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 2

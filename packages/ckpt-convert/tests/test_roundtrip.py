@@ -432,3 +432,26 @@ def test_a_trainer_can_read_what_its_rank_holds(model_type: str, source: Callabl
             found[placed.key][placed.name] = array.view(tiny_hf.BITS[record.dtype])
         assert {k: sorted(s) for k, s in found.items()} == {k: sorted(s) for k, s in written[rank.name].items()}
         assert all((array == written[rank.name][k][n]).all() for k, state in found.items() for n, array in state.items())
+
+
+@pytest.mark.parametrize("model_type", ["llama", "deepseek_v3", "mamba2"])
+def test_a_cast_rounds_and_leaves_what_megatron_keeps(model_type: str, tmp_path: Path) -> None:
+    """float32 to bfloat16, to nearest, ties to even; router biases and Mamba's A_log and D stay; config.json says so."""
+    config, random_ = dict(families()[model_type].tiny), np.random.default_rng(0)
+    shapes = {n: a.shape for n, a in tiny_hf.random_tensors(config).items()}
+    tensors = {n: random_.standard_normal(shape, np.float32).view(np.uint32) for n, shape in shapes.items()}
+    hf = tiny_hf.write_hf(tmp_path / "hf", config, tensors)
+    run_plan(plan_megatron(open_checkpoint(hf), layout_of(Wanted(tp=2, pp=2)), dtype="bf16"), tmp_path / "mcore")
+    run_plan(plan_hf(open_checkpoint(tmp_path / "mcore")), tmp_path / "back")
+    run_plan(plan_hf(open_checkpoint(hf), dtype="bf16"), tmp_path / "direct")
+    kept = tuple({"deepseek_v3": ["e_score_correction_bias"], "mamba2": ["A_log", ".D"]}.get(model_type, ()))
+    halves = {n: a if n.endswith(kept or ("?",)) else rounded(a) for n, a in tensors.items()}
+    tiny_hf.write_hf(tmp_path / "expected", config, halves)
+    for made in ("back", "direct"):
+        assert tiny_hf.read_hf(tmp_path / made) == tiny_hf.read_hf(tmp_path / "expected")
+        assert json.loads((tmp_path / made / "config.json").read_text()) == config | {"torch_dtype": "bfloat16"}
+
+
+def rounded(bits: np.ndarray) -> np.ndarray:
+    """The upper half of float32 bits, after adding just under half of it (half, where the last bit kept is odd)."""
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)

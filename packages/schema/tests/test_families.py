@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,9 +13,10 @@ from hypothesis import strategies as st
 
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.family import Family
-from jumar.schema.megatron_args import layout_from_args, spec_from_args, to_args
+from jumar.schema.megatron_args import to_args
 from jumar.schema.parallel import ParallelLayout
 from jumar.schema.placement import Placement
+from jumar.schema.read_megatron_args import contradictions, layout_from_args, spec_from_args
 from jumar.schema.registry import families
 from jumar.schema.spec import ModelSpec, spec_from_dict
 
@@ -315,12 +317,62 @@ def test_llama_3_rope_comes_back_from_args(family: Family) -> None:
     assert spec_from_args(args_of(family, spec), family) == spec
 
 
-def test_rope_scaling_that_args_do_not_describe_is_refused() -> None:
+@pytest.mark.parametrize("kind", ["linear", "llama3", "yarn"])
+def test_rope_scaling_through_args(kind: str) -> None:
     family = families()["llama"]
-    spec = family.spec(family.tiny | {"rope_scaling": {"rope_type": "yarn", **SCALINGS["yarn"]}})
-    with pytest.raises(ToolError, match="yarn") as caught:
-        spec_from_args(args_of(family, spec), family)
+    spec = family.spec(family.tiny | {"rope_scaling": {"rope_type": kind, **SCALINGS[kind]}})
+    assert spec_from_args(args_of(family, spec), family) == spec
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        {"rope_scaling_type": "dynamic", "rope_scaling_factor": 4.0},
+        {"rope_scaling_type": "yarn", "rotary_scaling_factor": 4.0},
+        {"rope_type": "yarn", "rotary_scaling_factor": 40.0, "mscale": 0.707},
+        {"rope_scaling_type": "longrope"},
+    ],
+)
+def test_rope_scaling_that_args_do_not_describe_is_refused(args: dict[str, Any]) -> None:
+    family = families()["llama"]
+    plain = args_of(family, family.spec(family.tiny))
+    with pytest.raises(ToolError, match="which they do not describe fully") as caught:
+        spec_from_args(plain | args, family)
     assert "config.json" in (caught.value.hint or "")
+
+
+def test_args_that_contradict_the_config() -> None:
+    family = families()["llama"]
+    spec = family.spec(family.tiny)
+    args = args_of(family, spec)
+    assert contradictions(args, spec) == ([], [])
+    other = replace(spec, num_heads=4, num_kv_heads=2, head_dim=16, rope=replace(spec.rope, base=5e5))
+    geometry, rest = contradictions(args, other)
+    assert geometry == [
+        "num_attention_heads is 8, expected 4",
+        "num_query_groups is 4, expected 2",
+        "kv_channels is 8, expected 16",
+    ]
+    assert rest == ["rotary_base is 10000, expected 500000"]
+
+
+def test_sliding_layers_through_args() -> None:
+    family = families()["qwen2"]
+    spec = family.spec(family.tiny | {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 2})
+    assert spec.sliding_layers == (2, 3)
+    assert spec_from_args(args_of(family, spec), family) == spec
+
+
+def test_gemma2_without_its_softmax_scale_is_refused() -> None:
+    family = families()["gemma2"]
+    spec = family.spec(family.tiny | {"query_pre_attn_scalar": 144})
+    args = args_of(family, spec)
+    assert spec_from_args(args, family) == spec
+    assert family.config(spec)["query_pre_attn_scalar"] == 144
+    assert type(family.config(spec)["query_pre_attn_scalar"]) is int, "transformers refuses 144.0"
+    del args["query_pre_attn_scalar"]
+    with pytest.raises(ToolError, match="query_pre_attn_scalar"):
+        spec_from_args(args, family)
 
 
 @EACH

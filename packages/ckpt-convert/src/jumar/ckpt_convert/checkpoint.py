@@ -106,8 +106,13 @@ class Checkpoint:
         if name not in self.tensors:
             raise ToolError(f"{self.paths[0]} has no tensor {name!r}", hint="see jumar-convert inspect")
         shape = self.tensors[name]
+        if index is not None and (not isinstance(index, tuple) or len(index) != len(shape)):
+            raise ToolError(f"{name} has {len(shape)} axes: index it with a tuple of as many slices", code=Exit.USAGE)
         ranges = [range(n)[s] for n, s in zip(shape, index or (slice(None),) * len(shape), strict=True)]
-        assert all(r.step == 1 for r in ranges), "slices must have step 1"
+        if any(r.step != 1 for r in ranges):
+            raise ToolError(
+                f"{name}: slices with a step are not read", hint="read the range and step through it", code=Exit.USAGE
+            )
         size = tuple(len(r) for r in ranges)
         axes = tuple(range(len(shape)))
         box = Box(0, tuple(r.start for r in ranges), size, (0,) * len(shape), axes)

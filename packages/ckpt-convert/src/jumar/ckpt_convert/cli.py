@@ -132,7 +132,9 @@ def to_hf(
 
     sources, dst = _split(paths)
     size = _size(max_shard_size)
-    if len(sources) == 1 and sources[0].suffix == ".gguf":
+    from jumar.ckpt_convert.opening import is_gguf
+
+    if len(sources) == 1 and is_gguf(sources[0]):
         if plan or resume or iteration or family or sets or ignore:
             hint = "--dtype, --tokenizer, --max-shard-size, --force and --json go with it"
             raise ToolError(
@@ -151,16 +153,32 @@ def to_hf(
 def verify(
     first: Annotated[Path, typer.Argument(metavar="A", help="A checkpoint of any format.")],
     second: Annotated[Path, typer.Argument(metavar="B", help="Another.")],
+    first_nodes: Annotated[
+        list[Path] | None, typer.Option("--and-a", metavar="DIR", help="Where another node kept ranks of A; may be repeated.")
+    ] = None,
+    second_nodes: Annotated[
+        list[Path] | None, typer.Option("--and-b", metavar="DIR", help="Where another node kept ranks of B; may be repeated.")
+    ] = None,
+    family: FamilyName = None,
+    sets: Sets = None,
     ignore: Ignore = None,
     threads: Threads = THREADS,
     as_json: Json = False,
 ) -> None:
-    """Compare two checkpoints of any formats and layouts tensor by tensor. Exit code 5 if they differ."""
+    """Compare two checkpoints of any formats and layouts tensor by tensor. Exit code 5 if they differ.
+
+    --family and --set are for those of the two that are Megatron checkpoints.
+    """
     from jumar.ckpt_convert import show
+    from jumar.ckpt_convert.formats.megatron import is_checkpoint
     from jumar.ckpt_convert.verification import verify as compare
     from jumar.schema.cli import ByteProgress
 
-    a, b = (_open([p], None, None, None, ignore) for p in (first, second))
+    def opened(paths: list[Path]) -> Checkpoint:
+        megatron = paths[0].is_dir() and is_checkpoint(paths[0])
+        return _open(paths, None, family if megatron else None, sets if megatron else None, ignore)
+
+    a, b = opened([first, *(first_nodes or ())]), opened([second, *(second_nodes or ())])
     with ByteProgress("verify", sum(x.nbytes for boxes in a.sources.values() for x in boxes), quiet=as_json) as progress:
         report = compare(a, b, threads=threads, progress=progress)
     show.report(report, str(first), str(second), as_json)
@@ -209,8 +227,10 @@ def _numbers(flag: str, text: str | None) -> tuple[int, ...] | None:
 
 
 def _size(text: str) -> int:
-    units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-    number = text.rstrip("BKMGIbkmgi ")
+    powers = {"K": 1, "M": 2, "G": 3, "T": 4}
+    units = {"": 1, "B": 1}
+    units |= {u + tail: base**n for u, n in powers.items() for tail, base in (("", 1000), ("B", 1000), ("IB", 1024))}
+    number = text.rstrip("BKMGTIbkmgti ")
     unit = text[len(number) :].strip().upper()
     try:
         size = int(float(number) * units[unit])
@@ -256,6 +276,8 @@ def _carry_out(made: Plan, dst: Path, *, plan: bool, resume: bool, force: bool, 
     if plan:
         show.plan(made, as_json)
         return
+    for note in made.notes:
+        say("note", note)
     for name in differing_replicas(made.source):
         say("warning", f"{name}: ranks hold different values; the first rank's are used")
     start = time.monotonic()

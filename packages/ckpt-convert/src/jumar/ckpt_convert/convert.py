@@ -13,7 +13,7 @@ from typing import Any
 from jumar.ckpt_convert.checkpoint import Checkpoint
 from jumar.ckpt_convert.compare import same_values
 from jumar.ckpt_convert.execute import Executor, Progress, TargetFile, disk_error
-from jumar.ckpt_convert.formats.hf import carried_files, plan_files
+from jumar.ckpt_convert.formats.hf import carried_files, left_behind, plan_files
 from jumar.ckpt_convert.formats.megatron import TRACKER, MegatronFile
 from jumar.ckpt_convert.gather import SourceFiles
 from jumar.ckpt_convert.journal import Journal
@@ -23,9 +23,10 @@ from jumar.schema.cli import dist_version
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.manifest import NAME as MANIFEST
 from jumar.schema.manifest import identify, manifest_text, template_sha256, tokenizer_sha256
-from jumar.schema.megatron_args import UNREAD_SPLITS, to_args
+from jumar.schema.megatron_args import to_args
 from jumar.schema.parallel import ParallelLayout
 from jumar.schema.placement import ExpertLayout, Placement
+from jumar.schema.read_megatron_args import UNREAD_SPLITS
 
 DTYPE_NAMES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32", "bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
@@ -44,6 +45,7 @@ class Plan:
     sidecars: the other files, by path in the target: their bytes, or the file they are copied from
     facts:    counts for people and for the manifest
     casts:    tensors whose values are rounded to another dtype, by (from, to)
+    notes:    what a user should know before it is carried out
     """
 
     source: Checkpoint
@@ -53,6 +55,7 @@ class Plan:
     manifest: Mapping[str, Any]
     facts: Mapping[str, int]
     casts: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -119,7 +122,7 @@ def plan_megatron(
         "dialect": dialect,
         "padded_vocab_size": placement.padded_vocab,
     }
-    return Plan(source, "megatron", tuple(files), sidecars, manifest, facts, casts)
+    return Plan(source, "megatron", tuple(files), sidecars, manifest, facts, casts, _notes(source, cast))
 
 
 def plan_hf(source: Checkpoint, *, max_shard_bytes: int = 5_000_000_000, dtype: str | None = None) -> Plan:
@@ -135,9 +138,10 @@ def plan_hf(source: Checkpoint, *, max_shard_bytes: int = 5_000_000_000, dtype: 
         if name not in source.tensors:
             records.append(replace(by_name[source.hf_name(original)], name=source.hf_name(name)))
     files, index = plan_files(records, max_shard_bytes)
-    facts = _facts(source, files, len(source.replicas), source.padding)
+    facts = _facts(source, files, len(source.replicas), 0)
     manifest = _manifest(source, "to-hf", {"dtype": dtype, "max_shard_bytes": max_shard_bytes}, facts)
-    return Plan(source, "huggingface", tuple(files), {**index, **_hf_files(source, cast)}, manifest, facts, casts)
+    sidecars = {**index, **_hf_files(source, cast)}
+    return Plan(source, "huggingface", tuple(files), sidecars, manifest, facts, casts, _notes(source, cast))
 
 
 def run_plan(
@@ -228,6 +232,16 @@ def _hf_files(source: Checkpoint, cast: str | None) -> dict[str, bytes | Path]:
     return files
 
 
+def _notes(source: Checkpoint, cast: str | None) -> tuple[str, ...]:
+    notes = []
+    if source.format == "huggingface" and source.extras and (names := left_behind(source.extras)):
+        notes.append(f"not carried along: {', '.join(names[:12])}{' ...' if len(names) > 12 else ''}")
+    held, said = TORCH_NAMES.get(_main_dtype(source)), source.spec.dtype
+    if source.format == "megatron" and source.extras and not cast and held not in (None, said):
+        notes.append(f"the weights are {held}; config.json, which goes along as it is, says {said}")
+    return tuple(notes)
+
+
 def _kept_args(source: Checkpoint) -> dict[str, Any]:
     """A Megatron source's own args (tokenizer, schedule, samples consumed) where their values are plain."""
     return {k: v for k, v in source.args.items() if k not in NOT_KEPT_ARGS and _is_plain(v)}
@@ -247,6 +261,7 @@ def _facts(source: Checkpoint, files: Sequence[TargetFile], replicas: int, paddi
         "copies": sum(len(r.copies) for f in files for r in f.records),
         "replicas": replicas,
         "padding_elements": padding,
+        "source_padding_elements": source.padding,
         "dropped": len(source.dropped),
         "bytes": sum(r.nbytes for f in files for r in f.records),
     }

@@ -109,7 +109,8 @@ def fill(target: np.ndarray, source: np.ndarray, record: Record) -> None:
         return
     with np.errstate(over="ignore", invalid="ignore"):
         target[...] = source
-    if (lost := np.isinf(target) & np.isfinite(source)).any():
+        lost = np.isinf(target) & np.isfinite(source)
+    if lost.any():
         largest = float(np.abs(source[lost].astype(np.float64)).max())
         raise ToolError(
             f"{record.name} has values up to {largest:g}, too large for {record.dtype}",

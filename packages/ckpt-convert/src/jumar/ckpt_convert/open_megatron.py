@@ -17,8 +17,8 @@ from jumar.ckpt_convert.tensors import TensorRef
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.family import Family
 from jumar.schema.manifest import read_manifest
-from jumar.schema.megatron_args import layout_from_args, spec_from_args
 from jumar.schema.placement import ExpertLayout, Placed, Placement
+from jumar.schema.read_megatron_args import contradictions, layout_from_args, spec_from_args
 from jumar.schema.registry import family_of
 from jumar.schema.spec import ModelSpec, spec_from_dict
 
@@ -77,6 +77,12 @@ def open_megatron(roots: tuple[Path, ...], options: OpenOptions) -> Checkpoint:
     family, spec, extras = _model(homes, manifest, args, options)
     spec = replace(spec, mtp_layers=args.get("mtp_num_layers") or 0) if spec.mtp_layers else spec
     _check_sizes(args, some)
+    wrong, notes = contradictions(args, spec)
+    if wrong:
+        raise ToolError(
+            f"{some.file}: its args contradict the model's config: {'; '.join(wrong)}",
+            hint=f"does {extras or 'the manifest'} belong to these weights?",
+        )
     _check_agreement(shards.values())
     names = {n for shard in shards.values() for state in shard.states.values() for n in state}
     check_counts(spec, sum(len(s) for shard in shards.values() for s in shard.states.values()), "the checkpoint's config")
@@ -112,6 +118,7 @@ def open_megatron(roots: tuple[Path, ...], options: OpenOptions) -> Checkpoint:
         replicas=tuple(replicas),
         padding=padding,
         args=some.args,
+        notes=tuple(f"the checkpoint's args differ from the config that goes along: {note}" for note in notes),
         base=facts.get("base", True),
     )
 

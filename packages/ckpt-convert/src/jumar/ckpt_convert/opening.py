@@ -11,6 +11,14 @@ from jumar.ckpt_convert.open_megatron import open_megatron
 from jumar.schema.errors import ToolError
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether a file is in GGUF format, by its first bytes (or, if it is damaged, by its name)."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(4) == b"GGUF" or path.suffix == ".gguf"
+
+
 def open_checkpoint(*paths: Path | str, options: OpenOptions | None = None) -> Checkpoint:
     """A Hugging Face directory, or a Megatron checkpoint: its root, or one iteration of it.
 
@@ -20,6 +28,8 @@ def open_checkpoint(*paths: Path | str, options: OpenOptions | None = None) -> C
     """
     options = options or OpenOptions()
     roots = tuple(Path(p) for p in paths)
+    if not roots:
+        raise ToolError("no checkpoint is named", hint="open_checkpoint(PATH)")
     for root in roots:
         if not root.exists():
             looks_like_hub = len(root.parts) == 2 and not str(root).startswith((".", "/"))
@@ -35,6 +45,8 @@ def open_checkpoint(*paths: Path | str, options: OpenOptions | None = None) -> C
     (root,) = roots
     if root.is_dir() and (hf.has_weights(root) or (root / "config.json").exists()):
         return open_hf(root, options)
+    if is_gguf(root):
+        raise ToolError(f"{root} is a GGUF file, which to-hf alone reads", hint=f"first: jumar-convert to-hf {root} HF_DIR")
     raise ToolError(
         f"{root} is no checkpoint that jumar reads",
         hint="expected a Hugging Face directory (config.json and *.safetensors) or a Megatron one (iter_*/mp_rank_*)",

@@ -47,11 +47,13 @@ def _already(console: Console, target: object) -> None:
 def _proof(plan: Plan) -> str:
     facts = plan.facts
     parts = [f"every byte of {facts['hf_tensors']} tensors is used exactly once and every target byte is filled"]
-    for key, text in (
-        ("replicas", "replicas over ranks"),
-        ("padding_elements", "padding elements"),
-        ("dropped", "declared drops"),
-    ):
+    counted = {
+        "replicas": "replicas over ranks",
+        "padding_elements": "padding elements",
+        "source_padding_elements": "padding elements of the source left out",
+        "dropped": "declared drops",
+    }
+    for key, text in counted.items():
         if facts[key]:
             parts.append(f"{facts[key]} {text}")
     return "; ".join(parts)

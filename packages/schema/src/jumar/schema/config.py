@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar, cast
 
-from jumar.schema.errors import ToolError
+from jumar.schema.errors import Exit, ToolError
 from jumar.schema.spec import ROPE_KINDS, Activation, Rope, RopeKind, RopeScaling
 
 T = TypeVar("T")
@@ -29,6 +29,7 @@ INERT_KEYS = frozenset(
     forced_eos_token_id remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens prefix
     finetuning_task tokenizer_class gradient_checkpointing output_router_logits router_jitter_noise keys_to_ignore_at_inference
     resid_pdrop embd_pdrop attn_pdrop hidden_dropout model_max_length attn_implementation cache_implementation
+    max_sequence_length num_labels unsloth_version unsloth_fixed neftune_noise_alpha transformers.js_config
     """.split()
 )
 
@@ -107,6 +108,9 @@ class ConfigReader:
     def rope(self, *, base: float = 10000.0, fraction: float = 1.0, interleaved: bool = False) -> Rope:
         """RoPE from either spelling; an unknown scaling is refused by name."""
         given: dict[str, Any] = {**self.get("rope_scaling", _NOTHING), **self.get("rope_parameters", _NOTHING)}
+        said = {v for v in (given.get("rope_theta"), self.get("rope_theta", None)) if isinstance(v, (int, float))}
+        if len(said) > 1:
+            raise ToolError(f"config.json of {self.model_type}: rope_theta is said twice, and differently: {sorted(said)}")
         base = float(given.pop("rope_theta", self.get("rope_theta", base)))
         fraction = float(given.pop("partial_rotary_factor", self.get("partial_rotary_factor", fraction)))
         kind = given.pop("rope_type", None) or given.get("type") or "default"
@@ -140,6 +144,12 @@ class ConfigReader:
 
     def done(self) -> None:
         """Refuses every key that has a value, was not asked for and is not known to be without effect."""
+        if used := sorted(self._ignore & self._seen & set(self.config)):
+            raise ToolError(
+                f"config.json of {self.model_type}: {', '.join(used)} cannot be ignored, the model depends on it",
+                hint="leave it out of --ignore-config-keys",
+                code=Exit.USAGE,
+            )
         left = [
             key
             for key, value in self.config.items()

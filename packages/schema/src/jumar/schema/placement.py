@@ -64,6 +64,8 @@ class Placement:
     def check(self) -> None:
         """Raises ToolError where the layout does not fit the model, before anything is read."""
         self.family.check_dialect(self.dialect)
+        if self.vocab_divisible_by < 1:
+            raise ToolError(f"vocab_divisible_by={self.vocab_divisible_by}: expected a positive whole number")
         if self.expert_layout == "grouped" and self.spec.moe is None:
             raise ToolError("expert layout grouped: this model has no experts", hint="leave out --expert-layout")
         if moe := self.spec.moe:

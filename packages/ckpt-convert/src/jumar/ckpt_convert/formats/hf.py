@@ -24,13 +24,20 @@ MAX_HEADER = 100_000_000
 CARRIED_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".py", ".tiktoken", ".md")
 CARRIED_NAMES = ("LICENSE", "LICENCE", "NOTICE", "USE_POLICY", "merges", "vocab")
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
-NOT_CARRIED = ("manifest.json", "trainer_state.json", "all_results.json", "train_results.json", "eval_results.json")
+NOT_CARRIED = (
+    "manifest.json",
+    "adapter_config.json",
+    "trainer_state.json",
+    "all_results.json",
+    "train_results.json",
+    "eval_results.json",
+)
 
 
 def read_json(path: Path) -> Any:
     """A JSON file's value. Raises ToolError naming file and position."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ToolError(f"{path} is missing", hint="is the directory complete?") from None
     except (ValueError, RecursionError) as fault:
@@ -72,7 +79,8 @@ def _check_count(file: Path, present: Sequence[Path]) -> None:
     """model-00001-of-00003.safetensors says how many there are."""
     count = file.stem.rpartition("-of-")[2]
     if "-of-" in file.stem and count.isdigit() and int(count) != len(present):
-        raise ToolError(f"{file.parent}: {len(present)} of {int(count)} shards are there", hint="fetch the missing files")
+        hint = "fetch the missing files" if len(present) < int(count) else "remove the files that do not belong to the model"
+        raise ToolError(f"{file.parent}: {len(present)} of {int(count)} shards are there", hint=hint)
 
 
 def _merge(tensors: dict[str, TensorRef], more: dict[str, TensorRef], file: Path) -> None:
@@ -168,6 +176,14 @@ def carried_files(directory: Path) -> Iterator[Path]:
             inner = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
             if not any(p.suffix in WEIGHT_SUFFIXES for p in inner):
                 yield from (p.relative_to(directory) for p in inner if _is_carried(p.name))
+
+
+def left_behind(directory: Path) -> list[str]:
+    """What of a model directory is neither weights nor carried along: its files, and folders of which nothing is."""
+    carried = {p.parts[0] for p in carried_files(directory)}
+    shown = (p for p in sorted(directory.iterdir()) if not p.name.startswith(".") and p.name not in carried)
+    weights = (SAFETENSORS, BIN, "model-", "pytorch_model-", "manifest.json")
+    return [p.name for p in shown if not p.name.startswith(weights)]
 
 
 def _is_carried(name: str) -> bool:

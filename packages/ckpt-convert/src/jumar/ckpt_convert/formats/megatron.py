@@ -39,6 +39,7 @@ def iteration_directory(root: Path, iteration: str | None, roots: Sequence[Path]
     """
     if iteration is None and any(root.glob("mp_rank_*")):
         return root
+    iteration = iteration if iteration is None else str(iteration).removeprefix("iter_")
     if iteration is None:
         tracker = next((r / TRACKER for r in (root, *roots) if (r / TRACKER).exists()), None)
         if tracker is None:

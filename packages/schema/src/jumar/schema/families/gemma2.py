@@ -58,12 +58,17 @@ def write(spec: ModelSpec) -> dict[str, Any]:
     return {
         **config,
         "hidden_activation": "gelu_pytorch_tanh" if spec.activation == "gelu_tanh" else spec.activation,
-        "query_pre_attn_scalar": round(scale**-2, 6),
+        "query_pre_attn_scalar": _whole(round(scale**-2, 6)),
         "sliding_window": spec.sliding_window,
         "layer_types": [KINDS[0] if i in spec.sliding_layers else KINDS[1] for i in range(spec.num_layers)],
         "attn_logit_softcapping": spec.attn_softcap,
         "final_logit_softcapping": spec.final_softcap,
     }
+
+
+def _whole(value: float) -> float | int:
+    """transformers 5 takes only whole numbers here."""
+    return int(value) if value == int(value) else value
 
 
 FAMILY = Family(
