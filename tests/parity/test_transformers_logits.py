@@ -128,3 +128,27 @@ def test_a_tied_head_that_is_written_out_too_comes_back(tmp_path: Path) -> None:
     back = journey(tmp_path / "bin", tmp_path, LAYOUT)
     assert set(open_checkpoint(back).copies) == {"lm_head.weight"}
     assert_same_model(back, model)
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "gemma2": {"query_pre_attn_scalar": 24},
+    "qwen2": {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2},
+    "llama": {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+    "deepseek_v2": {
+        "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "beta_fast": 32}
+    },
+}
+
+
+@pytest.mark.parametrize("source", ["manifest", "args"])
+@pytest.mark.parametrize("model_type", families())
+def test_a_config_written_without_the_original(model_type: str, source: str, tmp_path: Path) -> None:
+    """Shards without hf/: transformers reads the config that is written from the manifest's traits, or from args alone."""
+    model = random_model(model_type, **CHANGES.get(model_type, {}))
+    model.save_pretrained(tmp_path / "hf")
+    run_plan(plan_megatron(open_checkpoint(tmp_path / "hf"), LAYOUT), tmp_path / "mcore")
+    shutil.rmtree(tmp_path / "mcore" / "hf")
+    if source == "args":
+        (tmp_path / "mcore" / "manifest.json").unlink()
+    run_plan(plan_hf(open_checkpoint(tmp_path / "mcore")), tmp_path / "back")
+    assert_same_model(tmp_path / "back", model)

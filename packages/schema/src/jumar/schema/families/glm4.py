@@ -23,7 +23,8 @@ def read(config: ConfigReader) -> ModelSpec:
 def write(spec: ModelSpec) -> dict[str, Any]:
     config = llama.write(spec)
     del config["mlp_bias"]
-    return {**config, "partial_rotary_factor": spec.rope.fraction}
+    # transformers' default padding token would lie outside a smaller vocabulary
+    return {**config, "partial_rotary_factor": spec.rope.fraction, "pad_token_id": None}
 
 
 FAMILY = Family(
