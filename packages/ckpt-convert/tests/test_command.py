@@ -41,7 +41,6 @@ def test_help(command: str, flag: str) -> None:
     result = ok(execute([failing.COMMAND, *command.split(), flag]))
     assert "Usage: jumar-convert" in result.out
     assert result.err == ""
-    assert result.cpu_s < 0.5, f"{result.cpu_s:.2f} s of CPU time for help"
     for name in COMMANDS if not command else []:
         assert name in result.out
 
@@ -56,7 +55,6 @@ def test_help_explains_every_flag_of_the_layout() -> None:
 def test_version() -> None:
     result = ok(execute([failing.COMMAND, "--version"]))
     assert re.fullmatch(r"jumar-convert \d+\.\d+\.\d+\S*\n", result.out)
-    assert result.cpu_s < 0.5
 
 
 @pytest.mark.parametrize("start", [[failing.COMMAND], [sys.executable, "-m", "jumar.ckpt_convert"]])
@@ -73,7 +71,7 @@ def test_exit_codes(start: list[str], llama: Path, tmp_path: Path) -> None:
     ):
         result = execute([*start, *map(str, line)])
         assert result.code == code, str(result)
-        assert result == dataclasses.replace(run(*line), args=result.args, cpu_s=result.cpu_s)
+        assert result == dataclasses.replace(run(*line), args=result.args)
 
 
 def test_without_a_command() -> None:
