@@ -203,6 +203,7 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
     ],
     ids=["plain", "tied", "bias", "llama3", "mha"],
 )
+@pytest.mark.compat("read", "llama.cpp", "GGUF, llama-shaped", "dequantised by the `gguf` package: values change")
 def test_logits_are_those_of_the_dequantised_model(tmp_path: Path, kind: str, settings: dict[str, Any]) -> None:
     model = model_of(**settings)
     tokenizer = tokenizer_of("smollm")

@@ -37,6 +37,12 @@ LAUNCHES = [
 
 
 @pytest.mark.parametrize("layout, models", LAUNCHES)
+@pytest.mark.compat(
+    "written",
+    "megatron-core 0.16.1",
+    "`mp_rank_*` shards, local layer spec",
+    "strict `load_state_dict` on every rank, and transformers' logits",
+)
 def test_logits_are_those_of_transformers(layout, models, hf, tmp_path, subtests):
     for name in models:
         convert(hf(name), tmp_path / name, layout)

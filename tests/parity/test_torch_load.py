@@ -29,6 +29,9 @@ def target(model_type: str) -> Wanted:
 
 
 @pytest.mark.parametrize("model_type", families())
+@pytest.mark.compat(
+    "written", "torch 2.13", "`mp_rank_*` shards", "`torch.load(weights_only=True)` with `argparse.Namespace` allow-listed"
+)
 def test_torch_loads_what_is_defined(model_type: str, tmp_path: Path) -> None:
     config, want = dict(families()[model_type].tiny), target(model_type)
     tensors = tiny_hf.random_tensors(config)

@@ -57,6 +57,7 @@ def assert_same_model(found: Path, expected: torch.nn.Module) -> None:
 
 
 @pytest.mark.parametrize("model_type", families())
+@pytest.mark.compat("written", "transformers 5", "safetensors directory", "loads, and gives the original's logits, every family")
 def test_the_model_that_comes_back_is_the_same(model_type: str, tmp_path: Path) -> None:
     model = random_model(model_type)
     model.save_pretrained(tmp_path / "hf")
@@ -90,6 +91,7 @@ def test_other_layouts_bring_it_back_too(
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen3_moe", "gpt2"])
+@pytest.mark.compat("read", "transformers 4", "`pytorch_model.bin`", "by the restricted unpickler")
 def test_pytorch_bin_files_are_read(model_type: str, tmp_path: Path) -> None:
     """As older models are published: torch.save of the state dict, in one file or several."""
     model = random_model(model_type, tie_word_embeddings=False)

@@ -218,6 +218,7 @@ def test_vocabulary_padding_is_zero(tmp_path: Path) -> None:
         assert not second[1:].any()
 
 
+@pytest.mark.compat("read", "MindSpeed-LLM v2", "`mp_rank_*` shards with a vocabulary cut unevenly", "layout as documented")
 def test_a_vocabulary_that_another_tool_cut_unevenly(tmp_path: Path) -> None:
     """1001 rows at TP 2 as 501 and 500, without padding."""
     config = LLAMA | {"vocab_size": 1001}

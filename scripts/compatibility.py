@@ -1,0 +1,79 @@
+"""Writes docs/compatibility.md from the tests that show it: every row is a `compat` marker, with the tests that carry it.
+
+    python scripts/compatibility.py            writes the page
+    python scripts/compatibility.py --check    fails if it is not what the tests say
+
+A marker says what a test shows:
+
+    @pytest.mark.compat("read", "megatron-core 0.16.1", "torch_dist, stacked layers", "saved by 4 processes, TP2 PP2")
+
+does ("read", "written" or "refused"); of which framework and version; which file; how, or why not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs/compatibility.md"
+START, END = "<!-- compat table: scripts/compatibility.py writes it -->", "<!-- end of the compat table -->"
+ORDER = ("read", "written", "refused")
+Row = tuple[str, str, str, str]
+
+
+class Collector:
+    """A pytest plugin that notes the markers of every test, whether it is run or not."""
+
+    def __init__(self) -> None:
+        self.rows: defaultdict[Row, set[str]] = defaultdict(set)
+        self.faults: list[str] = []
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        for item in items:
+            test = f"{item.path.relative_to(ROOT).as_posix()}::{getattr(item, 'originalname', item.name)}"
+            for marker in item.iter_markers("compat"):
+                does, framework, file, how = marker.args
+                if does not in ORDER:
+                    self.faults.append(f"{test}: {does!r} is none of {', '.join(ORDER)}")
+                self.rows[framework, file, does, how].add(test)
+
+
+def table() -> str:
+    """The table of all markers, sorted by framework, file and what is done with it."""
+    collector = Collector()
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        code = pytest.main(
+            ["--collect-only", "-q", "-p", "no:cacheprovider", f"--rootdir={ROOT}", str(ROOT)], plugins=[collector]
+        )
+    if code or collector.faults:
+        sys.exit("\n".join(collector.faults) or f"the tests cannot be collected:\n{said.getvalue()[-4000:]}")
+    lines = ["| from | file | | how, or why not | shown by |", "| --- | --- | --- | --- | --- |"]
+    for row in sorted(collector.rows, key=lambda r: (r[0].casefold(), r[1].casefold(), ORDER.index(r[2]), r[3])):
+        framework, file, does, how = row
+        tests = "<br>".join(f"`{test.rpartition('/')[2]}`" for test in sorted(collector.rows[row]))
+        lines.append(f"| {framework} | {file} | {does} | {how} | {tests} |")
+    return "\n".join(lines)
+
+
+def rewritten(text: str) -> str:
+    """A page's text with the table of today."""
+    head, _, rest = text.partition(START)
+    return f"{head}{START}\n\n{table()}\n\n{END}{rest.partition(END)[2]}"
+
+
+def main() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    new = rewritten(text)
+    if "--check" in sys.argv[1:]:
+        sys.exit(0 if new == text else f"{PAGE.relative_to(ROOT)} is not what the tests say: python scripts/compatibility.py")
+    PAGE.write_text(new, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
