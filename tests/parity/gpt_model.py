@@ -51,7 +51,7 @@ def read_config(hf_dir: Path) -> dict:
     return hf
 
 
-def moe_fields(hf: dict, grouped: bool) -> dict:
+def moe_fields(hf: dict, grouped: bool, every_layer: bool = False) -> dict:
     """The fields of a mixture of experts; none for a dense model."""
     experts = hf.get("n_routed_experts") or hf.get("num_local_experts") or hf.get("num_experts")
     if not experts:
@@ -62,7 +62,7 @@ def moe_fields(hf: dict, grouped: bool) -> dict:
     fields = dict(
         num_moe_experts=experts,
         moe_grouped_gemm=grouped,
-        moe_layer_freq=[int(i not in dense_layers) for i in range(hf["num_hidden_layers"])],
+        moe_layer_freq=1 if every_layer else [int(i not in dense_layers) for i in range(hf["num_hidden_layers"])],
         moe_ffn_hidden_size=hf.get("moe_intermediate_size", hf["intermediate_size"]),
         moe_router_topk=hf["num_experts_per_tok"],
         moe_router_score_function="sigmoid" if sigmoid else "softmax",
@@ -107,7 +107,9 @@ def mla_fields(hf: dict) -> dict:
     return fields
 
 
-def transformer_config(hf: dict, *, tp: int, pp: int, vpp: int, ep: int, etp: int, grouped: bool) -> TransformerConfig:
+def transformer_config(
+    hf: dict, *, tp: int, pp: int, vpp: int, ep: int, etp: int, grouped: bool, every_layer: bool = False
+) -> TransformerConfig:
     gpt2 = hf["model_type"] == "gpt2"
     mla = hf["model_type"] in MLA
     model = dict(
@@ -145,7 +147,7 @@ def transformer_config(hf: dict, *, tp: int, pp: int, vpp: int, ep: int, etp: in
         persist_layer_norm=False,
         gradient_accumulation_fusion=False,
     )
-    fields = model | parallel | plain | moe_fields(hf, grouped)
+    fields = model | parallel | plain | moe_fields(hf, grouped, every_layer)
     return MLATransformerConfig(**fields, **mla_fields(hf)) if mla else TransformerConfig(**fields)
 
 
@@ -184,7 +186,10 @@ def build_chunk(hf: dict, config: TransformerConfig, vp_stage: int | None) -> GP
 
 
 def build(hf: dict, **layout: int) -> list[GPTModel]:
-    """This rank's model chunks, one per virtual pipeline stage. `layout` is tp, pp, vpp, ep, etp and grouped."""
+    """This rank's model chunks, one per virtual pipeline stage.
+
+    `layout` is tp, pp, vpp, ep, etp and grouped; every_layer: experts are announced by a frequency of 1, not by a list.
+    """
     config = transformer_config(hf, **layout)
     vpp = layout["vpp"]
     chunks = [build_chunk(hf, config, v if vpp > 1 else None) for v in range(vpp)]

@@ -20,6 +20,7 @@ def grouped_matmul(
 def mend() -> None:
     """Patch this process, before a model is built."""
     torch.cuda.current_device = lambda: torch.device("cpu")  # where it puts every buffer it makes
+    torch.cuda.synchronize = lambda *_args, **_kwargs: None  # what dist_checkpointing calls before it writes
     torch.Tensor.cuda = lambda self, *_args, **_kwargs: self  # how it moves a tied embedding of two pipeline stages
     torch.compiler.set_stance("force_eager")  # its jit_fuser is torch.compile: twenty seconds for one forward
     initialize_rng_tracker(inference_rng_tracker=True)  # dropout's tracker for training saves CUDA generators

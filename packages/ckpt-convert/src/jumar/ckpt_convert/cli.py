@@ -69,6 +69,17 @@ def to_megatron(
     vocab_divisible_by: Annotated[
         int, typer.Option(min=1, max=1 << 20, help="Pad the vocabulary to a multiple of N * tp.", rich_help_panel="Layout")
     ] = 1,
+    form: Annotated[
+        str, typer.Option("--format", help="torch (mp_rank_* shards) or torch_dist.", rich_help_panel="Layout")
+    ] = "torch",
+    dist_layers: Annotated[
+        str,
+        typer.Option(
+            help="torch_dist: layers stacked in one tensor, or separate.",
+            show_default="as megatron-core",
+            rich_help_panel="Layout",
+        ),
+    ] = "auto",
     dtype: Dtype = None,
     iteration: Iteration = None,
     family: FamilyName = None,
@@ -87,6 +98,10 @@ def to_megatron(
     _choice("--schedule", schedule, "1f1b", "dualpipev")
     _choice("--expert-layout", expert_layout, "sequential", "grouped")
     _choice("--dialect", dialect, "mcore", "te", "mindspeed")
+    _choice("--format", form, "torch", "torch_dist")
+    _choice("--dist-layers", dist_layers, "auto", "stacked", "separate")
+    if form == "torch" and dist_layers != "auto":
+        raise ToolError("--dist-layers goes with --format torch_dist only", code=Exit.USAGE)
     layout = ParallelLayout(
         tp=tp,
         pp=pp,
@@ -100,14 +115,16 @@ def to_megatron(
     )
     sources, dst = _split(paths)
     source = _open(sources, iteration, family, sets, ignore)
-    made = plan_megatron(
-        source,
-        layout,
-        dialect=dialect,
-        expert_layout=expert_layout,  # type: ignore[arg-type]  # checked above
-        vocab_divisible_by=vocab_divisible_by,
-        dtype=dtype,
+    options: dict[str, Any] = dict(
+        dialect=dialect, expert_layout=expert_layout, vocab_divisible_by=vocab_divisible_by, dtype=dtype
     )
+    if form == "torch_dist":
+        from jumar.ckpt_convert.plan_dist import plan_dist
+
+        stacked = {"auto": None, "stacked": True, "separate": False}[dist_layers]
+        made = plan_dist(source, layout, **options, stacked=stacked)
+    else:
+        made = plan_megatron(source, layout, **options)
     _carry_out(made, dst, plan=plan, resume=resume, force=force, threads=threads, as_json=as_json)
 
 

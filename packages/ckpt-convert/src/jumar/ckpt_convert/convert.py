@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 from collections import Counter
@@ -14,7 +15,7 @@ from jumar.ckpt_convert.checkpoint import Checkpoint
 from jumar.ckpt_convert.compare import same_values
 from jumar.ckpt_convert.execute import Executor, Progress, TargetFile, disk_error
 from jumar.ckpt_convert.formats.hf import carried_files, left_behind, plan_files
-from jumar.ckpt_convert.formats.megatron import TRACKER, MegatronFile
+from jumar.ckpt_convert.formats.megatron import TRACKER, MegatronFile, namespace
 from jumar.ckpt_convert.gather import SourceFiles
 from jumar.ckpt_convert.journal import Journal
 from jumar.ckpt_convert.plan import Coverage, Record, compose, identity
@@ -85,6 +86,53 @@ def plan_megatron(
 
     Raises ToolError (3) where the layout does not fit the model.
     """
+    job = prepare_megatron(source, layout, dialect, expert_layout, vocab_divisible_by, dtype)
+    coverage, files, casts, padding = Coverage(), [], Counter[tuple[str, str]](), 0
+    for shard in job.placement.shards:
+        groups: dict[str, list[Record]] = {key: [] for key in job.placement.keys}
+        for placed in job.placement.tensors(shard):
+            cast = None if placed.keep_dtype else job.cast
+            record = compose(placed.name, placed.geometry, placed.sources, source.sources, cast)
+            coverage.add(placed.geometry, placed.sources)
+            casts.update((c.dtype, record.dtype) for c in record.copies[:1] if c.dtype != record.dtype)
+            padding += record.padding
+            groups[placed.key].append(record)
+        shard_args = {**job.args, "rank": None}
+        files.append(MegatronFile.plan(f"{job.folder}/{shard.name}/model_optim_rng.pt", groups, shard_args, job.number))
+    coverage.prove(source.tensors)
+    return megatron_plan(job, files, {}, coverage.replicas, padding, casts)
+
+
+@dataclass(frozen=True, slots=True)
+class MegatronJob:
+    """What the plans of all Megatron formats have in common.
+
+    folder, number: of the iteration ("iter_0000001", 1); cast: the dtype to cast to; recipe: the options, for the manifest
+    """
+
+    source: Checkpoint
+    placement: Placement
+    args: Mapping[str, Any]
+    iteration: str
+    folder: str
+    number: int
+    cast: str | None
+    recipe: Mapping[str, Any]
+
+    def namespace(self) -> argparse.Namespace:
+        """The args as Megatron holds them."""
+        return namespace(self.args)
+
+
+def prepare_megatron(
+    source: Checkpoint,
+    layout: ParallelLayout,
+    dialect: str,
+    expert_layout: ExpertLayout,
+    vocab_divisible_by: int,
+    dtype: str | None,
+) -> MegatronJob:
+    """Checks that a layout fits the model; the args and the iteration of the target."""
     placement = Placement(
         family=source.family,
         spec=source.spec,
@@ -101,28 +149,31 @@ def plan_megatron(
     number = 0 if iteration == "release" else int(iteration)
     args = to_args(placement, dtype=TORCH_NAMES.get(main, "float32"), iteration=number)
     args |= {k: v for k, v in _kept_args(source).items() if k not in args}  # ours first: the same order from any source
-    coverage, files, casts, padding = Coverage(), [], Counter[tuple[str, str]](), 0
-    for shard in placement.shards:
-        groups: dict[str, list[Record]] = {key: [] for key in placement.keys}
-        for placed in placement.tensors(shard):
-            record = compose(placed.name, placed.geometry, placed.sources, source.sources, None if placed.keep_dtype else cast)
-            coverage.add(placed.geometry, placed.sources)
-            casts.update((c.dtype, record.dtype) for c in record.copies[:1] if c.dtype != record.dtype)
-            padding += record.padding
-            groups[placed.key].append(record)
-        shard_args = {**args, "rank": None}
-        files.append(MegatronFile.plan(f"{folder}/{shard.name}/model_optim_rng.pt", groups, shard_args, number))
-    coverage.prove(source.tensors)
-    sidecars: dict[str, bytes | Path] = {TRACKER: (iteration if iteration == "release" else str(number)).encode()}
-    sidecars.update((f"hf/{name}", content) for name, content in _hf_files(source, cast).items())
     recipe = {"dialect": dialect, "expert_layout": expert_layout, "dtype": dtype, "vocab_divisible_by": vocab_divisible_by}
-    facts = _facts(source, files, coverage.replicas, padding)
-    manifest = _manifest(source, "to-megatron", recipe, facts) | {
-        "layout": _layout_facts(layout),
-        "dialect": dialect,
-        "padded_vocab_size": placement.padded_vocab,
+    return MegatronJob(source, placement, args, iteration, folder, number, cast, recipe)
+
+
+def megatron_plan(
+    job: MegatronJob,
+    files: Sequence[TargetFile],
+    sidecars: Mapping[str, bytes | Path],
+    replicas: int,
+    padding: int,
+    casts: Mapping[tuple[str, str], int],
+    form: str | None = None,
+) -> Plan:
+    """The plan of these files, with the tracker, `hf/` and the manifest. form: the format, where it is not `torch`."""
+    source = job.source
+    tracker = job.iteration if job.iteration == "release" else str(job.number)
+    beside: dict[str, bytes | Path] = {**sidecars, TRACKER: tracker.encode()}
+    beside.update((f"hf/{name}", content) for name, content in _hf_files(source, job.cast).items())
+    facts = _facts(source, files, replicas, padding)
+    manifest = _manifest(source, "to-megatron", {**job.recipe, "format": form}, facts) | {
+        "layout": _layout_facts(job.placement.layout),
+        "dialect": job.placement.dialect,
+        "padded_vocab_size": job.placement.padded_vocab,
     }
-    return Plan(source, "megatron", tuple(files), sidecars, manifest, facts, casts, _notes(source, cast))
+    return Plan(source, "megatron", tuple(files), beside, manifest, facts, casts, _notes(source, job.cast))
 
 
 def plan_hf(source: Checkpoint, *, max_shard_bytes: int = 5_000_000_000, dtype: str | None = None) -> Plan:

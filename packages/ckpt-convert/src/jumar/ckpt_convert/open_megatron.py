@@ -38,7 +38,7 @@ EMBEDDING = "embedding.word_embeddings.weight"
 ITERATION = re.compile(r"(?:iter_)?(\d+|release)")
 
 
-class _Args(dict[str, Any]):
+class Args(dict[str, Any]):
     """A shard's args with the user's over them; remembers which were looked at."""
 
     def __init__(self, own: Mapping[str, Any], sets: Mapping[str, Any]) -> None:
@@ -73,8 +73,8 @@ def open_megatron(roots: tuple[Path, ...], options: OpenOptions) -> Checkpoint:
     some = next(iter(shards.values()))
     homes = list(dict.fromkeys(p for root, d in zip(roots, directories, strict=True) for p in (root, d, d.parent)))
     manifest = next((m for home in homes if (m := read_manifest(home))), None)
-    args = _Args(some.args, options.sets)
-    family, spec, extras = _model(homes, manifest, args, options)
+    args = Args(some.args, options.sets)
+    family, spec, extras = model_of(homes, manifest, args, options)
     spec = replace(spec, mtp_layers=args.get("mtp_num_layers") or 0) if spec.mtp_layers else spec
     _check_sizes(args, some)
     wrong, notes = contradictions(args, spec)
@@ -123,8 +123,8 @@ def open_megatron(roots: tuple[Path, ...], options: OpenOptions) -> Checkpoint:
     )
 
 
-def _model(
-    homes: Iterable[Path], manifest: Mapping[str, Any] | None, args: _Args, options: OpenOptions
+def model_of(
+    homes: Iterable[Path], manifest: Mapping[str, Any] | None, args: Args, options: OpenOptions
 ) -> tuple[Family, ModelSpec, Path | None]:
     """Family, traits and HF files, from hf/config.json, the manifest, args.model_type_hf or --family (docs/contracts.md, 3)."""
     for home in homes:
@@ -155,7 +155,7 @@ def _check_family(wanted: str | None, spec: ModelSpec, where: object) -> None:
         )
 
 
-def _check_sizes(args: _Args, shard: ShardFile) -> None:
+def _check_sizes(args: Args, shard: ShardFile) -> None:
     missing = [short for short in ("tp", "pp") if args.get(LAYOUT_ARGS[short]) is None]
     if missing:
         said = " ".join(f"--set {m}=N" for m in missing)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jumar.ckpt_convert.checkpoint import Checkpoint, OpenOptions
 from jumar.ckpt_convert.formats import hf, megatron
+from jumar.ckpt_convert.open_dist import is_dist_checkpoint, open_dist
 from jumar.ckpt_convert.open_hf import open_hf
 from jumar.ckpt_convert.open_megatron import open_megatron
 from jumar.schema.errors import ToolError
@@ -35,6 +36,8 @@ def open_checkpoint(*paths: Path | str, options: OpenOptions | None = None) -> C
             looks_like_hub = len(root.parts) == 2 and not str(root).startswith((".", "/"))
             hub = " (hub names are not fetched: jumar never opens the network)" if looks_like_hub else ""
             raise ToolError(f"{root} does not exist{hub}", hint="give the path of a directory on this machine")
+    if len(roots) == 1 and roots[0].is_dir() and is_dist_checkpoint(roots[0], options.iteration):
+        return open_dist(roots[0], options)
     if all(root.is_dir() and megatron.is_checkpoint(root) for root in roots):
         return open_megatron(roots, options)
     if len(roots) > 1:

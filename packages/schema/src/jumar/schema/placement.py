@@ -20,6 +20,7 @@ class Placed:
     """One tensor of one file: state-dict key ("model", or "model0"...
 
     under VPP), name, geometry, and the HF tensors of its boxes.
+    origin: the rule that made it; layer: its number (MTP layers follow the decoder's); expert: the first that it holds
     """
 
     key: str
@@ -27,6 +28,9 @@ class Placed:
     geometry: Geometry
     sources: tuple[str, ...]
     keep_dtype: bool = False
+    origin: Rule | None = None
+    layer: int | None = None
+    expert: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +117,8 @@ class Placement:
             if rule.padded:
                 geometry = pad_rows(geometry, self.padded_vocab)
             geometry = self._cut(rule, geometry, shard)
-        return Placed(key, rule.name_in(self.dialect), geometry, tuple(p.name for p in rule.parts), rule.keep_dtype)
+        sources = tuple(p.name for p in rule.parts)
+        return Placed(key, rule.name_in(self.dialect), geometry, sources, rule.keep_dtype, origin=rule)
 
     def _cut(self, rule: Rule, geometry: Geometry, shard: Shard) -> Geometry:
         if rule.shard is None:
@@ -130,7 +135,7 @@ class Placement:
                 name = rule.name_in(self.dialect).format(k=k)
                 full = name[1:] if name.startswith("/") else f"mtp.layers.{k}.{name}"
                 sources = tuple(hf + p.name for p in rule.parts)
-                yield Placed(key, full, self._cut(rule, expand(rule, self.spec), shard), sources)
+                yield Placed(key, full, self._cut(rule, expand(rule, self.spec), shard), sources, origin=rule, layer=layer)
         blocks = [r for r in rules if r.scope == "layer"]
         yield from self._layer(blocks, f"mtp.layers.{k}.transformer_layer.", layer, shard, key)
 
@@ -142,22 +147,25 @@ class Placement:
             geometry = self._cut(rule, expand(rule, self.spec), shard)
             name = prefix + rule.name_in(self.dialect)
             if rule.expert:
-                yield from self._experts(rule, geometry, name, hf, shard, key)
+                yield from self._experts(rule, geometry, name, layer, shard, key)
             else:
-                yield Placed(key, name, geometry, tuple(hf + p.name for p in rule.parts), rule.keep_dtype)
+                sources = tuple(hf + p.name for p in rule.parts)
+                yield Placed(key, name, geometry, sources, rule.keep_dtype, origin=rule, layer=layer)
 
-    def _experts(self, rule: Rule, geometry: Geometry, name: str, hf: str, shard: Shard, key: str) -> Iterator[Placed]:
+    def _experts(self, rule: Rule, geometry: Geometry, name: str, layer: int, shard: Shard, key: str) -> Iterator[Placed]:
         assert self.spec.moe is not None
         count = self.spec.moe.num_experts // self.layout.expert_ranks
         rank = shard.ep * self.layout.tp + shard.tp if self.layout.tp_extend_ep else shard.ep
+        hf = self.family.layer.format(l=layer)
         sources = [tuple(hf + p.name.format(e=rank * count + e) for p in rule.parts) for e in range(count)]
         if self.expert_layout == "grouped" and self.dialect != "te":
             first = rule.name.endswith("linear_fc1.weight")
             flat = name.split("local_experts.")[0] + ("weight1" if first else "weight2")
             stacked = stack_experts(geometry, count, len(rule.parts), first)
-            yield Placed(key, flat, stacked, tuple(s for expert in sources for s in expert))
+            held = tuple(s for expert in sources for s in expert)
+            yield Placed(key, flat, stacked, held, origin=rule, layer=layer, expert=rank * count)
             return
         if self.expert_layout == "grouped":
             name = name.replace("local_experts.{e}.", "") + "{e}"
         for e in range(count):
-            yield Placed(key, name.format(e=e), geometry, sources[e])
+            yield Placed(key, name.format(e=e), geometry, sources[e], origin=rule, layer=layer, expert=rank * count + e)

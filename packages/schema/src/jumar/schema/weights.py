@@ -311,3 +311,13 @@ def stack_experts(geometry: Geometry, experts: int, parts: int, rows_last: bool)
     stored = (inner, experts * out) if rows_last else (experts * inner, out)
     shape = (experts, inner, out)
     return Geometry(shape, tuple(boxes), ((Dim(experts),), geometry.segments[1], geometry.segments[0]), stored)
+
+
+def within(box: Box, low: tuple[int, ...], high: tuple[int, ...]) -> Box | None:
+    """The part of a box that lands in [low, high) of the Megatron tensor; it keeps its place. None if none does."""
+    for axis, (lo, hi) in enumerate(zip(low, high, strict=True)):
+        start, stop = max(lo, box.at[axis]), min(hi, box.at[axis] + box.extent[axis])
+        if start >= stop:
+            return None
+        box = _narrow(box, axis, start, stop, start)
+    return box

@@ -8,6 +8,7 @@ Source: caffe2/serialize/inline_container.cc of torch; PKWARE APPNOTE.TXT 6.3.10
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import zipfile
@@ -15,7 +16,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from jumar.ckpt_convert.formats.builders import DAMAGED
 from jumar.ckpt_convert.formats.pickling import Global as Global
@@ -30,16 +31,19 @@ _LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number of t
 _MAX16, _MAX32 = 0xFFFF, 0xFFFFFFFF
 
 
-def read_archive(path: Path, *, skip: frozenset[str] = frozenset()) -> object:
+def read_archive(path: Path, *, skip: frozenset[str] = frozenset(), extent: tuple[int, int] | None = None) -> object:
     """The value tree of a torch.save file, each tensor as a `TensorRef`; reads headers and data.pkl, no tensor bytes.
 
-    skip: keys of the outermost dict whose values are dropped. They are unpickled and checked like the rest.
+    skip:   keys of the outermost dict whose values are dropped. They are unpickled and checked like the rest.
+    extent: first byte and length of the archive, where it is one of many in a file.
     See `unpickle.unpickle` for the types of the tree. Raises ToolError if the file is no such archive, is cut short or
     damaged, comes from a big-endian machine, or asks for anything but tensors and values.
     """
     try:
         with path.open("rb") as file:
-            archive = _Archive(path, file.fileno(), _directory(path, file))
+            start, size = extent or (0, os.fstat(file.fileno()).st_size)
+            part = cast(BinaryIO, _Slice(file.fileno(), start, size))
+            archive = _Archive(path, file.fileno(), _directory(path, part), start, size)
             value = archive.tree()
     except OSError as error:
         raise ToolError(f"{path}: cannot be read: {error.strerror or error}", hint="check the path") from error
@@ -48,9 +52,40 @@ def read_archive(path: Path, *, skip: frozenset[str] = frozenset()) -> object:
     return value
 
 
+class _Slice(io.RawIOBase):
+    """A range of bytes of an open file, as a file."""
+
+    def __init__(self, fd: int, start: int, size: int) -> None:
+        self.fd, self.start, self.size, self.here = fd, start, size, 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.here
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        here = (0, self.here, self.size)[whence] + offset
+        if here < 0:
+            raise ValueError("a seek before the start")
+        self.here = here
+        return here
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(self.size - self.here, 0)
+        data = os.pread(self.fd, left if size < 0 else min(size, left), self.start + self.here)
+        self.here += len(data)
+        return data
+
+
 def _directory(path: Path, file: BinaryIO) -> dict[str, zipfile.ZipInfo]:
     """The records of a zip file by name, in the order of its directory."""
-    size, start = file.seek(0, os.SEEK_END), os.pread(file.fileno(), len(_LEGACY), 0)
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    start = file.read(len(_LEGACY))
     if start.startswith(_LEGACY):
         raise ToolError(
             f"{path}: is in the format of torch.save before 1.6; expected a zip archive",
@@ -73,9 +108,8 @@ def _directory(path: Path, file: BinaryIO) -> dict[str, zipfile.ZipInfo]:
 class _Archive:
     """An open archive: where its records lie."""
 
-    def __init__(self, path: Path, fd: int, infos: dict[str, zipfile.ZipInfo]) -> None:
-        self.path, self.fd, self.infos = path, fd, infos
-        self.size = os.fstat(fd).st_size
+    def __init__(self, path: Path, fd: int, infos: dict[str, zipfile.ZipInfo], start: int, size: int) -> None:
+        self.path, self.fd, self.infos, self.start, self.size = path, fd, infos, start, size
         self.root = next(iter(infos), "").partition("/")[0]  # as torch does: that of the first record
 
     def tree(self) -> object:
@@ -98,7 +132,10 @@ class _Archive:
         return os.pread(self.fd, nbytes, offset)
 
     def extent(self, name: str) -> tuple[int, int]:
-        """Byte offset and length of a record; ToolError if it is missing, compressed, or not where it should be."""
+        """Byte offset (in the file) and length of a record.
+
+        ToolError if it is missing, compressed, or not where it should be.
+        """
         full, info = f"{self.root}/{name}", self.infos.get(f"{self.root}/{name}")
         if info is None:
             found = ", ".join(self.infos)[:200]
@@ -112,7 +149,7 @@ class _Archive:
                 hint="unpack it and pack it without compression (zip -0), or save it again with torch",
             )
         start, raw_name = info.header_offset, info.orig_filename.encode("utf-8" if info.flag_bits & 0x800 else "cp437")
-        head = os.pread(self.fd, 30 + len(raw_name), start) if start >= 0 else b""
+        head = os.pread(self.fd, 30 + len(raw_name), self.start + start) if start >= 0 else b""
         offset = start + 30 + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
         if head[:4] != b"PK\x03\x04" or head[30:] != raw_name or offset + info.file_size > self.size:
             raise ToolError(
@@ -120,7 +157,7 @@ class _Archive:
                 "where the directory has it",
                 hint=DAMAGED,
             )
-        return offset, info.file_size
+        return self.start + offset, info.file_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,15 +246,30 @@ class ArchiveLayout:
     def write_skeleton(self, fd: int) -> None:
         """Give the file its full size, as a hole, and write the records that are not tensors."""
         os.ftruncate(fd, self.size)
-        for entry, data in self._small:
-            _pwrite(fd, entry.local_header(zlib.crc32(data)) + data, entry.header_offset)
+        self.write_small(fd)
 
-    def finish(self, fd: int, crcs: Sequence[int]) -> None:
-        """Write the tensors' headers and the directory. crcs: the CRC-32 of each record's bytes."""
+    def write_small(self, fd: int, start: int = 0) -> None:
+        """Write the records that are not tensors. start: where in the file the archive begins, if it is one of many."""
+        for entry, data in self._small:
+            _pwrite(fd, entry.local_header(zlib.crc32(data)) + data, start + entry.header_offset)
+
+    def finish(self, fd: int, crcs: Sequence[int], start: int = 0) -> None:
+        """Write the tensors' headers and the directory. crcs: the CRC-32 of each record's bytes; start: as above."""
         for entry, crc in zip(self._tensors, crcs, strict=True):
-            _pwrite(fd, entry.local_header(crc), entry.header_offset)
+            _pwrite(fd, entry.local_header(crc), start + entry.header_offset)
         directory = self._directory(crcs)
-        _pwrite(fd, directory, self.size - len(directory))
+        _pwrite(fd, directory, start + self.size - len(directory))
+
+    def content(self) -> bytes:
+        """The whole file, of a tree without tensors."""
+        assert not self.records
+        whole = bytearray(self.size)
+        for entry, data in self._small:
+            piece = entry.local_header(zlib.crc32(data)) + data
+            whole[entry.header_offset : entry.header_offset + len(piece)] = piece
+        directory = self._directory([])
+        whole[-len(directory) :] = directory
+        return bytes(whole)
 
     def _directory(self, crcs: Sequence[int]) -> bytes:
         """The central directory, with the zip64 end record that torch always writes."""

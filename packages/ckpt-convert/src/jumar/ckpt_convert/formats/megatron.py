@@ -135,7 +135,7 @@ class MegatronFile:
     def plan(cls, path: str, records: Mapping[str, Sequence[Record]], args: Mapping[str, Any], iteration: int) -> MegatronFile:
         """records: by state-dict key ("model", "model0", ...). args: plain values; dtype names become torch dtypes."""
         value: dict[str, Any] = {
-            "args": argparse.Namespace(**{k: _plain(v) for k, v in args.items()}),
+            "args": namespace(args),
             "checkpoint_version": 3.0,
             "iteration": iteration,
         }
@@ -157,6 +157,11 @@ class MegatronFile:
 
     def finish(self, fd: int, crcs: Sequence[int]) -> None:
         self.layout.finish(fd, crcs)
+
+
+def namespace(args: Mapping[str, Any]) -> argparse.Namespace:
+    """Args as Megatron pickles them; names of torch dtypes become dtypes."""
+    return argparse.Namespace(**{k: _plain(v) for k, v in args.items()})
 
 
 def _plain(value: Any) -> Any:

@@ -44,6 +44,24 @@ class Global:
     name: str
 
 
+class Fields(tuple[tuple[str, object], ...]):
+    """Attributes by name, as a hashable state of a `Made`."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """An object of a class: made by `kind(*args)`, or, with a state, by `__new__` and then given it.
+
+    Equal and hashable by value where its parts are, so that it can be the key of a dict.
+    """
+
+    kind: Global
+    args: tuple[object, ...] = ()
+    state: object = None
+
+
 @dataclass(frozen=True, slots=True)
 class Placed:
     """A tensor of the tree, and the keys that lead to it (list and tuple indices, attribute names of a Namespace)."""
@@ -55,8 +73,8 @@ class Placed:
 def dump(value: object) -> tuple[bytes, list[Placed]]:
     """The pickle of `value`, and its tensors; the n-th is in the storage with key str(n).
 
-    value: None, bool, int, float, str, list, tuple, dict, argparse.Namespace, Global, TensorSpec, and nothing else:
-    TypeError names what stands where. A TensorSpec that stands in two places is two tensors.
+    value: None, bool, int, float, str, list, tuple, dict, argparse.Namespace, Global, Made, TensorSpec, and nothing
+    else: TypeError names what stands where. A TensorSpec that stands in two places is two tensors.
     """
     writer = _Writer()
     writer.save(value, ())
@@ -95,6 +113,8 @@ class _Writer:
                 self.save(key, path)
                 self.save(item, (*path, key))
             self.out.append(pickle.SETITEMS)
+        elif isinstance(value, Made):
+            self.save_made(value, path)
         elif type(value) is argparse.Namespace:
             self.save(Global("argparse", "Namespace"), path)
             self.out += (pickle.EMPTY_TUPLE, pickle.NEWOBJ)
@@ -102,6 +122,14 @@ class _Writer:
             self.out.append(pickle.BUILD)
         else:
             raise TypeError(f"a {type(value).__name__} cannot be written, at {'.'.join(map(str, path)) or 'the top'}")
+
+    def save_made(self, value: Made, path: tuple[object, ...]) -> None:
+        self.save(value.kind, path)
+        self.save(value.args, path)
+        self.out.append(pickle.REDUCE if value.state is None else pickle.NEWOBJ)
+        if value.state is not None:
+            self.save(dict(value.state) if isinstance(value.state, Fields) else value.state, path)
+            self.out.append(pickle.BUILD)
 
     def save_int(self, value: int) -> None:
         if 0 <= value < 1 << 8:

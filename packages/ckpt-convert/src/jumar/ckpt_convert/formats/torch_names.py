@@ -26,6 +26,21 @@ NEW_DTYPES = {
 }
 """torch dtype -> safetensors dtype, of those saved as untyped bytes (torch/storage.py, `_new_dtypes`)."""
 
+TORCH_DTYPES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
+    **NEW_DTYPES,
+}
+"""torch dtype -> safetensors dtype."""
+
 UNTYPED_STORAGES = {("torch.storage", "UntypedStorage"), ("torch.storage", "TypedStorage"), ("torch", "UntypedStorage")}
 
 UNREADABLE = {

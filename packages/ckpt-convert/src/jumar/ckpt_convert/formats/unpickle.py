@@ -47,19 +47,25 @@ def unpickle(data: bytes, file: Path, locate: Locate) -> Any:
     that share a storage give refs to the same bytes. The tree is finite and at most `inert.MAX_DEPTH` deep.
     Raises ToolError for a global or opcode that is refused, a tensor that reaches out of its record, a broken pickle.
     """
+    return guarded(Unpickler(data, file, locate), file, check_tree)
+
+
+def guarded(reader: Unpickler, file: Path, check: Callable[[object], None]) -> Any:
+    """What a reader reads, checked. Raises ToolError whatever goes wrong."""
     try:
-        value = _Unpickler(data, file, locate).load()
-        check_tree(value)
+        value = reader.load()
+        check(value)
     except ToolError:
         raise
     except Exception as error:  # a hostile pickle fails in any way it likes; all of them are bad input
         reason = ascii(str(error))[1:-1][:200]
-        raise ToolError(f"{file}: data.pkl cannot be read: {type(error).__name__}: {reason}", hint=DAMAGED) from error
+        what = "" if file.name.startswith(".") else "data.pkl "
+        raise ToolError(f"{file}: {what}cannot be read: {type(error).__name__}: {reason}", hint=DAMAGED) from error
     return value
 
 
 def _refuse_opcode(name: str) -> Callable[[Any], None]:
-    def refuse(reader: _Unpickler) -> None:
+    def refuse(reader: Unpickler) -> None:
         raise reader.refusal(f"opcode {name}")
 
     return refuse
@@ -75,7 +81,7 @@ def _opcodes(own: dict[str, Any]) -> dict[int, Callable[[Any], None]]:
     return table
 
 
-class _Unpickler(pickle._Unpickler):
+class Unpickler(pickle._Unpickler):
     """Reads one pickle. Every object that it makes is plain, a Namespace, an `Inert`, a `Storage` or a `TensorRef`."""
 
     stack: list[Any]
@@ -131,7 +137,10 @@ class _Unpickler(pickle._Unpickler):
 
     def load_build(self) -> None:
         state = self.stack.pop()
-        target = self.stack[-1]
+        self.build(self.stack[-1], state)
+
+    def build(self, target: Any, state: Any) -> None:
+        """Gives an object its state."""
         if type(target) is Inert and target.args is not None:
             target.state = None if target.module.split(".")[0] in BYTE_HOLDERS else state
         elif type(target) in (argparse.Namespace, types.SimpleNamespace) and type(state) is dict:

@@ -1,0 +1,193 @@
+"""Opening a Megatron `torch_dist` checkpoint: whole tensors in chunks, whatever layout saved them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from jumar.ckpt_convert.checkpoint import Checkpoint, OpenOptions
+from jumar.ckpt_convert.formats.dist_metadata import DistTensor
+from jumar.ckpt_convert.formats.megatron import iteration_directory
+from jumar.ckpt_convert.formats.torch_dist import Chunks, DistDirectory, is_dist, open_directory
+from jumar.ckpt_convert.open_hf import check_counts
+from jumar.ckpt_convert.open_megatron import EMBEDDING, ITERATION, Args, model_of
+from jumar.ckpt_convert.plan import Ints, SourceBox, tiling_fault
+from jumar.ckpt_convert.tensors import TensorRef
+from jumar.schema.distributed import DIALECTS, Piece, Spelling, pieces
+from jumar.schema.errors import Exit, ToolError
+from jumar.schema.manifest import read_manifest
+from jumar.schema.parallel import ParallelLayout
+from jumar.schema.placement import Placement
+from jumar.schema.read_megatron_args import contradictions, layout_from_args
+from jumar.schema.weights import within
+
+PER_LAYER = re.compile(r"decoder\.layers\.\d+\.")
+SINGLETON = re.compile(r".*(\.experts\.experts\.\d+\.|linear_fc1\.(weight|bias)_[wv]$)")
+STATE = re.compile(r"optimizer\.state\.(\w+)\.(.+)")
+OTHERS = re.compile(r"(optimizer\b|rng_state\b|rerun_state_machine|opt_param_scheduler).*")
+EXTRA_STATE = re.compile(r".*\._extra_state(/shard_[\d._]+)?")
+HINT = "is the model right (hf/config.json), or the dialect (--set dialect=te)?"
+
+
+def is_dist_checkpoint(root: Path, iteration: str | None = None) -> bool:
+    """Whether a directory is a distributed checkpoint: one iteration of it, or its root."""
+    if is_dist(root):
+        return True
+    try:
+        return is_dist(iteration_directory(root, iteration))
+    except (ToolError, OSError):
+        return any(is_dist(path) for path in root.glob("iter_*"))
+
+
+def open_dist(root: Path, options: OpenOptions) -> Checkpoint:
+    """A `torch_dist` checkpoint as a Checkpoint. Every chunk must be where it is said to be, and none be left over."""
+    directory = root if is_dist(root) else iteration_directory(root, options.iteration)
+    if not is_dist(directory):
+        raise ToolError(f"{directory}: is no torch_dist iteration", hint="choose one with --iteration")
+    found = open_directory(directory)
+    tensors = {name: t for name, t in found.metadata.tensors.items() if not OTHERS.fullmatch(name)}
+    homes = list(dict.fromkeys((root, directory, directory.parent)))
+    manifest = next((m for home in homes if (m := read_manifest(home))), None)
+    args = Args(found.args, options.sets)
+    family, spec, extras = model_of(homes, manifest, args, options)
+    spec = replace(spec, mtp_layers=_mtp_layers(tensors)) if spec.mtp_layers else spec
+    wrong, notes = contradictions(args, spec)
+    if wrong:
+        raise ToolError(
+            f"{directory}: its args contradict the model's config: {'; '.join(wrong)}",
+            hint=f"does {extras or 'the manifest'} belong to these weights?",
+        )
+    check_counts(spec, sum(len(t.chunks) for t in tensors.values()), "the checkpoint's config")
+    saved = layout_from_args({"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1, **args}, spec.num_layers)
+    args.seen.update(args.given)  # a layout has nothing to say here but for its no-op slots
+    whole = ParallelLayout(noop_layers=saved.noop_layers)
+    rows = tensors[EMBEDDING].shape[0] if EMBEDDING in tensors else spec.vocab_size
+    if rows < spec.vocab_size:
+        raise ToolError(
+            f"the embedding has {rows} rows, the model's vocabulary {spec.vocab_size}",
+            hint="does hf/config.json (or --set vocab_size) belong to these weights?",
+        )
+    placement = Placement(family=family, spec=spec, layout=whole, vocab_rows=(rows,))
+    placement, spelling = _spelling(placement, tensors, args.get("dialect") or (manifest or {}).get("dialect"))
+    expected = [p for shard in placement.shards for p in pieces(placement, shard, spelling)]
+    _check(directory, placement, expected, tensors)
+    sources, padding = _boxes(found, expected, tensors)
+    shapes = family.hf_tensors(spec)
+    facts = (manifest or {}).get("hf", {})
+    named = ITERATION.fullmatch(directory.name)
+    iteration = found.common.get("iteration")
+    return Checkpoint(
+        paths=(root,),
+        format="torch_dist",
+        family=family,
+        spec=spec,
+        tensors=shapes,
+        sources={n: sources[n] for n in shapes},
+        extras=extras,
+        placement=replace(placement, layout=saved, vocab_rows=None, expert_layout=_expert_layout(args)),
+        iteration="release" if directory.name == "release" else str(int(named[1] if named else iteration or 0)),
+        copies=facts.get("copies", {}),
+        dropped=tuple(sorted(n for n in found.metadata.objects if EXTRA_STATE.fullmatch(n))),
+        padding=padding,
+        args=found.args,
+        notes=tuple(f"the checkpoint's args differ from the config that goes along: {note}" for note in notes),
+        base=facts.get("base", True),
+    )
+
+
+def _mtp_layers(tensors: Mapping[str, DistTensor]) -> int:
+    return len({name.split(".")[2] for name in tensors if name.startswith("mtp.layers.")})
+
+
+def _expert_layout(args: Mapping[str, Any]) -> Any:
+    return "grouped" if args.get("moe_grouped_gemm") and args.get("num_experts") else "sequential"
+
+
+def _spelling(placement: Placement, tensors: Mapping[str, DistTensor], dialect: str | None) -> tuple[Placement, Spelling]:
+    """Dialect and spelling, by what the names fit best."""
+    if dialect not in (None, *DIALECTS):
+        raise ToolError(f"--set dialect={dialect}: torch_dist exists as {' and '.join(DIALECTS)}", code=Exit.USAGE)
+    spelling = Spelling(
+        stacked=not any(PER_LAYER.match(name) for name in tensors), singleton=any(SINGLETON.fullmatch(name) for name in tensors)
+    )
+    best: tuple[int, Placement] | None = None
+    for name in (dialect,) if dialect else DIALECTS:
+        if name not in placement.family.dialects:
+            continue
+        tried = replace(placement, dialect=name)
+        missing = sum(len({p.key for p in pieces(tried, shard, spelling)} - tensors.keys()) for shard in tried.shards)
+        if best is None or missing < best[0]:
+            best = missing, tried
+    if best is None:
+        raise ToolError(f"{placement.spec.model_type} has no torch_dist dialect")
+    return best[1], spelling
+
+
+def _check(directory: Path, placement: Placement, expected: list[Piece], tensors: Mapping[str, DistTensor]) -> None:
+    """Names and shapes must be those of the model; the chunks of each tensor must tile it (no-op slots excepted)."""
+    shapes = {piece.key: piece for piece in expected}
+    if missing := [key for key in shapes if key not in tensors]:
+        raise ToolError(f"{directory}: has no {', '.join(missing[:6])}{_more(missing, 6)}", hint=HINT)
+    if foreign := [name for name in tensors if name not in shapes]:
+        kind = placement.spec.model_type
+        raise ToolError(f"{directory}: no rule of {kind} names {', '.join(foreign[:6])}{_more(foreign, 6)}", hint=HINT)
+    noop = placement.layout.noop_layers
+    for key, piece in shapes.items():
+        tensor = tensors[key]
+        if tensor.shape != piece.shape:
+            raise ToolError(f"{directory}: {key} is {list(tensor.shape)}, expected {list(piece.shape)}", hint=HINT)
+        boxes = [(c.start, c.size) for c in tensor.chunks]
+        if noop and key.startswith("decoder.layers.") and not PER_LAYER.match(key):
+            boxes += [((n, *(0,) * (len(piece.shape) - 1)), (1, *piece.shape[1:])) for n in noop]
+        if fault := tiling_fault(tensor.shape, boxes):
+            raise ToolError(f"{directory}: the chunks of {key} do not make it: {fault}", hint="copy the whole directory again")
+
+
+def _more(names: list[str], shown: int) -> str:
+    return f" and {len(names) - shown} more" if len(names) > shown else ""
+
+
+def _boxes(
+    found: DistDirectory, expected: list[Piece], tensors: Mapping[str, DistTensor]
+) -> tuple[dict[str, list[SourceBox]], int]:
+    """Where each HF tensor's boxes lie; and how many elements are padding."""
+    sources: dict[str, list[SourceBox]] = {}
+    chunks: dict[str, Chunks] = {}
+    refs: dict[tuple[str, Ints], TensorRef] = {}
+    padding = 0
+    for piece in expected:
+        tensor = tensors[piece.key]
+        if piece.key not in chunks:
+            chunks[piece.key] = Chunks(tensor, piece.stacked)
+        for chunk in chunks[piece.key][piece.start[: piece.stacked]]:
+            if (piece.key, chunk.start) not in refs:
+                refs[piece.key, chunk.start] = found.ref(piece.key, tensor, chunk)
+            for name, box in _meeting(piece, chunk.start, refs[piece.key, chunk.start]):
+                sources.setdefault(name, []).append(box)
+        rest = 1
+        for n in piece.geometry.shape[1:]:
+            rest *= n
+        padding += piece.geometry.padding * rest
+    return sources, padding
+
+
+def _meeting(piece: Piece, start: Ints, ref: TensorRef) -> Iterator[tuple[str, SourceBox]]:
+    """The HF boxes of a piece that a chunk (at `start` of the whole tensor) holds."""
+    k = piece.stacked
+    low = tuple(max(c - p, 0) for c, p in zip(start[k:], piece.start[k:], strict=True))
+    high = tuple(c + n - p for c, n, p in zip(start[k:], ref.shape[k:], piece.start[k:], strict=True))
+    lead = sum((p - c) * step for p, c, step in zip(piece.start[:k], start[:k], ref.strides[:k], strict=True))
+    strides = ref.strides[k:]
+    for whole in piece.geometry.boxes:
+        box = within(whole, low, high)
+        if box is None:
+            continue
+        at = (p + a - c for p, a, c in zip(piece.start[k:], box.at, start[k:], strict=True))
+        offset = ref.offset + (lead + sum(n * step for n, step in zip(at, strides, strict=True))) * ref.itemsize
+        yield (
+            piece.sources[box.part],
+            SourceBox(box.start, box.size, ref.dtype, ref.file, offset, tuple(strides[a] for a in box.axes)),
+        )

@@ -1,0 +1,74 @@
+"""The plan of a `torch_dist` checkpoint: the chunks that each rank of a layout would have saved."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+from jumar.ckpt_convert.checkpoint import Checkpoint
+from jumar.ckpt_convert.convert import Plan, megatron_plan, prepare_megatron
+from jumar.ckpt_convert.formats.dist_metadata import NAME as METADATA
+from jumar.ckpt_convert.formats.torch_dist import (
+    COMMON,
+    FORMAT,
+    DistFile,
+    Saved,
+    common_bytes,
+    format_bytes,
+    index_bytes,
+    rank_files,
+)
+from jumar.ckpt_convert.plan import Coverage, compose
+from jumar.schema.distributed import Spelling, check, default_spelling, pieces, states
+from jumar.schema.parallel import ParallelLayout
+from jumar.schema.placement import ExpertLayout
+
+
+def plan_dist(
+    source: Checkpoint,
+    layout: ParallelLayout,
+    *,
+    dialect: str = "mcore",
+    expert_layout: ExpertLayout = "sequential",
+    vocab_divisible_by: int = 1,
+    dtype: str | None = None,
+    stacked: bool | None = None,
+) -> Plan:
+    """The plan of a `torch_dist` checkpoint. Any layout can load it; `layout` says in which chunks, and files, it lies.
+
+    stacked: whether layers are stacked into one tensor; None: as megatron-core would for such a model
+    The others are those of `plan_megatron`.
+    """
+    job = prepare_megatron(source, layout, dialect, expert_layout, vocab_divisible_by, dtype)
+    placement = job.placement
+    check(placement)
+    spelling = default_spelling(placement) if stacked is None else Spelling(stacked)
+    coverage, casts, padding = Coverage(), Counter[tuple[str, str]](), 0
+    files: list[DistFile] = []
+    saved: set[tuple[str, tuple[int, ...]]] = set()
+    objects: set[str] = set()
+    for rank, shard in enumerate(placement.shards):
+        chunks = []
+        for piece in pieces(placement, shard, spelling):
+            coverage.add(piece.geometry, piece.sources)
+            if (piece.key, piece.start) in saved:
+                continue  # the same on another rank, which has saved it
+            saved.add((piece.key, piece.start))
+            cast = None if piece.keep_dtype else job.cast
+            record = compose(piece.key, piece.geometry, piece.sources, source.sources, cast)
+            casts.update((c.dtype, record.dtype) for c in record.copies[:1] if c.dtype != record.dtype)
+            padding += record.padding
+            stored = replace(record, stored=piece.size)
+            chunks.append(Saved(piece.key, piece.shape, piece.start, stored))
+        own = [name for name in states(placement, shard, spelling) if name not in objects]
+        objects.update(own)
+        files += rank_files(job.folder, rank, chunks, own)
+    coverage.prove(source.tensors)
+    common = {"args": job.namespace(), "checkpoint_version": 3.0, "iteration": job.number}
+    common["content_metadata"] = {"singleton_local_shards": False, "non_homogeneous_layers": not spelling.stacked}
+    sidecars = {
+        f"{job.folder}/{COMMON}": common_bytes(common),
+        f"{job.folder}/{METADATA}": index_bytes(files),
+        f"{job.folder}/{FORMAT}": format_bytes(),
+    }
+    return megatron_plan(job, files, sidecars, coverage.replicas, padding, casts, form="torch_dist")

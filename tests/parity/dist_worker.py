@@ -1,0 +1,112 @@
+"""megatron-core's own dist_checkpointing on both sides: saves what jumar is to read, and loads what jumar has written.
+
+torchrun --nproc-per-node 4 dist_worker.py REPORT.json JOBS.json --tp 2 --pp 2
+
+JOBS.json is a list of objects: {"do": "save", "shards": MEGATRON_DIR, "hf": HF_DIR, "out": DIR, "singleton": false}, where the
+shards are of this layout; or {"do": "load", "dist": ITERATION_DIR, "hf": HF_DIR}. "every_layer": true says that experts are in
+every layer by a frequency and not by a list, so that layers are stacked. "optimizer": see `optimizer_of`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.safe_globals import register_safe_globals
+
+from gpt_model import build, read_config
+from megatron_cpu import mend
+from megatron_worker import forward, load_on_every_rank, reference_logits, shard_file
+
+
+def sharded(chunks: list, metadata: dict) -> dict:
+    """The sharded state dict of this rank's chunks, as megatron.training makes it."""
+    metadata = metadata | {"dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
+    states = {}
+    for number, chunk in enumerate(chunks):
+        runs_mtp = getattr(chunk, "mtp", None) is not None
+        chunk.mtp_process = runs_mtp  # it decides whether the embedding there is a copy
+        states["model" if len(chunks) == 1 else f"model{number}"] = chunk.sharded_state_dict(metadata=metadata)
+        chunk.mtp_process = False
+    return states
+
+
+def save(job: dict, layout: dict) -> dict:
+    hf = read_config(Path(job["hf"]))
+    chunks = build(hf, **layout, every_layer=job.get("every_layer", False))
+    file = shard_file(Path(job["shards"]), pp=layout["pp"], ep=layout["ep"])
+    _, error = load_on_every_rank(chunks, file)
+    register_safe_globals()
+    if error:
+        return {"error": error}
+    args = torch.load(file, weights_only=True)["args"]
+    metadata = {"singleton_local_shards": job.get("singleton", False)}
+    out = Path(job["out"])
+    if dist.get_rank() == 0:
+        out.mkdir(parents=True)
+    dist.barrier()
+    states = sharded(chunks, metadata) | {"args": args, "checkpoint_version": 3.0, "iteration": 1}
+    dist_checkpointing.save(states, str(out), content_metadata=metadata)
+    return {}
+
+
+def load(job: dict, layout: dict) -> dict:
+    """max_diff and scale of the logits after a strict load."""
+    hf = read_config(Path(job["hf"]))
+    tokens = torch.randint(hf["vocab_size"], (2, 24), generator=torch.Generator().manual_seed(0))
+    chunks = build(hf, **layout, every_layer=job.get("every_layer", False))
+    for chunk in chunks:
+        for parameter in chunk.parameters():
+            parameter.data.fill_(float("nan"))  # what is not loaded shows
+    register_safe_globals()
+    metadata = dist_checkpointing.load_content_metadata(job["dist"]) or {}
+    loaded = dist_checkpointing.load(sharded(chunks, metadata), job["dist"])
+    for key, chunk in zip(["model"] if len(chunks) == 1 else [f"model{i}" for i in range(len(chunks))], chunks, strict=True):
+        chunk.load_state_dict(loaded[key], strict=True)
+    logits = forward(chunks, tokens)
+    row = [{"args": loaded["args"].num_layers}]
+    last = dist.get_world_size() - 1
+    if dist.get_rank() == last:
+        reference = reference_logits(Path(job["hf"]), tokens)
+        row[0]["max_diff"] = (logits[..., : hf["vocab_size"]] - reference).abs().max().item()
+        row[0]["scale"] = reference.abs().max().item()
+    dist.broadcast_object_list(row, src=last)
+    return row[0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("report", type=Path)
+    parser.add_argument("jobs", type=Path)
+    for name in ("tp", "pp", "vpp", "ep"):
+        parser.add_argument(f"--{name}", type=int, default=1)
+    parser.add_argument("--etp", type=int, help="default: as --tp")
+    parser.add_argument("--grouped", action="store_true", help="experts as weight1 and weight2")
+    args = parser.parse_args()
+    layout = {name: getattr(args, name) for name in ("tp", "pp", "vpp", "ep", "etp", "grouped")}
+    layout["etp"] = args.etp or args.tp
+
+    mend()
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", timeout=timedelta(seconds=120))  # a hang is a failure
+    parallel_state.initialize_model_parallel(
+        args.tp,
+        args.pp,
+        virtual_pipeline_model_parallel_size=args.vpp if args.vpp > 1 else None,
+        expert_model_parallel_size=args.ep,
+        expert_tensor_parallel_size=layout["etp"],
+    )
+    with torch.no_grad():
+        report = [{"save": save, "load": load}[job["do"]](job, layout) for job in json.loads(args.jobs.read_text())]
+    if dist.get_rank() == 0:
+        args.report.write_text(json.dumps(report, indent=1))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":  # dist_checkpointing starts processes that import this file
+    main()
