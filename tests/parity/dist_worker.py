@@ -4,7 +4,11 @@ torchrun --nproc-per-node 4 dist_worker.py REPORT.json JOBS.json --tp 2 --pp 2
 
 JOBS.json is a list of objects: {"do": "save", "shards": MEGATRON_DIR, "hf": HF_DIR, "out": DIR, "singleton": false}, where the
 shards are of this layout; or {"do": "load", "dist": ITERATION_DIR, "hf": HF_DIR}. "every_layer": true says that experts are in
-every layer by a frequency and not by a list, so that layers are stacked. "optimizer": see `optimizer_of`.
+every layer by a frequency and not by a list, so that layers are stacked.
+
+And of a training run, with its optimizer: {"do": "train", "shards": ..., "hf": ..., "out": DIR, "distributed": true,
+"bf16": false, "sharding": "fully_reshardable"} saves weights and a random state of Adam; {"do": "resume", "dist":
+ITERATION_DIR, "hf": ..., "out": DIR, ...} loads what jumar made of it, and saves it again as it is in memory.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.safe_globals import register_safe_globals
 
 from gpt_model import build, read_config
-from megatron_cpu import mend
+from megatron_cpu import mend, mend_training
 from megatron_worker import forward, load_on_every_rank, reference_logits, shard_file
 
 
@@ -79,6 +83,105 @@ def load(job: dict, layout: dict) -> dict:
     return row[0]
 
 
+@torch.enable_grad()  # the wrapper hooks itself into the graph
+def trainer(job: dict, layout: dict) -> tuple[list, list, object]:
+    """Model chunks, their modules, and the optimizer over their distributed data parallel wrappers."""
+    from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+    from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+    from megatron.core.transformer.module import Float16Module
+
+    chunks = build(read_config(Path(job["hf"])), **layout, every_layer=job.get("every_layer", False))
+    half, distributed = job.get("bf16", False), job.get("distributed", True)
+    for chunk in chunks:
+        chunk.config.bf16 = half
+        if half:
+            chunk.config.params_dtype = torch.bfloat16
+    ddp = DistributedDataParallelConfig(use_distributed_optimizer=distributed, grad_reduce_in_fp32=True)
+    wrapped = [
+        DistributedDataParallel(c.config, ddp, Float16Module(c.config, c) if half else c, disable_bucketing=i > 0)
+        for i, c in enumerate(chunks)
+    ]
+    config = OptimizerConfig(
+        optimizer="adam",
+        lr=1e-3,
+        bf16=half,
+        params_dtype=torch.bfloat16 if half else torch.float32,
+        use_distributed_optimizer=distributed,
+    )
+    optimizer = get_megatron_optimizer(config, wrapped)
+    inner = list(getattr(optimizer, "chained_optimizers", [optimizer]))
+    generator = torch.Generator().manual_seed(dist.get_rank())
+    for one in inner:
+        for group in one.optimizer.param_groups:
+            for parameter in group["params"]:
+                one.optimizer.state[parameter] = dict(
+                    step=torch.tensor(7.0),
+                    exp_avg=torch.randn(parameter.shape, generator=generator),
+                    exp_avg_sq=torch.rand(parameter.shape, generator=generator),
+                )
+    return chunks, inner, optimizer
+
+
+def optimizer_metadata(job: dict) -> dict:
+    metadata = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}
+    if job.get("distributed", True):
+        metadata["distrib_optim_sharding_type"] = job.get("sharding", "fully_reshardable")
+    return metadata
+
+
+def save_run(job: dict, chunks: list, optimizer: object, args: argparse.Namespace) -> None:
+    metadata = optimizer_metadata(job)
+    groups = {"dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
+    states = sharded(chunks, metadata)
+    states["optimizer"] = optimizer.sharded_state_dict(dict(states), metadata=metadata | groups)
+    states |= {"args": args, "checkpoint_version": 3.0, "iteration": 7, "opt_param_scheduler": {"num_steps": 56, "max_lr": 1e-3}}
+    out = Path(job["out"])
+    if dist.get_rank() == 0:
+        out.mkdir(parents=True)
+    dist.barrier()
+    dist_checkpointing.save(states, str(out), content_metadata=metadata)
+
+
+def train(job: dict, layout: dict) -> dict:
+    chunks, _, optimizer = trainer(job, layout)
+    file = shard_file(Path(job["shards"]), pp=layout["pp"], ep=layout["ep"])
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        payload = torch.load(file, weights_only=True)
+    for key, chunk in zip(["model"] if len(chunks) == 1 else [f"model{i}" for i in range(len(chunks))], chunks, strict=True):
+        chunk.load_state_dict(payload[key], strict=True)
+    for one in getattr(optimizer, "chained_optimizers", [optimizer]):
+        one.reload_model_params()
+    payload["args"].consumed_train_samples = 56
+    save_run(job, chunks, optimizer, payload["args"])
+    return {}
+
+
+def resume(job: dict, layout: dict) -> dict:
+    register_safe_globals()
+    chunks, inner, optimizer = trainer(job, layout)
+    for one in inner:  # what is not loaded shows; Adam's own state must be there, and may not be NaN to be initialised
+        for state in one.optimizer.state.values():
+            state |= {"exp_avg": torch.zeros_like(state["exp_avg"]), "exp_avg_sq": torch.zeros_like(state["exp_avg_sq"])}
+    metadata = dist_checkpointing.load_content_metadata(job["dist"]) or {}
+    groups = {"dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
+    states = sharded(chunks, metadata)
+    states["optimizer"] = optimizer.sharded_state_dict(dict(states), is_loading=True, metadata=metadata | groups)
+    loaded = dist_checkpointing.load(states, job["dist"])
+    for key, chunk in zip(["model"] if len(chunks) == 1 else [f"model{i}" for i in range(len(chunks))], chunks, strict=True):
+        chunk.load_state_dict(loaded[key], strict=True)
+    optimizer.load_state_dict(loaded["optimizer"])
+    save_run(job, chunks, optimizer, loaded["args"])
+    return {
+        "iteration": loaded["iteration"],
+        "scheduler": loaded["opt_param_scheduler"],
+        "samples": loaded["args"].consumed_train_samples,
+        "step": next(float(s["step"]) for one in inner for s in one.optimizer.state.values()),
+    }
+
+
+DO = {"save": save, "load": load, "train": train, "resume": resume}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("report", type=Path)
@@ -91,7 +194,10 @@ def main() -> None:
     layout = {name: getattr(args, name) for name in ("tp", "pp", "vpp", "ep", "etp", "grouped")}
     layout["etp"] = args.etp or args.tp
 
+    jobs = json.loads(args.jobs.read_text())
     mend()
+    if any(job["do"] in ("train", "resume") for job in jobs):
+        mend_training()  # after which no forward is run: it takes another way by the types' names
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=timedelta(seconds=120))  # a hang is a failure
     parallel_state.initialize_model_parallel(
@@ -102,7 +208,7 @@ def main() -> None:
         expert_tensor_parallel_size=layout["etp"],
     )
     with torch.no_grad():
-        report = [{"save": save, "load": load}[job["do"]](job, layout) for job in json.loads(args.jobs.read_text())]
+        report = [DO[job["do"]](job, layout) for job in jobs]
     if dist.get_rank() == 0:
         args.report.write_text(json.dumps(report, indent=1))
     dist.destroy_process_group()

@@ -11,6 +11,7 @@ import numpy as np
 
 from jumar.ckpt_convert.gather import record_array
 from jumar.ckpt_convert.plan import Ints, SourceBox, compose
+from jumar.ckpt_convert.training_state import TrainingState
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.family import Family
 from jumar.schema.parallel import ParallelLayout, Shard
@@ -61,6 +62,7 @@ class Checkpoint:
     extras:    the directory of config, tokenizer and template files; None where there is none
     args:      plain values of a Megatron source's own args
     base:      whether HF names carry the family's base prefix ("transformer.h.0..." or "h.0...")
+    training:  optimizer state and counters of a run, where they can be read
     notes:     what a user should know about the reading
     """
 
@@ -79,6 +81,7 @@ class Checkpoint:
     padding: int = 0
     args: Mapping[str, Any] = field(default_factory=dict)
     base: bool = True
+    training: TrainingState | None = None
     notes: tuple[str, ...] = ()
 
     def hf_name(self, name: str) -> str:

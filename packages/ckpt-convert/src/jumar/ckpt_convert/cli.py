@@ -80,6 +80,9 @@ def to_megatron(
             rich_help_panel="Layout",
         ),
     ] = "auto",
+    no_optimizer: Annotated[
+        bool, typer.Option("--no-optimizer", help="torch_dist: leave the source's optimizer state out.", rich_help_panel="Layout")
+    ] = False,
     dtype: Dtype = None,
     iteration: Iteration = None,
     family: FamilyName = None,
@@ -100,8 +103,9 @@ def to_megatron(
     _choice("--dialect", dialect, "mcore", "te", "mindspeed")
     _choice("--format", form, "torch", "torch_dist")
     _choice("--dist-layers", dist_layers, "auto", "stacked", "separate")
-    if form == "torch" and dist_layers != "auto":
-        raise ToolError("--dist-layers goes with --format torch_dist only", code=Exit.USAGE)
+    if form == "torch" and (dist_layers != "auto" or no_optimizer):
+        flag = "--no-optimizer" if no_optimizer else "--dist-layers"
+        raise ToolError(f"{flag} goes with --format torch_dist only", code=Exit.USAGE)
     layout = ParallelLayout(
         tp=tp,
         pp=pp,
@@ -122,7 +126,7 @@ def to_megatron(
         from jumar.ckpt_convert.plan_dist import plan_dist
 
         stacked = {"auto": None, "stacked": True, "separate": False}[dist_layers]
-        made = plan_dist(source, layout, **options, stacked=stacked)
+        made = plan_dist(source, layout, **options, stacked=stacked, optimizer=not no_optimizer)
     else:
         made = plan_megatron(source, layout, **options)
     _carry_out(made, dst, plan=plan, resume=resume, force=force, threads=threads, as_json=as_json)
@@ -290,11 +294,11 @@ def _carry_out(made: Plan, dst: Path, *, plan: bool, resume: bool, force: bool, 
     from jumar.ckpt_convert.convert import differing_replicas, run_plan
     from jumar.schema.cli import ByteProgress, say
 
+    for note in made.notes:
+        say("note", note)
     if plan:
         show.plan(made, as_json)
         return
-    for note in made.notes:
-        say("note", note)
     for name in differing_replicas(made.source):
         say("warning", f"{name}: ranks hold different values; the first rank's are used")
     start = time.monotonic()

@@ -33,6 +33,7 @@ DTYPE_NAMES = {"bf16": "BF16", "fp16": "F16", "fp32": "F32", "bfloat16": "BF16",
 TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 HEADER_BYTES = 1 << 16
 SMALL_REPLICA = 1 << 20
+COUNTERS = ("consumed_train_samples", "consumed_valid_samples")  # a run goes on from there
 NOT_KEPT_ARGS = frozenset(
     {"rank", "local_rank", "world_size", "data_parallel_size", "transformer_pipeline_model_parallel_size", *UNREAD_SPLITS}
 )
@@ -148,7 +149,9 @@ def prepare_megatron(
     folder = iteration if iteration == "release" else f"iter_{int(iteration):07d}"
     number = 0 if iteration == "release" else int(iteration)
     args = to_args(placement, dtype=TORCH_NAMES.get(main, "float32"), iteration=number)
-    args |= {k: v for k, v in _kept_args(source).items() if k not in args}  # ours first: the same order from any source
+    kept = _kept_args(source)
+    args |= {k: kept[k] for k in COUNTERS if k in kept}
+    args |= {k: v for k, v in kept.items() if k not in args}  # ours first: the same order from any source
     recipe = {"dialect": dialect, "expert_layout": expert_layout, "dtype": dtype, "vocab_divisible_by": vocab_divisible_by}
     return MegatronJob(source, placement, args, iteration, folder, number, cast, recipe)
 
@@ -160,9 +163,14 @@ def megatron_plan(
     replicas: int,
     padding: int,
     casts: Mapping[tuple[str, str], int],
+    *,
     form: str | None = None,
+    carried: bool = False,
 ) -> Plan:
-    """The plan of these files, with the tracker, `hf/` and the manifest. form: the format, where it is not `torch`."""
+    """The plan of these files, with the tracker, `hf/` and the manifest.
+
+    form: the format, where it is not `torch`; carried: whether they hold the source's optimizer state
+    """
     source = job.source
     tracker = job.iteration if job.iteration == "release" else str(job.number)
     beside: dict[str, bytes | Path] = {**sidecars, TRACKER: tracker.encode()}
@@ -173,7 +181,8 @@ def megatron_plan(
         "dialect": job.placement.dialect,
         "padded_vocab_size": job.placement.padded_vocab,
     }
-    return Plan(source, "megatron", tuple(files), beside, manifest, facts, casts, _notes(source, job.cast))
+    notes = (*_notes(source, job.cast), *_training_notes(source, carried=carried))
+    return Plan(source, "megatron", tuple(files), beside, manifest, facts, casts, notes)
 
 
 def plan_hf(source: Checkpoint, *, max_shard_bytes: int = 5_000_000_000, dtype: str | None = None) -> Plan:
@@ -193,6 +202,10 @@ def plan_hf(source: Checkpoint, *, max_shard_bytes: int = 5_000_000_000, dtype: 
     manifest = _manifest(source, "to-hf", {"dtype": dtype, "max_shard_bytes": max_shard_bytes}, facts)
     sidecars = {**index, **_hf_files(source, cast)}
     return Plan(source, "huggingface", tuple(files), sidecars, manifest, facts, casts, _notes(source, cast))
+
+
+def _training_notes(source: Checkpoint, *, carried: bool) -> list[str]:
+    return source.training.notes(carried) if source.training else []
 
 
 def run_plan(

@@ -16,6 +16,15 @@ from jumar.ckpt_convert.open_hf import check_counts
 from jumar.ckpt_convert.open_megatron import EMBEDDING, ITERATION, Args, model_of
 from jumar.ckpt_convert.plan import Ints, SourceBox, tiling_fault
 from jumar.ckpt_convert.tensors import TensorRef
+from jumar.ckpt_convert.training_state import (
+    FLAT,
+    LAYOUT_BOUND,
+    OTHERS,
+    TrainingState,
+    carried_common,
+    is_plain,
+    names_by_kind,
+)
 from jumar.schema.distributed import DIALECTS, Piece, Spelling, pieces
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.manifest import read_manifest
@@ -26,8 +35,6 @@ from jumar.schema.weights import within
 
 PER_LAYER = re.compile(r"decoder\.layers\.\d+\.")
 SINGLETON = re.compile(r".*(\.experts\.experts\.\d+\.|linear_fc1\.(weight|bias)_[wv]$)")
-STATE = re.compile(r"optimizer\.state\.(\w+)\.(.+)")
-OTHERS = re.compile(r"(optimizer\b|rng_state\b|rerun_state_machine|opt_param_scheduler).*")
 EXTRA_STATE = re.compile(r".*\._extra_state(/shard_[\d._]+)?")
 HINT = "is the model right (hf/config.json), or the dialect (--set dialect=te)?"
 
@@ -93,6 +100,7 @@ def open_dist(root: Path, options: OpenOptions) -> Checkpoint:
         dropped=tuple(sorted(n for n in found.metadata.objects if EXTRA_STATE.fullmatch(n))),
         padding=padding,
         args=found.args,
+        training=_training(found, placement, expected),
         notes=tuple(f"the checkpoint's args differ from the config that goes along: {note}" for note in notes),
         base=facts.get("base", True),
     )
@@ -134,16 +142,42 @@ def _check(directory: Path, placement: Placement, expected: list[Piece], tensors
     if foreign := [name for name in tensors if name not in shapes]:
         kind = placement.spec.model_type
         raise ToolError(f"{directory}: no rule of {kind} names {', '.join(foreign[:6])}{_more(foreign, 6)}", hint=HINT)
-    noop = placement.layout.noop_layers
     for key, piece in shapes.items():
-        tensor = tensors[key]
-        if tensor.shape != piece.shape:
-            raise ToolError(f"{directory}: {key} is {list(tensor.shape)}, expected {list(piece.shape)}", hint=HINT)
-        boxes = [(c.start, c.size) for c in tensor.chunks]
-        if noop and key.startswith("decoder.layers.") and not PER_LAYER.match(key):
-            boxes += [((n, *(0,) * (len(piece.shape) - 1)), (1, *piece.shape[1:])) for n in noop]
-        if fault := tiling_fault(tensor.shape, boxes):
-            raise ToolError(f"{directory}: the chunks of {key} do not make it: {fault}", hint="copy the whole directory again")
+        if tensors[key].shape != piece.shape:
+            raise ToolError(f"{directory}: {key} is {list(tensors[key].shape)}, expected {list(piece.shape)}", hint=HINT)
+        _check_chunks(directory, key, tensors[key], piece, placement)
+
+
+def _check_chunks(directory: Path, name: str, tensor: DistTensor, piece: Piece, placement: Placement) -> None:
+    boxes = [(c.start, c.size) for c in tensor.chunks]
+    if placement.layout.noop_layers and piece.key.startswith("decoder.layers.") and not PER_LAYER.match(piece.key):
+        inner = piece.shape[1:]
+        boxes += [((n, *(0,) * len(inner)), (1, *inner)) for n in placement.layout.noop_layers]
+    if fault := tiling_fault(tensor.shape, boxes):
+        raise ToolError(f"{directory}: the chunks of {name} do not make it: {fault}", hint="copy the whole directory again")
+
+
+def _training(found: DistDirectory, placement: Placement, expected: list[Piece]) -> TrainingState:
+    """Optimizer state and counters: carried where each state has the name and shape of its parameter."""
+    held, objects = found.metadata.tensors, found.metadata.objects
+    common, strange = carried_common(found.common)
+    rng = "rng_state" in found.common or any(name.startswith("rng_state") for name in objects)
+    facts = found.common.get("content_metadata")
+    state = TrainingState(common=common, facts=facts if isinstance(facts, dict) and is_plain(facts) else {}, rng=rng)
+    by_kind = names_by_kind(held)
+    if any(FLAT.fullmatch(name) for name in (*held, *objects)):
+        return replace(state, refused=f"it was saved as flat buffers of that run's ranks; {LAYOUT_BOUND}")
+    if "optimizer" in strange:
+        return replace(state, refused="common.pt holds parameter groups that are no plain values")
+    shapes = {piece.key: piece for piece in expected}
+    kinds: dict[str, dict[str, list[SourceBox]]] = {}
+    for kind, names in by_kind.items():
+        for key, name in names.items():
+            if key not in shapes or held[name].shape != shapes[key].shape:
+                return replace(state, refused=f"{name} has not its parameter's shape (flat pieces of it); {LAYOUT_BOUND}")
+            _check_chunks(found.path, name, held[name], shapes[key], placement)
+        kinds[kind], _ = _boxes(found, [p for p in expected if p.key in names], {k: held[n] for k, n in names.items()})
+    return replace(state, kinds=kinds)
 
 
 def _more(names: list[str], shown: int) -> str:

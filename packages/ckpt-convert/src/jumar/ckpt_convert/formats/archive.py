@@ -260,14 +260,13 @@ class ArchiveLayout:
         directory = self._directory(crcs)
         _pwrite(fd, directory, start + self.size - len(directory))
 
-    def content(self) -> bytes:
-        """The whole file, of a tree without tensors."""
-        assert not self.records
+    def content(self, tensors: Sequence[bytes] = ()) -> bytes:
+        """The whole file in memory. tensors: the bytes of each record."""
         whole = bytearray(self.size)
-        for entry, data in self._small:
+        for entry, data in (*self._small, *zip(self._tensors, tensors, strict=True)):
             piece = entry.local_header(zlib.crc32(data)) + data
             whole[entry.header_offset : entry.header_offset + len(piece)] = piece
-        directory = self._directory([])
+        directory = self._directory([zlib.crc32(data) for data in tensors])
         whole[-len(directory) :] = directory
         return bytes(whole)
 

@@ -36,6 +36,7 @@ from jumar.schema.errors import ToolError
 COMMON, FORMAT = "common.pt", "metadata.json"
 BACKEND = {"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch", "common_backend_version": 1}
 MAX_FILE_BYTES = 4 << 30
+MAX_COMMON_TENSOR = 1 << 20
 
 
 def is_dist(directory: Path) -> bool:
@@ -208,8 +209,28 @@ def index_bytes(files: Iterable[DistFile]) -> bytes:
 
 
 def common_bytes(value: Mapping[str, Any]) -> bytes:
-    """`common.pt`, of plain values."""
-    return ArchiveLayout.plan(dict(value)).content()
+    """`common.pt`, of plain values and small tensors (steps of an optimizer), which are read here."""
+    held: list[bytes] = []
+
+    def spelled(item: Any) -> Any:
+        if isinstance(item, TensorRef):
+            held.append(_small_tensor(item))
+            return TensorSpec(item.dtype, item.shape)
+        if type(item) is dict:
+            return {key: spelled(inner) for key, inner in item.items()}
+        return type(item)(map(spelled, item)) if type(item) in (list, tuple) else item
+
+    return ArchiveLayout.plan(spelled(dict(value))).content(held)
+
+
+def _small_tensor(ref: TensorRef) -> bytes:
+    if ref.nbytes > MAX_COMMON_TENSOR or not ref.contiguous:
+        raise ToolError(
+            f"{ref.file}: holds a tensor {ref.dtype} {list(ref.shape)} in common values", hint="add --no-optimizer to leave it"
+        )
+    with ref.file.open("rb") as file:
+        file.seek(ref.offset)
+        return file.read(ref.nbytes)
 
 
 def format_bytes() -> bytes:
