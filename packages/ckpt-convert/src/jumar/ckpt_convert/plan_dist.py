@@ -45,8 +45,8 @@ def plan_dist(
     """
     job = prepare_megatron(source, layout, dialect, expert_layout, vocab_divisible_by, dtype)
     placement = job.placement
-    check(placement)
     spelling = default_spelling(placement) if stacked is None else Spelling(stacked)
+    check(placement, spelling)
     coverage, casts, padding = Coverage(), Counter[tuple[str, str]](), 0
     training = source.training if optimizer else None
     states_of = training.kinds if training else {}

@@ -73,8 +73,19 @@ def default_spelling(placement: Placement) -> Spelling:
     return Spelling(stacked=placement.spec.moe is None and placement.spec.ssm is None)
 
 
-def check(placement: Placement) -> None:
-    """Raises ToolError for a dialect in which megatron-core does not write `torch_dist`."""
+def can_stack(placement: Placement) -> bool:
+    """Whether all layers are alike, so that they can be one tensor."""
+    moe = placement.spec.moe
+    return placement.spec.ssm is None and (moe is None or len(moe.dense_layers) in (0, placement.spec.num_layers))
+
+
+def check(placement: Placement, spelling: Spelling) -> None:
+    """Raises ToolError for a dialect in which megatron-core does not write `torch_dist`, and for layers that do not stack."""
+    if spelling.stacked and not can_stack(placement):
+        raise ToolError(
+            f"the layers of this {placement.spec.model_type} are not all alike, or Mamba's, and cannot be stacked",
+            hint="leave out --dist-layers",
+        )
     if placement.dialect not in DIALECTS:
         raise ToolError(f"dialect {placement.dialect} has no torch_dist format", hint=f"choose --dialect {' or '.join(DIALECTS)}")
 
