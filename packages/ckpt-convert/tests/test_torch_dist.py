@@ -170,7 +170,7 @@ def test_the_command(dist: Path, tmp_path: Path) -> None:
         ".metadata", *(f"__{rank}_0.distcp" for rank in range(4)), "common.pt", "metadata.json",
     ]  # fmt: skip
     said = json.loads(failing.ok(run("inspect", tmp_path / "out", "--json")).out)
-    assert (said["format"], said["layout"]) == ("torch_dist", "tp=1 pp=4")
+    assert (said["format"], said["layout"]) == ("torch_dist", "pp=4")
     failing.ok(run("verify", dist, tmp_path / "out"))
     failing.ok(run("to-hf", tmp_path / "out", tmp_path / "hf"))
     failing.ok(run("verify", dist.parent / "hf", tmp_path / "hf"))

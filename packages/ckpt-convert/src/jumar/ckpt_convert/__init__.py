@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from jumar.ckpt_convert.checkpoint import Checkpoint, OpenOptions, slices_for
     from jumar.ckpt_convert.convert import Plan, plan_hf, plan_megatron, run_plan
     from jumar.ckpt_convert.opening import open_checkpoint
+    from jumar.ckpt_convert.plan_dist import plan_dist
     from jumar.ckpt_convert.verification import verify
 
 _HOME = {
@@ -19,13 +20,25 @@ _HOME = {
     "OpenOptions": "checkpoint",
     "Plan": "convert",
     "open_checkpoint": "opening",
+    "plan_dist": "plan_dist",
     "plan_hf": "convert",
     "plan_megatron": "convert",
     "run_plan": "convert",
     "slices_for": "checkpoint",
     "verify": "verification",
 }
-__all__ = ["Checkpoint", "OpenOptions", "Plan", "open_checkpoint", "plan_hf", "plan_megatron", "run_plan", "slices_for", "verify"]
+__all__ = [
+    "Checkpoint",
+    "OpenOptions",
+    "Plan",
+    "open_checkpoint",
+    "plan_dist",
+    "plan_hf",
+    "plan_megatron",
+    "run_plan",
+    "slices_for",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

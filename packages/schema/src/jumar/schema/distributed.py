@@ -158,18 +158,17 @@ def _segments(placed: Placed, placement: Placement, shard: Shard, spelling: Spel
     whole = [placement.padded_vocab, *full[1:]] if rule.padded else list(full)
     names = NAMED_SEGMENTS.get(rule.name)
     glu = placement.spec.gated and ".linear_fc1." in f".{rule.name}" and len(geometry.segments[0]) == 2
-    if names is None and not glu:
+    if axis != 0 or len(geometry.segments[0]) == 1:
         start = [0] * len(full)
         if axis is not None:
             start[axis] = index * geometry.shape[axis]
         yield "", tuple(start), tuple(whole), geometry
         return
-    assert axis in (0, None)
     here = first = 0
     for number, segment in enumerate(geometry.segments[0]):
         part = cut_rows(geometry, here, segment.size)
         rest = (0,) * (len(full) - 1)
-        if names is not None or spelling.singleton:
+        if names is not None or (glu and spelling.singleton):
             suffix = f".{names[number]}" if names is not None else (GATE, UP)[number]
             yield suffix, (index * segment.size, *rest), (count * segment.size, *whole[1:]), part
         else:
