@@ -1,6 +1,6 @@
 """Planning and proving a conversion of DeepSeek-V3 (671 B parameters and its MTP layer), no bytes moved: CPU-s and memory.
 
-    python benchmarks/plan.py [--tp 4] [--pp 16] [--ep 8]
+    python benchmarks/plan.py [--tp 4] [--pp 16] [--ep 8] [--format torch_dist]
 
 The tensors' names, shapes and dtypes are those of the published model; nothing is read, since planning reads headers only.
 """
@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from jumar.ckpt_convert import Checkpoint, plan_megatron
+from jumar.ckpt_convert import Checkpoint, plan_dist, plan_megatron
 from jumar.ckpt_convert.plan import SourceBox
 from jumar.ckpt_convert.tensors import contiguous_strides
 from jumar.schema.parallel import ParallelLayout
@@ -45,6 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("--tp", 4), ("--pp", 16), ("--ep", 8)):
         parser.add_argument(name, type=int, default=default)
+    parser.add_argument("--format", choices=["torch", "torch_dist"], default="torch")
     options = parser.parse_args()
     family = family_of("deepseek_v3")
     spec = family.spec({**family.tiny, **PUBLISHED})
@@ -57,11 +58,14 @@ def main() -> None:
         noop = tuple(range(61, 61 - 61 % -options.pp))
         layout = ParallelLayout(tp=options.tp, pp=options.pp, ep=options.ep, etp=1, noop_layers=noop)
         start = time.process_time()
-        made = plan_megatron(source, layout)
+        made = plan_megatron(source, layout) if options.format == "torch" else plan_dist(source, layout)
         seconds = time.process_time() - start
     parameters = sum(map(math.prod, shapes.values())) / 1e9
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{parameters:.0f} B parameters, tp={options.tp} pp={options.pp} ep={options.ep}: {len(made.files)} files, ", end="")
+    print(
+        f"{options.format}: {parameters:.0f} B parameters, tp={options.tp} pp={options.pp} ep={options.ep}: {len(made.files)} files, ",
+        end="",
+    )
     print(f"{made.facts['tensors']} tensors, {made.facts['copies']} copies: {seconds:.1f} CPU-s, peak {peak:.0f} MiB in all")
 
 

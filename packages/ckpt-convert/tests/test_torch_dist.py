@@ -22,9 +22,9 @@ import failing
 import tiny_hf
 from failing import contents, refused, run
 from jumar.ckpt_convert import open_checkpoint, plan_hf, plan_megatron, run_plan, verify
+from jumar.ckpt_convert.dist_plan import plan_dist
 from jumar.ckpt_convert.formats.dist_metadata import Chunk, DistTensor, metadata_bytes, read_metadata
 from jumar.ckpt_convert.formats.pickling import Global, Made, dump
-from jumar.ckpt_convert.plan_dist import plan_dist
 from jumar.schema.megatron_args import to_args
 from jumar.schema.parallel import ParallelLayout
 from jumar.schema.placement import Placement

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jumar.ckpt_convert.checkpoint import Checkpoint, OpenOptions, slices_for
     from jumar.ckpt_convert.convert import Plan, plan_hf, plan_megatron, run_plan
+    from jumar.ckpt_convert.dist_plan import plan_dist
     from jumar.ckpt_convert.opening import open_checkpoint
-    from jumar.ckpt_convert.plan_dist import plan_dist
     from jumar.ckpt_convert.verification import verify
 
 _HOME = {
@@ -20,7 +20,7 @@ _HOME = {
     "OpenOptions": "checkpoint",
     "Plan": "convert",
     "open_checkpoint": "opening",
-    "plan_dist": "plan_dist",
+    "plan_dist": "dist_plan",
     "plan_hf": "convert",
     "plan_megatron": "convert",
     "run_plan": "convert",

@@ -123,7 +123,7 @@ def to_megatron(
         dialect=dialect, expert_layout=expert_layout, vocab_divisible_by=vocab_divisible_by, dtype=dtype
     )
     if form == "torch_dist":
-        from jumar.ckpt_convert.plan_dist import plan_dist
+        from jumar.ckpt_convert.dist_plan import plan_dist
 
         stacked = {"auto": None, "stacked": True, "separate": False}[dist_layers]
         made = plan_dist(source, layout, **options, stacked=stacked, optimizer=not no_optimizer)

@@ -13,6 +13,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,12 @@ class DistFile:
             layout.finish(fd, [crc], start)
 
 
+@lru_cache(maxsize=4096)
+def _archive(dtype: str, shape: Ints) -> ArchiveLayout:
+    """The archive of one tensor: the same for the many that are alike."""
+    return ArchiveLayout.plan(TensorSpec(dtype, shape))
+
+
 def rank_files(folder: str, rank: int, chunks: Iterable[Saved], objects: Iterable[str]) -> list[DistFile]:
     """The files of one rank, each up to about 4 GiB: `__RANK_0.distcp`, `__RANK_1.distcp`, ...
 
@@ -171,7 +178,7 @@ def rank_files(folder: str, rank: int, chunks: Iterable[Saved], objects: Iterabl
         starts.clear()
 
     for chunk in chunks:
-        layout = ArchiveLayout.plan(TensorSpec(chunk.record.dtype, chunk.record.stored))
+        layout = _archive(chunk.record.dtype, chunk.record.stored)
         if group and here + layout.size > MAX_FILE_BYTES:
             close([], here)
             here = 0
