@@ -129,6 +129,33 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home / "dist"
 
 
+@pytest.mark.compat("read", "MindSpeed-LLM", "`torch_dist` under its modules' own names", "layout as documented")
+@pytest.mark.parametrize("model_type", ["deepseek_v2", "deepseek_v3", "llama", "qwen3_moe"])
+def test_names_of_another_framework(model_type: str, tmp_path: Path) -> None:
+    """Its modules' own names, per layer: nothing renamed on the way into the checkpoint."""
+    family = families()[model_type]
+    config = dict(family.tiny)
+    hf = tiny_hf.random_tensors(config)
+    want = by_hand.Wanted(dialect="mindspeed")
+    ((_, states),) = by_hand.shards(hf, config, want)
+    tensors = {}
+    experts: dict[str, dict[int, np.ndarray]] = {}
+    for name, array in states["model"].items():
+        before, found, after = name.partition(".local_experts.")
+        if found:
+            number, _, rest = after.partition(".")
+            experts.setdefault(f"{before}.experts.{rest}", {})[int(number)] = array
+        else:
+            tensors[name] = array
+    tensors |= {name: np.stack([found[e] for e in sorted(found)]) for name, found in experts.items()}
+    placement = Placement(family=family, spec=family.spec(config), layout=ParallelLayout(), dialect="mindspeed")
+    dist_by_hand.write(tmp_path / "iter_0000007", tensors, to_args(placement, dtype="bfloat16", iteration=7), random_grid(0))
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf/config.json").write_text(json.dumps(config))
+    opened = open_checkpoint(tmp_path)
+    assert [name for name in hf if not np.array_equal(opened.array(name).view(hf[name].dtype), hf[name])] == []
+
+
 def test_shards_from_torch_dist_are_those_from_hugging_face(dist: Path, tmp_path: Path) -> None:
     layout = ParallelLayout(tp=4, pp=2, vpp=2)
     for name, source in ("direct", dist.parent / "hf"), ("through", dist):

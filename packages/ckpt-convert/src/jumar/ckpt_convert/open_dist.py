@@ -33,6 +33,7 @@ from jumar.schema.placement import Placement
 from jumar.schema.read_megatron_args import contradictions, layout_from_args
 from jumar.schema.weights import within
 
+READ_DIALECTS = (*DIALECTS, "mindspeed")
 PER_LAYER = re.compile(r"decoder\.layers\.\d+\.")
 SINGLETON = re.compile(r".*(\.experts\.experts\.\d+\.|linear_fc1\.(weight|bias)_[wv]$)")
 EXTRA_STATE = re.compile(r".*\._extra_state(/shard_[\d._]+)?")
@@ -116,13 +117,19 @@ def _expert_layout(args: Mapping[str, Any]) -> Any:
 
 def _spelling(placement: Placement, tensors: Mapping[str, DistTensor], dialect: str | None) -> tuple[Placement, Spelling]:
     """Dialect and spelling, by what the names fit best."""
-    if dialect not in (None, *DIALECTS):
-        raise ToolError(f"--set dialect={dialect}: torch_dist exists as {' and '.join(DIALECTS)}", code=Exit.USAGE)
+    if dialect not in (None, *READ_DIALECTS):
+        raise ToolError(
+            f"--set dialect={dialect}: torch_dist is read as {', '.join(READ_DIALECTS)}",
+            hint="leave it out: it is recognised",
+            code=Exit.USAGE,
+        )
     spelling = Spelling(
-        stacked=not any(PER_LAYER.match(name) for name in tensors), singleton=any(SINGLETON.fullmatch(name) for name in tensors)
+        stacked=not any(PER_LAYER.match(name) for name in tensors),
+        singleton=any(SINGLETON.fullmatch(name) for name in tensors),
+        fused=not any(name.endswith(".input_layernorm.weight") for name in tensors),
     )
     best: tuple[int, Placement] | None = None
-    for name in (dialect,) if dialect else DIALECTS:
+    for name in (dialect,) if dialect else READ_DIALECTS:
         if name not in placement.family.dialects:
             continue
         tried = replace(placement, dialect=name)

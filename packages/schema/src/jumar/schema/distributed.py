@@ -28,6 +28,7 @@ NAMED_SEGMENTS = {
 
 GATE, UP = "_w", "_v"
 DIALECTS = ("mcore", "te")
+"""Those that are written; `mindspeed` is read too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +37,12 @@ class Spelling:
 
     stacked:   layers are a leading axis of one tensor (megatron-core's way for layers that are all alike)
     singleton: each layer, each expert, and gate and up, are tensors of their own (metadata `singleton_local_shards`)
+    fused:     the local spec's norms are named as TransformerEngine's; specs of other frameworks may not rename them
     """
 
     stacked: bool
     singleton: bool = False
+    fused: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +126,7 @@ def _name(placed: Placed, placement: Placement, spelling: Spelling, numbers: lis
         return placed.name, []
     lead: list[tuple[int, int]] = []
     suffix = rule.name_in(placement.dialect)
-    if placement.dialect == "mcore" and spec.mla is None and spec.ssm is None:
+    if spelling.fused and placement.dialect != "te" and spec.mla is None and spec.ssm is None:
         suffix = next((new + suffix[len(old) :] for old, new in FUSED.items() if suffix.startswith(old)), suffix)
     if layer >= spec.num_layers:
         prefix = f"mtp.layers.{layer - spec.num_layers}." + ("transformer_layer." if rule.scope == "layer" else "")
