@@ -62,10 +62,8 @@ def main() -> None:
         seconds = time.process_time() - start
     parameters = sum(map(math.prod, shapes.values())) / 1e9
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(
-        f"{options.format}: {parameters:.0f} B parameters, tp={options.tp} pp={options.pp} ep={options.ep}: {len(made.files)} files, ",
-        end="",
-    )
+    said = f"tp={options.tp} pp={options.pp} ep={options.ep}"
+    print(f"{options.format}: {parameters:.0f} B parameters, {said}: {len(made.files)} files, ", end="")
     print(f"{made.facts['tensors']} tensors, {made.facts['copies']} copies: {seconds:.1f} CPU-s, peak {peak:.0f} MiB in all")
 
 

@@ -122,14 +122,14 @@ def _name(placed: Placed, placement: Placement, spelling: Spelling, numbers: lis
     """A tensor's name, and its place (index, count) along each stacked axis."""
     rule, layer, spec = placed.origin, placed.layer, placement.spec
     assert rule is not None
-    if layer is None:
+    if layer is None or rule.scope == "mtp":
         return placed.name, []
     lead: list[tuple[int, int]] = []
     suffix = rule.name_in(placement.dialect)
     if spelling.fused and placement.dialect != "te" and spec.mla is None and spec.ssm is None:
         suffix = next((new + suffix[len(old) :] for old, new in FUSED.items() if suffix.startswith(old)), suffix)
     if layer >= spec.num_layers:
-        prefix = f"mtp.layers.{layer - spec.num_layers}." + ("transformer_layer." if rule.scope == "layer" else "")
+        prefix = f"mtp.layers.{layer - spec.num_layers}.transformer_layer."
     elif spelling.stacked:
         prefix, lead = "decoder.layers.", [(numbers[layer], spec.num_layers + len(placement.layout.noop_layers))]
     else:
