@@ -99,9 +99,13 @@ DAMAGE: dict[str, tuple[Damage, tuple[str, ...]]] = {
         ("model.layers.2.mlp.gate_proj.weight joins tensors of different dtypes (F16, F32)", "--dtype"),
     ),
     "no model": (one(lambda tree: tree.pop("model"), "00_000"), ("mp_rank_00_000", "no 'model' or 'model0'", "keys: args")),
-    "legacy nested state dict": (
+    "nested state dict without tensors": (
         one(lambda tree: tree.update(model={"language_model": {"embedding": {}}}), "00_000"),
-        ("model/language_model is a dict, expected a tensor", "legacy nested checkpoints"),
+        ("mp_rank_00_000", f"no {EMBEDDING}"),
+    ),
+    "nested state dict that holds something else": (
+        one(lambda tree: tree.update(model={"language_model": {"encoder": [1]}}), "00_000"),
+        ("model/language_model.encoder is a list, expected a tensor",),
     ),
     "not a dict": (
         lambda root: failing.write_archive(shard(root, "00_000"), [1, 2]),

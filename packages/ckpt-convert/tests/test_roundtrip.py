@@ -180,6 +180,7 @@ def plan(checkpoint: Checkpoint, want: Wanted) -> Plan:
         dialect=want.dialect,
         expert_layout="grouped" if want.grouped else "sequential",
         vocab_divisible_by=want.divisible_by,
+        mla_mm_split=want.mm_split,
     )
 
 

@@ -8,7 +8,7 @@ import math
 import os
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +92,17 @@ def read_megatron(iteration: Path) -> dict[str, dict[str, Arrays]]:
         tree = read_archive(path)
         assert isinstance(tree, dict)
         states = {k: v for k, v in tree.items() if k.startswith("model")}
-        shards[path.parent.name] = {k: {n: bits(ref) for n, ref in state.items()} for k, state in states.items()}
+        shards[path.parent.name] = {k: {n: bits(ref) for n, ref in dotted(state)} for k, state in states.items()}
     return shards
+
+
+def dotted(state: Mapping[str, Any]) -> Iterator[tuple[str, TensorRef]]:
+    """Dicts in dicts as names with dots."""
+    for key, value in state.items():
+        if isinstance(value, dict):
+            yield from ((f"{key}.{name}", ref) for name, ref in dotted(value))
+        else:
+            yield key, value
 
 
 def write_megatron(iteration: Path, shards: Mapping[str, Mapping[str, Arrays]], args: Mapping[str, Any]) -> None:

@@ -151,6 +151,7 @@ def slices_for(
     dialect: str = "mcore",
     expert_layout: ExpertLayout = "sequential",
     vocab_divisible_by: int = 1,
+    mla_mm_split: bool = False,
 ) -> Iterator[Placed]:
     """The tensors of one rank, each as boxes of HF tensors: read them with `Checkpoint.read_placed`.
 
@@ -163,5 +164,6 @@ def slices_for(
         dialect=dialect,
         expert_layout=expert_layout,
         vocab_divisible_by=vocab_divisible_by,
+        mla_mm_split=mla_mm_split,
     )
     return placement.tensors(rank)

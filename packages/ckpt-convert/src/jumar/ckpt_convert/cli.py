@@ -65,7 +65,12 @@ def to_megatron(
         bool, typer.Option("--moe-tp-extend-ep", help="Whole experts over ep * tp ranks (MindSpeed).", rich_help_panel="Layout")
     ] = False,
     expert_layout: Annotated[str, typer.Option(help="sequential or grouped.", rich_help_panel="Layout")] = "sequential",
-    dialect: Annotated[str, typer.Option(help="mcore, te or mindspeed.", rich_help_panel="Layout")] = "mcore",
+    dialect: Annotated[
+        str, typer.Option(help="mcore, te, mindspeed, mindspeed-v1 or legacy.", rich_help_panel="Layout")
+    ] = "mcore",
+    mla_mm_split: Annotated[
+        bool, typer.Option("--mla-mm-split", help="Part MLA's up-projections (MindSpeed).", rich_help_panel="Layout")
+    ] = False,
     vocab_divisible_by: Annotated[
         int, typer.Option(min=1, max=1 << 20, help="Pad the vocabulary to a multiple of N * tp.", rich_help_panel="Layout")
     ] = 1,
@@ -82,11 +87,12 @@ def to_megatron(
 ) -> None:
     """Write Megatron shards (mp_rank_*) from a Hugging Face directory, or from Megatron shards of any other layout."""
     from jumar.ckpt_convert.convert import plan_megatron
+    from jumar.schema.dialects import DIALECTS
     from jumar.schema.parallel import ParallelLayout
 
     _choice("--schedule", schedule, "1f1b", "dualpipev")
     _choice("--expert-layout", expert_layout, "sequential", "grouped")
-    _choice("--dialect", dialect, "mcore", "te", "mindspeed")
+    _choice("--dialect", dialect, *DIALECTS)
     layout = ParallelLayout(
         tp=tp,
         pp=pp,
@@ -106,6 +112,7 @@ def to_megatron(
         dialect=dialect,
         expert_layout=expert_layout,  # type: ignore[arg-type]  # checked above
         vocab_divisible_by=vocab_divisible_by,
+        mla_mm_split=mla_mm_split,
         dtype=dtype,
     )
     _carry_out(made, dst, plan=plan, resume=resume, force=force, threads=threads, as_json=as_json)

@@ -79,6 +79,7 @@ def plan_megatron(
     dialect: str = "mcore",
     expert_layout: ExpertLayout = "sequential",
     vocab_divisible_by: int = 1,
+    mla_mm_split: bool = False,
     dtype: str | None = None,
 ) -> Plan:
     """The plan of a Megatron `torch` checkpoint. dtype: "bf16", "fp16", "fp32"; None keeps every byte.
@@ -92,6 +93,7 @@ def plan_megatron(
         dialect=dialect,
         expert_layout=expert_layout,
         vocab_divisible_by=vocab_divisible_by,
+        mla_mm_split=mla_mm_split,
     )
     placement.check()
     cast = dtype_name(dtype) if dtype else None
@@ -115,11 +117,19 @@ def plan_megatron(
     coverage.prove(source.tensors)
     sidecars: dict[str, bytes | Path] = {TRACKER: (iteration if iteration == "release" else str(number)).encode()}
     sidecars.update((f"hf/{name}", content) for name, content in _hf_files(source, cast).items())
-    recipe = {"dialect": dialect, "expert_layout": expert_layout, "dtype": dtype, "vocab_divisible_by": vocab_divisible_by}
+    split = {"mla_mm_split": True} if mla_mm_split else {}
+    recipe = {
+        "dialect": dialect,
+        **split,
+        "expert_layout": expert_layout,
+        "dtype": dtype,
+        "vocab_divisible_by": vocab_divisible_by,
+    }
     facts = _facts(source, files, coverage.replicas, padding)
     manifest = _manifest(source, "to-megatron", recipe, facts) | {
         "layout": _layout_facts(layout),
         "dialect": dialect,
+        **split,
         "padded_vocab_size": placement.padded_vocab,
     }
     return Plan(source, "megatron", tuple(files), sidecars, manifest, facts, casts, _notes(source, cast))

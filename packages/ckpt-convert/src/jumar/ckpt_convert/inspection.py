@@ -33,7 +33,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         facts |= {
             "iteration": checkpoint.iteration,
             "layout": layout_text(placement.layout),
-            "dialect": placement.dialect,
+            "dialect": placement.dialect + (" (mla_mm_split)" if placement.mla_mm_split else ""),
             "expert_layout": placement.expert_layout if spec.moe else None,
             "padded_vocab_size": placement.padded_vocab,
             "ranks": {

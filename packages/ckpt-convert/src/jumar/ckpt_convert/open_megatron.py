@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from jumar.ckpt_convert.checkpoint import Checkpoint, OpenOptions, Replica
+from jumar.ckpt_convert.formats import legacy
 from jumar.ckpt_convert.formats.megatron import ShardFile, find_shards, iteration_directory, read_shard
 from jumar.ckpt_convert.open_hf import check_counts, read_config
 from jumar.ckpt_convert.plan import SourceBox, boxes_of, prove_geometry
@@ -93,7 +94,9 @@ def open_megatron(roots: tuple[Path, ...], options: OpenOptions) -> Checkpoint:
     grouped = args.get("expert_layout") or _expert_layout(names)
     if grouped not in get_args(ExpertLayout):
         raise ToolError(f"--set expert_layout={grouped}: expected {' or '.join(get_args(ExpertLayout))}", code=Exit.USAGE)
-    placement = Placement(family=family, spec=spec, layout=layout, dialect=dialect, expert_layout=grouped)
+    mm_split = any(n.endswith(".self_attention.linear_kv_nope.weight") for n in names)
+    placement = Placement(family=family, spec=spec, layout=layout, dialect=dialect, expert_layout=grouped, mla_mm_split=mm_split)
+    placement.check_dialect()
     args.refuse_unused()
     _check_ranks(placement, shards, directories)
     placement = replace(placement, vocab_rows=_vocab_rows(placement, shards))
@@ -187,6 +190,11 @@ def _plain(value: Any) -> Any:
 
 
 def _dialect(names: set[str], spec: ModelSpec) -> str:
+    if legacy.is_legacy(dict.fromkeys(names)):
+        return "legacy"
+    latent = ("self_attention.linear_kvb.weight", "self_attention.k_layernorm.weight") if spec.mla else ()
+    if any(n.endswith((*latent, "mlp.shared_expert_gate.weight")) for n in names):
+        return "mindspeed-v1"
     if any(n.endswith((".layer_norm_weight", ".post_layernorm.weight")) for n in names):
         return "te"
     joined = spec.mla is not None and any(n.endswith("self_attention.linear_qkv.weight") for n in names)
@@ -221,18 +229,19 @@ def _check_ranks(placement: Placement, shards: Mapping[str, ShardFile], director
 def _vocab_rows(placement: Placement, shards: Mapping[str, ShardFile]) -> tuple[int, ...]:
     """Rows of the embedding on each TP rank, padding included; some tools cut them unevenly."""
     rows: dict[int, int] = {}
+    name = placement.names.name(EMBEDDING)
     for shard in placement.shards:
-        refs = [state[EMBEDDING] for state in shards[shard.name].states.values() if EMBEDDING in state]
+        refs = [state[name] for state in shards[shard.name].states.values() if name in state]
         if not refs or shard.pp != 0:
             continue
         count = refs[0].shape[0] if refs[0].shape else 0
         if rows.setdefault(shard.tp, count) != count:
             raise ToolError(
-                f"{shards[shard.name].file}: {EMBEDDING} has {count} rows, other ranks {rows[shard.tp]}",
+                f"{shards[shard.name].file}: {name} has {count} rows, other ranks {rows[shard.tp]}",
                 hint="shards of two runs are mixed; remove the stale ones",
             )
     if len(rows) != placement.layout.tp:
-        raise ToolError(f"{shards[placement.shards[0].name].file}: no {EMBEDDING}", hint="is this a language model's checkpoint?")
+        raise ToolError(f"{shards[placement.shards[0].name].file}: no {name}", hint="is this a language model's checkpoint?")
     counts = tuple(rows[t] for t in range(placement.layout.tp))
     if sum(counts) < placement.spec.vocab_size:
         raise ToolError(

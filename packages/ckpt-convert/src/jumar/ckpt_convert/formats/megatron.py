@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jumar.ckpt_convert.formats import legacy
 from jumar.ckpt_convert.formats.archive import ArchiveLayout, Global, TensorSpec, read_archive
 from jumar.ckpt_convert.plan import Record
 from jumar.ckpt_convert.tensors import TensorRef
@@ -21,7 +22,7 @@ TRACKER, SHARD_FILE = "latest_checkpointed_iteration.txt", "model_optim_rng.pt"
 SHARD = re.compile(r"mp_rank_(\d{2,})(?:_(\d{3,}))?(?:_(\d{3,}))?")
 MODEL_KEY = re.compile(r"model\d*")
 SKIPPED = frozenset({"optimizer", "opt_param_scheduler", "rng_state", "rerun_state_machine", "random_rng_state"})
-DROPS = re.compile(r".*(\._extra_state|rotary_pos_emb\.inv_freq|\.local_tokens_per_expert|\.ga_steps)")
+DROPS = re.compile(r".*(\._extra_state|rotary(_pos)?_emb\.inv_freq|\.local_tokens_per_expert|\.ga_steps)")
 """Entries of a state dict that are no weights: TransformerEngine's fp8 state, RoPE buffers, router counters."""
 
 
@@ -102,17 +103,8 @@ def read_shard(name: str, file: Path) -> ShardFile:
     dropped: list[str] = []
     for key, value in content.items():
         if isinstance(key, str) and MODEL_KEY.fullmatch(key) and isinstance(value, dict):
-            states[key] = {}
-            for tensor, ref in value.items():
-                if DROPS.fullmatch(str(tensor)):
-                    dropped.append(str(tensor))
-                elif isinstance(ref, TensorRef):
-                    states[key][str(tensor)] = ref
-                else:
-                    raise ToolError(
-                        f"{file}: {key}/{tensor} is a {type(ref).__name__}, expected a tensor",
-                        hint="legacy nested checkpoints (language_model.*) are not read yet" if isinstance(ref, dict) else None,
-                    )
+            states[key], gone = _state(file, key, value)
+            dropped += gone
     if not states:
         keys = ", ".join(map(str, list(content)[:8]))
         raise ToolError(f"{file}: no 'model' or 'model0' (keys: {keys})", hint="is this a Megatron shard?")
@@ -120,6 +112,29 @@ def read_shard(name: str, file: Path) -> ShardFile:
     args = dict(vars(raw)) if isinstance(raw, argparse.Namespace) else dict(raw) if isinstance(raw, dict) else {}
     iteration = content.get("iteration")
     return ShardFile(name, file, args, iteration if isinstance(iteration, int) else 0, states, tuple(dropped))
+
+
+def _state(file: Path, key: str, value: Mapping[Any, Any]) -> tuple[dict[str, TensorRef], list[str]]:
+    """Tensors by name, and the names of entries that are none: of a flat state dict, or of Megatron-LM's nested ones."""
+    flat = dict(legacy.flat(value))
+    old = legacy.is_legacy(flat)
+    state: dict[str, TensorRef] = {}
+    dropped = []
+    for tensor, ref in flat.items():
+        name = legacy.current(tensor) if old else tensor
+        if DROPS.fullmatch(name):
+            dropped.append(name)
+        elif not isinstance(ref, TensorRef):
+            raise ToolError(
+                f"{file}: {key}/{tensor} is a {type(ref).__name__}, expected a tensor", hint="is this a Megatron shard?"
+            )
+        elif name in state:
+            raise ToolError(
+                f"{file}: {key} holds {name} under two spellings ({tensor})", hint="remove one; no Megatron writes both"
+            )
+        else:
+            state[name] = ref
+    return state, dropped
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +155,9 @@ class MegatronFile:
             "iteration": iteration,
         }
         for key, group in records.items():
-            value[key] = {r.name: TensorSpec(r.dtype, r.stored) for r in group}
-        flat = tuple(r for group in records.values() for r in group)
+            value[key] = legacy.nested({r.name: TensorSpec(r.dtype, r.stored) for r in group})
+        in_order = [dict(legacy.flat(legacy.nested({r.name: r for r in group}))) for group in records.values()]
+        flat = tuple(r for group in in_order for r in group.values())
         return cls(path, flat, ArchiveLayout.plan(value))
 
     @property
