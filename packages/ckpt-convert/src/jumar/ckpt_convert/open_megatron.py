@@ -12,58 +12,21 @@ from typing import Any, get_args
 from jumar.ckpt_convert.checkpoint import Checkpoint, OpenOptions, Replica
 from jumar.ckpt_convert.formats import legacy
 from jumar.ckpt_convert.formats.megatron import ShardFile, find_shards, iteration_directory, read_shard
+from jumar.ckpt_convert.open_args import LAYOUT_ARGS, Args, ask_for, complete
 from jumar.ckpt_convert.open_hf import check_counts, read_config
 from jumar.ckpt_convert.plan import SourceBox, boxes_of, prove_geometry
+from jumar.ckpt_convert.shown import EMBEDDING, Shown
 from jumar.ckpt_convert.tensors import TensorRef
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.family import Family
 from jumar.schema.manifest import read_manifest
 from jumar.schema.placement import ExpertLayout, Placed, Placement
-from jumar.schema.read_megatron_args import contradictions, layout_from_args, spec_from_args
+from jumar.schema.read_megatron_args import NEEDS, contradictions, layout_from_args, missing_args, spec_from_args
 from jumar.schema.registry import family_of
 from jumar.schema.spec import ModelSpec, spec_from_dict
 
-LAYOUT_ARGS = {
-    "tp": "tensor_model_parallel_size",
-    "pp": "pipeline_model_parallel_size",
-    "vpp": "virtual_pipeline_model_parallel_size",
-    "ep": "expert_model_parallel_size",
-    "etp": "expert_tensor_parallel_size",
-    "layers_per_stage": "num_layer_list",
-    "noop_layers": "noop_layers",
-    "schedule": "schedules_method",
-    "tp_extend_ep": "moe_tp_extend_ep",
-}
 AGREED = tuple(LAYOUT_ARGS.values())
-EMBEDDING = "embedding.word_embeddings.weight"
 ITERATION = re.compile(r"(?:iter_)?(\d+|release)")
-
-
-class _Args(dict[str, Any]):
-    """A shard's args with the user's over them; remembers which were looked at."""
-
-    def __init__(self, own: Mapping[str, Any], sets: Mapping[str, Any]) -> None:
-        super().__init__(own)
-        self.given = {LAYOUT_ARGS.get(k, k): v for k, v in sets.items()}
-        self.update(self.given)
-        self.seen: set[str] = set()
-
-    def get(self, key: str, default: Any = None) -> Any:
-        self.seen.add(key)
-        return super().get(key, default)
-
-    def __getitem__(self, key: str) -> Any:
-        self.seen.add(key)
-        return super().__getitem__(key)
-
-    def refuse_unused(self) -> None:
-        unused = sorted(set(self.given) - self.seen)
-        if unused:
-            raise ToolError(
-                f"--set {', '.join(unused)}: has no effect on this checkpoint",
-                hint=f"layout fields are {', '.join(LAYOUT_ARGS)}, dialect, expert_layout; others are Megatron's argument names",
-                code=Exit.USAGE,
-            )
 
 
 def open_megatron(roots: tuple[Path, ...], options: OpenOptions) -> Checkpoint:
@@ -74,17 +37,24 @@ def open_megatron(roots: tuple[Path, ...], options: OpenOptions) -> Checkpoint:
     some = next(iter(shards.values()))
     homes = list(dict.fromkeys(p for root, d in zip(roots, directories, strict=True) for p in (root, d, d.parent)))
     manifest = next((m for home in homes if (m := read_manifest(home))), None)
-    args = _Args(some.args, options.sets)
-    family, spec, extras = _model(homes, manifest, args, options)
+    _check_agreement(shards.values())
+    args, shown = Args(some.args, options.sets), Shown(shards)
+    family, spec, extras = _model(homes, manifest, options)
+    missing, seen = complete(args, shown, spec)
+    if shown.legacy:
+        missing += _check_version(args, some)
+    if spec is None:
+        family, spec = _model_from_args(args, options, missing, directories[0])
+    elif missing:
+        raise ask_for(missing, directories[0])
+    assert family is not None
     spec = replace(spec, mtp_layers=args.get("mtp_num_layers") or 0) if spec.mtp_layers else spec
-    _check_sizes(args, some)
     wrong, notes = contradictions(args, spec)
     if wrong:
         raise ToolError(
             f"{some.file}: its args contradict the model's config: {'; '.join(wrong)}",
             hint=f"does {extras or 'the manifest'} belong to these weights?",
         )
-    _check_agreement(shards.values())
     names = {n for shard in shards.values() for state in shard.states.values() for n in state}
     check_counts(spec, sum(len(s) for shard in shards.values() for s in shard.states.values()), "the checkpoint's config")
     layout = layout_from_args(args, spec.num_layers)
@@ -121,15 +91,15 @@ def open_megatron(roots: tuple[Path, ...], options: OpenOptions) -> Checkpoint:
         replicas=tuple(replicas),
         padding=padding,
         args=some.args,
-        notes=tuple(f"the checkpoint's args differ from the config that goes along: {note}" for note in notes),
+        notes=(*seen, *(f"the checkpoint's args differ from the config that goes along: {note}" for note in notes)),
         base=facts.get("base", True),
     )
 
 
 def _model(
-    homes: Iterable[Path], manifest: Mapping[str, Any] | None, args: _Args, options: OpenOptions
-) -> tuple[Family, ModelSpec, Path | None]:
-    """Family, traits and HF files, from hf/config.json, the manifest, args.model_type_hf or --family (docs/contracts.md, 3)."""
+    homes: Iterable[Path], manifest: Mapping[str, Any] | None, options: OpenOptions
+) -> tuple[Family | None, ModelSpec | None, Path | None]:
+    """Family, traits and HF files, from hf/config.json or the manifest (docs/contracts.md, 3); None where there is neither."""
     for home in homes:
         if (home / "hf" / "config.json").exists():
             family, spec = read_config(home / "hf" / "config.json", options.ignore)
@@ -139,14 +109,32 @@ def _model(
         spec = spec_from_dict(manifest["model"]["spec"])
         _check_family(options.family, spec, "its manifest.json")
         return family_of(spec.model_type), spec, None
+    return None, None, None
+
+
+def _model_from_args(args: Args, options: OpenOptions, missing: list[str], where: Path) -> tuple[Family, ModelSpec]:
+    """Family and traits from --family or args.model_type_hf, and the args. One error names all that is missing."""
     name = options.family or args.get("model_type_hf")
     if not isinstance(name, str):
-        raise ToolError(
-            f"{next(iter(homes))}: nothing says which model this is (no hf/config.json, manifest or model_type_hf)",
-            hint="add --family NAME (see jumar-convert families), or put the model's Hugging Face files into CHECKPOINT/hf/",
-        )
+        names = missing + [n for n in NEEDS if args.peek(n) is None]
+        raise ask_for(names, where, "or put the model's Hugging Face files into CHECKPOINT/hf/")
     family = family_of(name)
-    return family, spec_from_args(args, family), None
+    if names := missing + missing_args(args, family):
+        raise ask_for(names, where)
+    return family, spec_from_args(args, family)
+
+
+def _check_version(args: Args, shard: ShardFile) -> list[str]:
+    """Megatron-LM before 2.0 had two other orders of q, k and v: checkpointing.py, fix_query_key_value_ordering."""
+    version = args.get("checkpoint_version", shard.version)
+    if version is None:
+        return ["checkpoint_version"]
+    if not isinstance(version, int | float) or version < 2:
+        raise ToolError(
+            f"{shard.file}: checkpoint_version {version}, in which query, key and value stand in another order than since 2.0",
+            hint="load it with Megatron-LM 2.0 or newer, which reorders them, and save it again",
+        )
+    return []
 
 
 def _check_family(wanted: str | None, spec: ModelSpec, where: object) -> None:
@@ -155,15 +143,6 @@ def _check_family(wanted: str | None, spec: ModelSpec, where: object) -> None:
             f"--family {wanted}: {where} says {spec.model_type}",
             hint="leave --family out; it is for checkpoints that do not say",
             code=Exit.USAGE,
-        )
-
-
-def _check_sizes(args: _Args, shard: ShardFile) -> None:
-    missing = [short for short in ("tp", "pp") if args.get(LAYOUT_ARGS[short]) is None]
-    if missing:
-        said = " ".join(f"--set {m}=N" for m in missing)
-        raise ToolError(
-            f"{shard.file}: its args do not say {', '.join(LAYOUT_ARGS[m] for m in missing)}", hint=f"give them: {said}"
         )
 
 

@@ -60,7 +60,10 @@ def iteration_directory(root: Path, iteration: str | None, roots: Sequence[Path]
 
 @dataclass(frozen=True, slots=True)
 class ShardFile:
-    """One shard: its directory's name, its file, its args as plain values, its iteration, and its state dicts by key."""
+    """One shard: its directory's name, its file, its args as plain values, its iteration, its state dicts by key.
+
+    version: Megatron's checkpoint_version
+    """
 
     name: str
     file: Path
@@ -68,6 +71,7 @@ class ShardFile:
     iteration: int
     states: dict[str, dict[str, TensorRef]]
     dropped: tuple[str, ...]
+    version: float | None = None
 
 
 def find_shards(directories: Sequence[Path]) -> dict[str, Path]:
@@ -110,8 +114,16 @@ def read_shard(name: str, file: Path) -> ShardFile:
         raise ToolError(f"{file}: no 'model' or 'model0' (keys: {keys})", hint="is this a Megatron shard?")
     raw = content.get("args")
     args = dict(vars(raw)) if isinstance(raw, argparse.Namespace) else dict(raw) if isinstance(raw, dict) else {}
-    iteration = content.get("iteration")
-    return ShardFile(name, file, args, iteration if isinstance(iteration, int) else 0, states, tuple(dropped))
+    iteration, version = content.get("iteration"), content.get("checkpoint_version")
+    return ShardFile(
+        name,
+        file,
+        args,
+        iteration if isinstance(iteration, int) else 0,
+        states,
+        tuple(dropped),
+        version if isinstance(version, int | float) else None,
+    )
 
 
 def _state(file: Path, key: str, value: Mapping[Any, Any]) -> tuple[dict[str, TensorRef], list[str]]:
