@@ -60,6 +60,7 @@ class Checkpoint:
     placement: how a Megatron source is laid out; None for Hugging Face
     extras:    the directory of config, tokenizer and template files; None where there is none
     args:      plain values of a Megatron source's own args
+    optimizer: files that hold optimizer state -> its bytes; it is not read
     base:      whether HF names carry the family's base prefix ("transformer.h.0..." or "h.0...")
     notes:     what a user should know about the reading
     """
@@ -80,6 +81,7 @@ class Checkpoint:
     args: Mapping[str, Any] = field(default_factory=dict)
     base: bool = True
     notes: tuple[str, ...] = ()
+    optimizer: Mapping[Path, int] = field(default_factory=dict)
 
     def hf_name(self, name: str) -> str:
         """The name in this checkpoint's Hugging Face files."""

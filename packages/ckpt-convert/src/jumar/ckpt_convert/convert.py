@@ -19,7 +19,7 @@ from jumar.ckpt_convert.gather import SourceFiles
 from jumar.ckpt_convert.journal import Journal
 from jumar.ckpt_convert.plan import Coverage, Record, compose, identity
 from jumar.ckpt_convert.target import Target
-from jumar.schema.cli import dist_version
+from jumar.schema.cli import dist_version, human_bytes
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.manifest import NAME as MANIFEST
 from jumar.schema.manifest import identify, manifest_text, template_sha256, tokenizer_sha256
@@ -246,6 +246,10 @@ def _notes(source: Checkpoint, cast: str | None) -> tuple[str, ...]:
     notes = []
     if source.format == "huggingface" and source.extras and (names := left_behind(source.extras)):
         notes.append(f"not carried along: {', '.join(names[:12])}{' ...' if len(names) > 12 else ''}")
+    if source.optimizer:
+        size, count = human_bytes(sum(source.optimizer.values())), len(source.optimizer)
+        where = "1 file" if count == 1 else f"{count} files"
+        notes.append(f"the source's optimizer state ({size} in {where}) is not carried along: weights alone are converted")
     held, said = TORCH_NAMES.get(_main_dtype(source)), source.spec.dtype
     if source.format == "megatron" and source.extras and not cast and held not in (None, said):
         notes.append(f"the weights are {held}; config.json, which goes along as it is, says {said}")

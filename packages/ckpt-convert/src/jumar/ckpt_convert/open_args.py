@@ -116,7 +116,7 @@ def _ranks(args: Args, shown: Shown) -> tuple[list[str], list[str]]:
     said = {name: args.peek(name) for name in RANKS}
     wrong = {n: v for n, v in seen.items() if n not in args.given and str(said[n]).isdecimal() and int(said[n]) != v}
     notes = []
-    if wrong and len(seen) == len(RANKS) and _fitting_etps(shown, [seen[n] for n in RANKS], args):
+    if wrong and len(seen) == len(RANKS) and fitting_etps(args, shown, [seen[n] for n in RANKS]):
         args.update(wrong)
         notes = [f"the checkpoint's args say {n}={said[n]}, its files show {v}" for n, v in wrong.items()]
     if not (seen.keys() >= set(RANKS) or args.empty):
@@ -125,9 +125,9 @@ def _ranks(args: Args, shown: Shown) -> tuple[list[str], list[str]]:
     return [name for name in RANKS if args.peek(name) is None], notes
 
 
-def _fitting_etps(shown: Shown, ranks: Iterable[int], args: Args) -> list[int]:
-    """Values of etp under which the files' names are exactly those of the layout."""
-    tp, pp, ep = ranks
+def fitting_etps(args: Args, shown: Shown, ranks: Iterable[int] | None = None) -> list[int]:
+    """Values of etp under which the files' names are exactly those of the layout. ranks: other tp, pp, ep than the args'."""
+    tp, pp, ep = ranks or (args.count(name) for name in RANKS)
     extend = bool(args.peek(EXTEND))
     fitting = []
     for etp in [n for n in range(1, tp + 1) if tp % n == 0] if shown.has_experts and not extend else [1]:
@@ -155,13 +155,13 @@ def _experts(args: Args, shown: Shown, spec: ModelSpec | None) -> list[str]:
     """How experts are cut, where the args do not say it."""
     if not shown.has_experts or args.peek(ETP) is not None or args.peek(EXTEND):
         return []
-    tp, pp, ep = (args.count(name) for name in RANKS)
+    tp, ep = args.count(RANKS[0]), args.count(RANKS[2])
     router = spec.moe.num_experts if spec and spec.moe else shown.sizes(1, 1, 1, args).get("num_experts", 0)
     here = shown.experts_here()
     if tp > 1 and here and router == here * ep * tp:
         args.fill({EXTEND: True})
         return []
-    fitting, width = _fitting_etps(shown, (tp, pp, ep), args), shown.expert_columns(args)
+    fitting, width = fitting_etps(args, shown), shown.expert_columns(args)
     ffn = spec.moe.ffn_size if spec and spec.moe else args.count("moe_ffn_hidden_size")
     etp = ffn // width if width and ffn > 1 and ffn % width == 0 else fitting[0] if len(fitting) == 1 else None
     if etp is None:

@@ -11,8 +11,8 @@ from typing import Any, get_args
 
 from jumar.ckpt_convert.checkpoint import Checkpoint, OpenOptions, Replica
 from jumar.ckpt_convert.formats import legacy
-from jumar.ckpt_convert.formats.megatron import ShardFile, find_shards, iteration_directory, read_shard
-from jumar.ckpt_convert.open_args import LAYOUT_ARGS, Args, ask_for, complete
+from jumar.ckpt_convert.formats.megatron import ShardFile, find_shards, iteration_directory, optimizer_files, read_shard
+from jumar.ckpt_convert.open_args import LAYOUT_ARGS, Args, ask_for, complete, fitting_etps
 from jumar.ckpt_convert.open_hf import check_counts, read_config
 from jumar.ckpt_convert.plan import SourceBox, boxes_of, prove_geometry
 from jumar.ckpt_convert.shown import EMBEDDING, Shown
@@ -68,7 +68,7 @@ def open_megatron(roots: tuple[Path, ...], options: OpenOptions) -> Checkpoint:
     placement = Placement(family=family, spec=spec, layout=layout, dialect=dialect, expert_layout=grouped, mla_mm_split=mm_split)
     placement.check_dialect()
     args.refuse_unused()
-    _check_ranks(placement, shards, directories)
+    _check_ranks(placement, shards, directories, fitting_etps(args, shown))
     placement = replace(placement, vocab_rows=_vocab_rows(placement, shards))
     sources, replicas, padding = _boxes(placement, shards)
     shapes = family.hf_tensors(spec)
@@ -93,6 +93,8 @@ def open_megatron(roots: tuple[Path, ...], options: OpenOptions) -> Checkpoint:
         args=some.args,
         notes=(*seen, *(f"the checkpoint's args differ from the config that goes along: {note}" for note in notes)),
         base=facts.get("base", True),
+        optimizer={s.file: s.optimizer_bytes for s in shards.values() if s.optimizer_bytes}
+        | {file: file.stat().st_size for file in optimizer_files(directories)},
     )
 
 
@@ -185,13 +187,19 @@ def _expert_layout(names: set[str]) -> ExpertLayout:
     return "grouped" if grouped else "sequential"
 
 
-def _check_ranks(placement: Placement, shards: Mapping[str, ShardFile], directories: list[Path]) -> None:
-    """The files there must be exactly those of the layout."""
+def _check_ranks(placement: Placement, shards: Mapping[str, ShardFile], directories: list[Path], etps: list[int]) -> None:
+    """The files there must be exactly those of the layout. etps: values of etp under which they would be."""
     layout = placement.layout
     experts = f" ep={layout.ep} etp={layout.expert_tp}" if placement.spec.moe else ""
     said = f"tp={layout.tp} pp={layout.pp}{experts}"
     expected = [s.name for s in placement.shards]
     missing = [n for n in expected if n not in shards]
+    if etps and set(expected) != set(shards):
+        raise ToolError(
+            f"{directories[0]}: {said} has {len(expected)} ranks, there are {len(shards)}: they are those of "
+            + " or ".join(f"etp={n}" for n in etps),
+            hint=f"if the experts are cut so, say it: --set etp={etps[0]}",
+        )
     if missing:
         raise ToolError(
             f"{', '.join(map(str, directories))}: {len(missing)} of {len(expected)} ranks are missing for {said}: "

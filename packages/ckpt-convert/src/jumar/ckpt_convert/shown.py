@@ -18,6 +18,7 @@ from jumar.schema.dialects import dialect_of
 EMBEDDING = "embedding.word_embeddings.weight"
 FINAL_NORMS = ("decoder.final_layernorm.weight", "final_layernorm.weight", "decoder.final_norm.weight")
 LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
+ROUTER = re.compile(r"decoder\.layers\.(\d+)\.mlp\.router\.weight")
 MTP = re.compile(r"mtp\.layers\.(\d+)\.")
 EXPERT = re.compile(r"\.mlp\.experts\.")
 FLAGS = {"BF16": "bf16", "F16": "fp16"}
@@ -81,17 +82,30 @@ class Shown:
         if whole and self.chunks == 1 and min(counts) and num_layers in (None, sum(counts)):
             facts |= {"num_layers": sum(counts)}
             return facts | ({"num_layer_list": tuple(counts)} if len(set(counts)) > 1 else {})
-        order = {(p, v): (p if v == 0 else 2 * pp - 1 - p) if dualpipev else v * pp + p for p, v in local}
+        order = self._order(pp)
         noop = sorted(order[chunk] * size + i for chunk, numbers in local.items() for i in range(size) if i not in numbers)
         return facts | {"num_layers": size * len(local), **({"noop_layers": tuple(noop)} if noop else {})}
 
-    def local_layers(self, pp: int) -> dict[tuple[int, int], set[int]]:
-        """(stage, chunk) -> the local numbers of its layers."""
+    def _order(self, pp: int) -> dict[tuple[int, int], int]:
+        """(stage, chunk) -> its number along the model."""
+        chunks = [(p, v) for p in range(pp) for v in range(self.chunks)]
+        if self.is_dualpipev():
+            return {(p, v): p if v == 0 else 2 * pp - 1 - p for p, v in chunks}
+        return {(p, v): v * pp + p for p, v in chunks}
+
+    def layers_with_experts(self, pp: int) -> list[int]:
+        """1 for each layer that has a router, 0 for each that has none, in the model's order."""
+        having = self.local_layers(pp, ROUTER)
+        local, order = self.local_layers(pp), self._order(pp)
+        return [int(i in having[chunk]) for chunk in sorted(local, key=order.__getitem__) for i in sorted(local[chunk])]
+
+    def local_layers(self, pp: int, pattern: re.Pattern[str] = LAYER) -> dict[tuple[int, int], set[int]]:
+        """(stage, chunk) -> the local numbers of its layers, of those with a tensor whose name the pattern matches."""
         found: dict[tuple[int, int], set[int]] = {(p, v): set() for p in range(pp) for v in range(self.chunks)}
         for name, file in self.files.items():
             stage = self.numbers[name][1] if pp > 1 and len(self.numbers[name]) > 1 else 0
             for chunk, tensor in file:
-                if (stage, chunk) in found and (layer := LAYER.match(tensor)):
+                if (stage, chunk) in found and (layer := pattern.match(tensor)):
                     found[stage, chunk].add(int(layer[1]))
         return found
 
@@ -102,7 +116,7 @@ class Shown:
 
     def sizes(self, tp: int, pp: int, etp: int | None, said: Mapping[str, Any]) -> dict[str, Any]:
         """Sizes that shapes show: facts under the names of Megatron's args. said: what the args say."""
-        facts = {**self._embedding(tp), **self._feed_forward(tp, etp, said), **self._traits(pp)}
+        facts = {**self._embedding(tp), **self._feed_forward(tp, pp, etp, said), **self._traits(pp)}
         latent = self._axis("linear_kv_up_proj.weight", "linear_kvb.weight", "linear_kv_nope.weight", axis=1)
         facts |= self._latent(tp, latent, said) if latent else self._attention(tp, said)
         return {name: value for name, value in {**facts, **self._mixer(tp, said)}.items() if value or value is False}
@@ -119,12 +133,14 @@ class Shown:
         positions = self._axis("embedding.position_embeddings.weight", axis=0)
         return {"hidden_size": hidden, "padded_vocab_size": padded, "max_position_embeddings": positions}
 
-    def _feed_forward(self, tp: int, etp: int | None, said: Mapping[str, Any]) -> dict[str, Any]:
-        facts = {
+    def _feed_forward(self, tp: int, pp: int, etp: int | None, said: Mapping[str, Any]) -> dict[str, Any]:
+        facts: dict[str, Any] = {
             "ffn_hidden_size": tp * self._axis(".mlp.linear_fc2.weight", axis=1),
             "num_experts": self._axis(".mlp.router.weight", axis=0),
             "moe_shared_expert_intermediate_size": tp * self._axis(".shared_experts.linear_fc2.weight", axis=1),
         }
+        if facts["num_experts"] and said.get("first_k_dense_replace") is None:
+            facts["moe_layer_freq"] = self.layers_with_experts(pp)
         return facts | {"moe_ffn_hidden_size": (etp or 0) * self.expert_columns(said)}
 
     def expert_columns(self, said: Mapping[str, Any]) -> int:
