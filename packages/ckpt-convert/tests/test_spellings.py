@@ -452,9 +452,7 @@ def test_old_names_of_args(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("said", [{"noop_layers": "2,5"}, {"noop_layers": [2, 5]}, {"num_layers": 6}, {}], ids=str)
-@pytest.mark.compat(
-    "read", "MindSpeed-LLM", "no-op slots (`noop_layers` as text, list or set, or not said)", "layout as documented"
-)
+@pytest.mark.compat("read", "MindSpeed-LLM", "no-op slots (`noop_layers` as text or list, or not said)", "layout as documented")
 def test_no_op_slots_as_mindspeed_says_them(said: Config, tmp_path: Path) -> None:
     """4 layers, no-op slots 2 and 5, on two stages: [0 1 -] [2 3 -]. The last case shows nothing, and means nothing."""
     source = made(tmp_path, dict(families()["llama"].tiny), Wanted(pp=2, noop=(2, 5)), args={"hidden_size": 64, **said})

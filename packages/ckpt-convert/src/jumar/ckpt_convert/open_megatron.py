@@ -44,9 +44,9 @@ def open_megatron(roots: tuple[Path, ...], options: OpenOptions) -> Checkpoint:
     if shown.legacy:
         missing += _check_version(args, some)
     if spec is None:
-        family, spec = _model_from_args(args, options, missing, directories[0])
+        family, spec = _model_from_args(args, options, missing, roots[0])
     elif missing:
-        raise ask_for(missing, directories[0])
+        raise ask_for(missing, roots[0])
     assert family is not None
     spec = replace(spec, mtp_layers=args.get("mtp_num_layers") or 0) if spec.mtp_layers else spec
     wrong, notes = contradictions(args, spec)
