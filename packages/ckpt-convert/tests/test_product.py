@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def layouts(draw: st.DrawFn, model_type: str) -> Wanted:
         ep=draw(st.sampled_from([1, 2])) if moe else 1,
         etp=None if etp == (1 if extend else tp) else etp,  # the other way to say the same
         extend=extend,
-        stages=stages,
+        stages=stages if stages and len(set(stages)) > 1 else None,  # equal ones are read as even
         noop=tuple(sorted(draw(st.sets(st.integers(0, 8), max_size=4)))),
         dualpipev=dualpipev,
         dialect=draw(st.sampled_from(families()[model_type].dialects)),
@@ -65,25 +66,31 @@ def layouts(draw: st.DrawFn, model_type: str) -> Wanted:
 
 @st.composite
 def fitting(draw: st.DrawFn, model_type: str, num_layers: int) -> Wanted:
-    """Layouts that the model can have: those of `layouts`, with what is in the way taken away."""
-    want = draw(layouts(model_type))
-    changes: list[Config] = [
-        {"noop": (), "dualpipev": False, "vpp": 1},
-        {"stages": None},
-        {"noop": (), "stages": None},
-        {"etp": None},
-        {"mm_split": False},
-        {"tp": 1},
-        {"noop": (), "stages": None, "vpp": 1, "dualpipev": False, "pp": 1},
-        {"extend": False, "etp": None},
-        {"ep": 1},
-    ]
+    """Layouts that the model can have: the pipeline made for its layers, and of the rest what is in the way taken away."""
+    want = replace(draw(layouts(model_type)), **draw(pipelines(num_layers)))
     config = config_of(model_type, num_layers, mtp=0, tied=False)
-    for change in draw(st.permutations(changes[:6])) + changes[6:]:
+    changes: list[Config] = [{"etp": None}, {"mm_split": False}, {"tp": 1}, {"extend": False, "etp": None}, {"ep": 1}]
+    for change in draw(st.permutations(changes)):
         if possible(config, want):
             break
-        want = Wanted(**{**vars(want), **change})
-    return want if possible(config, want) else Wanted(dialect=want.dialect)
+        want = replace(want, **change)
+    assert possible(config, want)
+    return want
+
+
+@st.composite
+def pipelines(draw: st.DrawFn, num_layers: int) -> Config:
+    """Fields that spread so many layers: evenly, with no-op slots anywhere, in stages of any size, in V."""
+    pp, kind = draw(st.integers(1, 3)), draw(st.sampled_from(["even", "uneven", "dualpipev"]))
+    plain: Config = {"pp": pp, "vpp": 1, "stages": None, "noop": (), "dualpipev": False}
+    if kind == "uneven" and num_layers >= pp:
+        ends = sorted(draw(st.sets(st.integers(1, num_layers - 1), min_size=pp - 1, max_size=pp - 1))) if pp > 1 else []
+        stages = tuple(b - a for a, b in zip([0, *ends], [*ends, num_layers], strict=True))
+        return plain | {"stages": stages if len(set(stages)) > 1 else None}
+    vpp = 2 if kind == "dualpipev" else draw(st.integers(1, 3)) if pp > 1 else 1
+    slots = num_layers + -num_layers % (pp * vpp) + pp * vpp * draw(st.integers(0, 1))
+    noop = draw(st.permutations(range(slots)))[num_layers:]
+    return plain | {"vpp": vpp, "noop": tuple(sorted(noop)), "dualpipev": kind == "dualpipev"}
 
 
 def possible(config: Config, want: Wanted) -> bool:

@@ -165,7 +165,7 @@ def _experts(args: Args, shown: Shown, spec: ModelSpec | None) -> list[str]:
     ffn = spec.moe.ffn_size if spec and spec.moe else args.count("moe_ffn_hidden_size")
     etp = ffn // width if width and ffn > 1 and ffn % width == 0 else fitting[0] if len(fitting) == 1 else None
     if etp is None:
-        return [ETP]
+        return [ETP] if here else [ETP, EXTEND]
     args.fill({ETP: etp})
     # experts of one grouped tensor are as large whole on tp times the ranks as cut into tp parts
     return [EXTEND] if args.empty and not here and etp == tp > 1 and EXTEND not in args.given else []

@@ -152,9 +152,7 @@ class Shown:
 
     def experts_here(self) -> int:
         """How many experts one file holds, where they are tensors of their own."""
-        pattern = re.compile(
-            r"decoder\.layers\.(\d+)\.mlp\.experts\.(local_experts\.\d+\.linear_fc2\.weight|linear_fc2\.weight\d+)"
-        )
+        pattern = re.compile(r"(.*)\.mlp\.experts\.(local_experts\.\d+\.linear_fc2\.weight|linear_fc2\.weight\d+)")
         for file in self.files.values():
             found = [m for _, name in file if (m := pattern.fullmatch(name))]
             if found:
@@ -215,10 +213,10 @@ class Shown:
         return facts
 
     def _axis(self, *endings: str, axis: int) -> int:
-        """The size of an axis of the first decoder tensor whose name ends so; 0 where there is none."""
+        """The size of an axis of the first tensor whose name ends so; 0 where there is none."""
         for file in self.files.values():
             for (_, name), ref in file.items():
-                if name.endswith(endings) and len(ref.shape) > axis and not name.startswith("mtp."):
+                if name.endswith(endings) and len(ref.shape) > axis:
                     return ref.shape[axis]
         return 0
 
