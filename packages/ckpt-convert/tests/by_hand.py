@@ -32,6 +32,7 @@ class Wanted:
     dualpipev: bool = False
     dialect: str = "mcore"
     grouped: bool = False
+    mm_split: bool = False
     divisible_by: int = 1
 
 
@@ -154,21 +155,36 @@ def attention(hf: Arrays, config: Config, want: Wanted, t: int) -> Arrays:
     return out
 
 
-def latent_attention(hf: Arrays, want: Wanted, t: int) -> Arrays:
-    """Down-projections: cut in mcore, whole in te, joined and whole in mindspeed. Up-projections and output: by head."""
+def latent_attention(hf: Arrays, config: Config, want: Wanted, t: int) -> Arrays:
+    """Down-projections: cut in mcore, whole in te, joined and whole in mindspeed. Up-projections and output: by head.
+
+    MindSpeed-LLM's first version calls three tensors otherwise; with --mla-mm-split the halves of each head lie apart.
+    """
     kv_a = hf["self_attn.kv_a_proj_with_mqa.weight"]
     q_a, q = hf.get("self_attn.q_a_proj.weight"), hf.get("self_attn.q_proj.weight")
-    out = {
-        "linear_kv_up_proj.weight": rows(hf["self_attn.kv_b_proj.weight"], t, want.tp),
-        "linear_proj.weight": columns(hf["self_attn.o_proj.weight"], t, want.tp),
-    }
-    te = want.dialect == "te"
+    out = {"linear_proj.weight": columns(hf["self_attn.o_proj.weight"], t, want.tp)}
+    te, kv_b = want.dialect == "te", hf["self_attn.kv_b_proj.weight"]
+    if want.mm_split:
+        nope, rope, v = (config[k] for k in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"))
+        parts = {("linear_kv_nope", "linear_v"): (kv_b, nope, v)}
+        if q_a is not None:
+            parts[("linear_qk_nope", "linear_qk_rope")] = (hf["self_attn.q_b_proj.weight"], nope, rope)
+        for (one, other), (matrix, n, m) in parts.items():
+            heads = matrix.reshape(-1, n + m, matrix.shape[1])
+            out[f"{one}.weight"] = rows(heads[:, :n].reshape(-1, matrix.shape[1]), t, want.tp)
+            out[f"{other}.weight"] = rows(heads[:, n:].reshape(-1, matrix.shape[1]), t, want.tp)
+    else:
+        out["linear_kv_up_proj.weight"] = rows(kv_b, t, want.tp)
     out["linear_kv_up_proj.layer_norm_weight" if te else "kv_layernorm.weight"] = hf["self_attn.kv_a_layernorm.weight"]
     if q_a is not None:
-        out["linear_q_up_proj.weight"] = rows(hf["self_attn.q_b_proj.weight"], t, want.tp)
+        if not want.mm_split:
+            out["linear_q_up_proj.weight"] = rows(hf["self_attn.q_b_proj.weight"], t, want.tp)
         out["linear_q_up_proj.layer_norm_weight" if te else "q_layernorm.weight"] = hf["self_attn.q_a_layernorm.weight"]
-    if want.dialect == "mindspeed":
+    if want.dialect.startswith("mindspeed"):
         out["linear_qkv.weight"] = np.concatenate([q if q_a is None else q_a, kv_a])
+        if want.dialect == "mindspeed-v1":
+            first = {"linear_q_up_proj": "linear_qb", "linear_kv_up_proj": "linear_kvb", "kv_layernorm": "k_layernorm"}
+            return {f"{first.get(n.split('.')[0], n.split('.')[0])}.weight": a for n, a in out.items()}
         return out
     out["linear_kv_down_proj.weight"] = kv_a if te else rows(kv_a, t, want.tp)
     if q_a is None:
@@ -222,7 +238,8 @@ def moe(hf: Arrays, src: str, want: Wanted, t: int, e: int, x: int) -> Arrays:
         if f"{src}{shared}gate_proj.weight" in hf:
             out |= under("shared_experts.", dense_mlp(hf, src + shared, t, want.tp))
     if f"{src}shared_expert_gate.weight" in hf:
-        out["shared_experts.gate_weight"] = hf[f"{src}shared_expert_gate.weight"]
+        v1 = want.dialect == "mindspeed-v1"
+        out["shared_expert_gate.weight" if v1 else "shared_experts.gate_weight"] = hf[f"{src}shared_expert_gate.weight"]
     return out
 
 
@@ -247,7 +264,7 @@ def transformer_layer(hf: Arrays, config: Config, want: Wanted, t: int, e: int, 
     norms = NORMS.get(config["model_type"], NORMS[None])
     out = {f"{name}.weight": hf[f"{src}.weight"] for name, src in norms.items()}
     latent = "self_attn.kv_a_proj_with_mqa.weight" in hf
-    out |= under("self_attention.", latent_attention(hf, want, t) if latent else attention(hf, config, want, t))
+    out |= under("self_attention.", latent_attention(hf, config, want, t) if latent else attention(hf, config, want, t))
     src = next((p for p in ("mlp.", "block_sparse_moe.") if f"{p}gate.weight" in hf), None)
     out |= under("mlp.", dense_mlp(hf, "mlp.", t, want.tp) if src is None else moe(hf, src, want, t, e, x))
     return fused_norms(out) if want.dialect == "te" else out
@@ -326,7 +343,7 @@ def mtp_layer(hf: Arrays, config: Config, k: int, number: int, want: Wanted, t: 
     src, dst = f"model.layers.{number}.", f"mtp.layers.{k}."
     out = {f"{dst}{name}.weight": hf[f"{src}{name}.weight"] for name in ("enorm", "hnorm")}
     out[f"{dst}eh_proj.weight"] = rows(hf[f"{src}eh_proj.weight"], t, want.tp)
-    mindspeed = want.dialect == "mindspeed"
+    mindspeed = want.dialect.startswith("mindspeed")
     norm = f"mtp.final_layernorms.{k}.weight" if mindspeed else f"{dst}final_layernorm.weight"
     out[norm] = hf[f"{src}shared_head.norm.weight"]
     return out | under(f"{dst}transformer_layer.", layer_of(hf, config, number, want, t, e, x))
@@ -347,7 +364,7 @@ def chunk(hf: Arrays, config: Config, want: Wanted, p: int, v: int, t: int, e: i
             out |= under(f"decoder.layers.{local}.", layer_of(hf, config, layer, want, t, e, x))
     if last:
         norm = "decoder.final_norm." if family == "mamba2" else "decoder.final_layernorm."
-        if mtp and want.dialect == "mindspeed":
+        if mtp and want.dialect.startswith("mindspeed"):
             norm = "final_layernorm."
         for kind in ("weight", "bias"):
             if (source := FINAL_NORM.get(family, "model.norm.") + kind) in hf:
@@ -368,7 +385,36 @@ def shards(hf: Arrays, config: Config, want: Wanted) -> Iterator[tuple[str, dict
     for p in range(want.pp):
         for t, e, x in sorted(files):
             states = {"model" if want.vpp == 1 else f"model{v}": chunk(hf, config, want, p, v, t, e, x) for v in range(want.vpp)}
+            if want.dialect == "legacy":
+                states = {key: legacy(state, "lm_head.weight" not in hf) for key, state in states.items()}
             yield file_name(want, t, p, e), states
+
+
+LEGACY = {
+    "input_layernorm": "input_norm",
+    "pre_mlp_layernorm": "post_attention_norm",
+    "self_attention.linear_qkv": "self_attention.query_key_value",
+    "self_attention.linear_proj": "self_attention.dense",
+    "mlp.linear_fc1": "mlp.dense_h_to_4h",
+    "mlp.linear_fc2": "mlp.dense_4h_to_h",
+}
+
+
+def legacy(chunk: Arrays, tied: bool) -> Arrays:
+    """Megatron-LM before megatron-core: other names for the same tensors, and one for the copy of a tied embedding."""
+    out = {}
+    for name, array in chunk.items():
+        module, kind = name.rsplit(".", 1)
+        if name.startswith("decoder.layers."):
+            number, rest = module.removeprefix("decoder.layers.").split(".", 1)
+            out[f"language_model.encoder.layers.{number}.{LEGACY[rest]}.{kind}"] = array
+        elif module == "decoder.final_layernorm":
+            out[f"language_model.encoder.final_norm.{kind}"] = array
+        elif module == "output_layer" and tied:
+            out["word_embeddings_for_head.weight"] = array
+        else:
+            out[f"language_model.{name}"] = array
+    return out
 
 
 def under(prefix: str, state: Arrays) -> Arrays:

@@ -16,7 +16,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     for reports in terminalreporter.stats.values():
         for report in reports:
             if getattr(report, "when", None) == "call":
-                counts.update({name: n for name, n in report.user_properties if name in ("converted", "refused")})
+                for name, n in report.user_properties:
+                    counts[name] += n if name in ("converted", "refused") else 0
     if counts:
         terminalreporter.write_line(f"{counts['converted']} layouts converted, {counts['refused']} refused")
 

@@ -57,11 +57,16 @@ def cases(draw: st.DrawFn, model_type: str) -> tuple[dict[str, Any], by_hand.Wan
     tp = draw(st.sampled_from([1, 2, 3, 4]))
     stages, num_layers = draw(pipelines())
     spread = draw(expert_layouts(tp)) if has_experts else {}
+    dialect = draw(st.sampled_from(family.dialects))
+    latent = "kv_lora_rank" in family.tiny
+    if latent and dialect == "mindspeed-v1":
+        tp, spread = 1, {}
     want = by_hand.Wanted(
         tp=tp,
         **stages,
         **spread,
-        dialect=draw(st.sampled_from(family.dialects)),
+        dialect=dialect,
+        mm_split=latent and dialect.startswith("mindspeed") and draw(st.booleans()),
         grouped=has_experts and draw(st.booleans()),
         divisible_by=draw(st.sampled_from([1, 1, 2, 7])),
     )

@@ -50,7 +50,7 @@ MOE = {  # 8 experts a layer
 USAGE = {  # wrong whatever the model
     "to-megatron --schedule gpipe": "--schedule 'gpipe': expected 1f1b or dualpipev",
     "to-megatron --expert-layout stacked": "--expert-layout 'stacked': expected sequential or grouped",
-    "to-megatron --dialect deepspeed": "--dialect 'deepspeed': expected mcore or te or mindspeed",
+    "to-megatron --dialect deepspeed": "--dialect 'deepspeed': expected mcore or te or mindspeed or mindspeed-v1 or legacy",
     "to-megatron --layers-per-stage 2,two": "--layers-per-stage '2,two': expected whole numbers",
     "to-megatron --layers-per-stage 2,,2": "--layers-per-stage '2,,2': expected whole numbers",
     "to-megatron --noop-layers three": "--noop-layers 'three': expected whole numbers",

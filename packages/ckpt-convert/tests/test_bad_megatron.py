@@ -99,9 +99,13 @@ DAMAGE: dict[str, tuple[Damage, tuple[str, ...]]] = {
         ("model.layers.2.mlp.gate_proj.weight joins tensors of different dtypes (F16, F32)", "--dtype"),
     ),
     "no model": (one(lambda tree: tree.pop("model"), "00_000"), ("mp_rank_00_000", "no 'model' or 'model0'", "keys: args")),
-    "legacy nested state dict": (
+    "nested state dict without tensors": (
         one(lambda tree: tree.update(model={"language_model": {"embedding": {}}}), "00_000"),
-        ("model/language_model is a dict, expected a tensor", "legacy nested checkpoints"),
+        ("mp_rank_00_000", f"no {EMBEDDING}"),
+    ),
+    "nested state dict that holds something else": (
+        one(lambda tree: tree.update(model={"language_model": {"encoder": [1]}}), "00_000"),
+        ("model/language_model.encoder is a list, expected a tensor",),
     ),
     "not a dict": (
         lambda root: failing.write_archive(shard(root, "00_000"), [1, 2]),
@@ -116,8 +120,6 @@ DAMAGE: dict[str, tuple[Damage, tuple[str, ...]]] = {
         ("mp_rank_01_001", "cut short or damaged"),
     ),
     "empty shard": (lambda root: os.truncate(shard(root, "01_001"), 0), ("mp_rank_01_001", "is not a zip archive (0 bytes")),
-    "args are missing": (every_shard(lambda tree: tree.pop("args")), ("its args do not say", "--set tp=N --set pp=N")),
-    "args are a list": (every_shard(lambda tree: tree.update(args=[1])), ("its args do not say", "--set tp=N --set pp=N")),
     "args say nonsense of tp": (argument("tensor_model_parallel_size", "two"), ("tensor_model_parallel_size='two'",)),
     "args say nonsense of vpp": (
         argument("virtual_pipeline_model_parallel_size", [2]),
@@ -314,14 +316,19 @@ def test_nothing_says_which_model(sharded: Path, llama: Path, tmp_path: Path) ->
 
 
 def test_args_are_missing(sharded: Path, llama: Path, tmp_path: Path) -> None:
+    """What the files show is not asked for; what they do not show is asked for at once."""
     source = bare(sharded, tmp_path / "mcore")
     every_shard(lambda tree: tree.pop("args"))(source)
-    convert = ("to-hf", source, tmp_path / "out", "--family", "llama", "--set", "tp=2", "--set", "pp=2")
-    said = refused(run(*convert), 3, "do not say num_layers, hidden_size, num_attention_heads, ffn_hidden_size")
-    assert "hint: give them: --set num_layers=..." in said
-    sizes = dict(num_layers=4, hidden_size=64, num_attention_heads=8, num_query_groups=4, ffn_hidden_size=96)
-    sizes |= dict(vocab_size=131, max_position_embeddings=128)
-    given = [f"--set={name}={size}" for name, size in sizes.items()]
+    convert = ("to-hf", source, tmp_path / "out")
+    needed = "num_attention_heads, max_position_embeddings, norm_epsilon, untie_embeddings_and_output_weights, rotary_base"
+    said = refused(run(*convert, "--family", "llama"), 3, f"args do not say {needed}\n")
+    asked = " ".join(f"--set {name}=..." for name in needed.split(", "))
+    assert f"hint: give them: {asked}; or put the model's Hugging Face files" in said
+    said = refused(run(*convert), 3, "nothing says which model this is", "do not say norm_epsilon, untie_embeddings")
+    assert "hint: add --family NAME" in said
+    facts = dict(num_attention_heads=8, max_position_embeddings=128, norm_epsilon=1e-5, rotary_base=10000)
+    facts |= dict(untie_embeddings_and_output_weights=True, vocab_size=131)
+    given = ["--family=llama", *(f"--set={name}={fact}" for name, fact in facts.items())]
     for wrong in ("hidden_size=wide", "num_layers=2.5", "num_attention_heads=0", "kv_channels=x", "vocab_size=[1]"):
         name, _, value = wrong.partition("=")
         refused(run(*convert, *given, f"--set={wrong}"), 3, f"args say {name}=", value.strip("[]"), f"--set {name}=N")
@@ -344,7 +351,6 @@ SETS = {
     "tp=-1": (3, "tensor_model_parallel_size=-1, expected a whole number"),
     "tp=true": (3, "tensor_model_parallel_size=True, expected a whole number"),
     "tp=1.5": (3, "tensor_model_parallel_size=1.5, expected a whole number"),
-    "tp=null": (3, "its args do not say tensor_model_parallel_size"),
     "tp=1": (3, "has no rank mp_rank_01_000, mp_rank_01_001"),
     "tp=4": (3, "4 of 8 ranks are missing for tp=4 pp=2"),
     "pp=1": (3, "ranks are missing for tp=2 pp=1"),

@@ -142,7 +142,7 @@ BOTH = {
         "notes",
     ),
 }
-MEGATRON_ONLY = {"iteration", "layout", "dialect", "expert_layout", "padded_vocab_size", "ranks"}
+MEGATRON_ONLY = {"iteration", "layout", "dialect", "mla_mm_split", "expert_layout", "padded_vocab_size", "ranks", "optimizer"}
 
 
 def test_inspect_hugging_face(llama: Path) -> None:

@@ -44,6 +44,7 @@ def convert(home: Path, config: dict[str, Any], want: Wanted, tensors: tiny_hf.A
         dialect=want.dialect,
         expert_layout=experts,
         vocab_divisible_by=want.divisible_by,
+        mla_mm_split=want.mm_split,
     )
     run_plan(plan, home / "mcore")
     return tiny_hf.read_megatron(home / "mcore" / "iter_0000001")

@@ -8,7 +8,7 @@ import math
 import os
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,17 +92,38 @@ def read_megatron(iteration: Path) -> dict[str, dict[str, Arrays]]:
         tree = read_archive(path)
         assert isinstance(tree, dict)
         states = {k: v for k, v in tree.items() if k.startswith("model")}
-        shards[path.parent.name] = {k: {n: bits(ref) for n, ref in state.items()} for k, state in states.items()}
+        shards[path.parent.name] = {k: {n: bits(ref) for n, ref in dotted(state)} for k, state in states.items()}
     return shards
 
 
-def write_megatron(iteration: Path, shards: Mapping[str, Mapping[str, Arrays]], args: Mapping[str, Any]) -> None:
-    """The files of `shards`, as a training run leaves them, and the tracker."""
+def dotted(state: Mapping[str, Any]) -> Iterator[tuple[str, TensorRef]]:
+    """Dicts in dicts as names with dots."""
+    for key, value in state.items():
+        if isinstance(value, dict):
+            yield from ((f"{key}.{name}", ref) for name, ref in dotted(value))
+        else:
+            yield key, value
+
+
+def write_megatron(
+    iteration: Path,
+    shards: Mapping[str, Mapping[str, Arrays]],
+    args: Mapping[str, Any] | None,
+    shape: Callable[[Arrays], dict[str, Any]] = dict,
+    **more: Any,
+) -> None:
+    """The files of `shards`, as a training run leaves them, and the tracker.
+
+    args:  None: the files have none
+    shape: a state dict as it is to be stored, dicts in dicts
+    more:  other entries of each file; None: no such entry
+    """
     for name, states in shards.items():
-        tree: dict[str, Any] = {"args": argparse.Namespace(**args), "checkpoint_version": 3.0, "iteration": 7}
-        for key, state in states.items():
-            tree[key] = {n: TensorSpec({2: "BF16", 4: "F32"}[a.itemsize], a.shape) for n, a in state.items()}
-        layout, arrays = ArchiveLayout.plan(tree), [a for state in states.values() for a in state.values()]
+        said = {"args": None if args is None else argparse.Namespace(**args), "checkpoint_version": 3.0, "iteration": 7, **more}
+        arrays: list[np.ndarray] = []
+        tree = {k: specs(v, arrays) for k, v in said.items() if v is not None}
+        tree |= {key: specs(shape(dict(state)), arrays) for key, state in states.items()}
+        layout = ArchiveLayout.plan(tree)
         (iteration / name).mkdir(parents=True)
         with (iteration / name / "model_optim_rng.pt").open("wb") as file:
             layout.write_skeleton(file.fileno())
@@ -110,6 +131,14 @@ def write_megatron(iteration: Path, shards: Mapping[str, Mapping[str, Arrays]], 
                 os.pwrite(file.fileno(), array.tobytes(), record.offset)
             layout.finish(file.fileno(), [zlib.crc32(a.tobytes()) for a in arrays])
     (iteration.parent / "latest_checkpointed_iteration.txt").write_text(str(int(iteration.name.removeprefix("iter_"))))
+
+
+def specs(value: Any, arrays: list[np.ndarray]) -> Any:
+    """A tree with its arrays as what is to be written; they are appended to `arrays` in the order of the pickle."""
+    if isinstance(value, np.ndarray):
+        arrays.append(value)
+        return TensorSpec({2: "BF16", 4: "F32"}[value.itemsize], value.shape)
+    return {k: specs(v, arrays) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def bits(ref: TensorRef) -> np.ndarray:

@@ -466,6 +466,12 @@ def test_uneven_stages_as_megatron_and_mindspeed_say_them(said: dict[str, Any], 
     assert layout_from_args({"pipeline_model_parallel_size": 3} | said, 7).layers_per_stage == stages
 
 
+@pytest.mark.parametrize("said", [{5, 2}, frozenset({2, 5}), [5, 2], (2, 5), "2,5", "5,2"], ids=str)
+def test_no_op_slots_as_megatron_and_mindspeed_say_them(said: object) -> None:
+    """A training run of MindSpeed-LLM saves a set, its converters text or a list."""
+    assert layout_from_args({"pipeline_model_parallel_size": 2, "noop_layers": said}, 4).noop_layers == (2, 5)
+
+
 @pytest.mark.parametrize("name", ["account_for_embedding_in_pipeline_split", "pipeline_model_parallel_layout"])
 def test_a_split_that_is_not_understood_is_refused_by_name(name: str) -> None:
     with pytest.raises(ToolError, match=name) as caught:

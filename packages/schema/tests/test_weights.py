@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jumar.schema.errors import Exit, ToolError
-from jumar.schema.spec import ModelSpec, Moe, Ssm
+from jumar.schema.spec import Mla, ModelSpec, Moe, Ssm
 from jumar.schema.weights import Geometry, Part, Rule, cut, cut_rows, expand, pad_rows, part_shape, stack_experts
 
 EMPTY = -1
@@ -237,6 +237,32 @@ def test_a_cut_that_does_not_fit_names_the_flag(name: str, count: int, what: str
         cut(expand(rule, spec), axis, 0, count, what)
     assert caught.value.code == Exit.INPUT
     assert f"--{what}" in (caught.value.hint or "")
+
+
+@given(heads=few, sizes=st.tuples(few, few, few), tp=few)
+def test_a_segment_of_every_head_is_picked(heads: int, sizes: tuple[int, int, int], tp: int) -> None:
+    """MindSpeed's --mla-mm-split: the two parts hold each head's rows, and a rank the rows of its heads."""
+    nope, rope, rank = sizes
+    spec = ModelSpec(
+        model_type="drawn",
+        num_layers=1,
+        hidden_size=1,
+        vocab_size=1,
+        num_heads=heads * tp,
+        mla=Mla(kv_lora_rank=1, nope_dim=nope, rope_dim=rope, v_dim=1, q_lora_rank=rank),
+    )
+    rules = [Rule("w", (Part("q_b", "nope+rope q_lora", pick=i, each=True),), shard=0) for i in (0, 1)]
+    (q_b,) = sources(rules[0], spec)
+    by_head = q_b.reshape(heads * tp, nope + rope, rank)
+    expected = by_head[:, :nope].reshape(-1, rank), by_head[:, nope:].reshape(-1, rank)
+    pieces = []
+    for rule, whole in zip(rules, expected, strict=True):
+        geometry = expand(rule, spec)
+        assert (filled(geometry, [q_b]) == whole).all()
+        cuts = [filled(cut(geometry, 0, t, tp), [q_b]) for t in range(tp)]
+        assert all((a == b).all() for a, b in zip(cuts, np.split(whole, tp), strict=True))
+        pieces += cuts
+    assert_uses_all(pieces, [q_b])
 
 
 def test_groups_are_not_torn_apart() -> None:

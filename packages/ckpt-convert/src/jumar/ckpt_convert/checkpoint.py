@@ -61,6 +61,7 @@ class Checkpoint:
     placement: how a Megatron source is laid out; None for Hugging Face
     extras:    the directory of config, tokenizer and template files; None where there is none
     args:      plain values of a Megatron source's own args
+    optimizer: files that hold optimizer state -> its bytes; it is not read
     base:      whether HF names carry the family's base prefix ("transformer.h.0..." or "h.0...")
     training:  optimizer state and counters of a run, where they can be read
     notes:     what a user should know about the reading
@@ -83,6 +84,7 @@ class Checkpoint:
     base: bool = True
     training: TrainingState | None = None
     notes: tuple[str, ...] = ()
+    optimizer: Mapping[Path, int] = field(default_factory=dict)
 
     def hf_name(self, name: str) -> str:
         """The name in this checkpoint's Hugging Face files."""
@@ -154,6 +156,7 @@ def slices_for(
     dialect: str = "mcore",
     expert_layout: ExpertLayout = "sequential",
     vocab_divisible_by: int = 1,
+    mla_mm_split: bool = False,
 ) -> Iterator[Placed]:
     """The tensors of one rank, each as boxes of HF tensors: read them with `Checkpoint.read_placed`.
 
@@ -166,5 +169,6 @@ def slices_for(
         dialect=dialect,
         expert_layout=expert_layout,
         vocab_divisible_by=vocab_divisible_by,
+        mla_mm_split=mla_mm_split,
     )
     return placement.tensors(rank)

@@ -65,7 +65,12 @@ def to_megatron(
         bool, typer.Option("--moe-tp-extend-ep", help="Whole experts over ep * tp ranks (MindSpeed).", rich_help_panel="Layout")
     ] = False,
     expert_layout: Annotated[str, typer.Option(help="sequential or grouped.", rich_help_panel="Layout")] = "sequential",
-    dialect: Annotated[str, typer.Option(help="mcore, te or mindspeed.", rich_help_panel="Layout")] = "mcore",
+    dialect: Annotated[
+        str, typer.Option(help="mcore, te, mindspeed, mindspeed-v1 or legacy.", rich_help_panel="Layout")
+    ] = "mcore",
+    mla_mm_split: Annotated[
+        bool, typer.Option("--mla-mm-split", help="Part MLA's up-projections (MindSpeed).", rich_help_panel="Layout")
+    ] = False,
     vocab_divisible_by: Annotated[
         int, typer.Option(min=1, max=1 << 20, help="Pad the vocabulary to a multiple of N * tp.", rich_help_panel="Layout")
     ] = 1,
@@ -96,16 +101,19 @@ def to_megatron(
 ) -> None:
     """Write Megatron shards (mp_rank_*) from a Hugging Face directory, or from Megatron shards of any other layout."""
     from jumar.ckpt_convert.convert import plan_megatron
+    from jumar.schema.dialects import DIALECTS
     from jumar.schema.parallel import ParallelLayout
 
     _choice("--schedule", schedule, "1f1b", "dualpipev")
     _choice("--expert-layout", expert_layout, "sequential", "grouped")
-    _choice("--dialect", dialect, "mcore", "te", "mindspeed")
+    _choice("--dialect", dialect, *DIALECTS)
     _choice("--format", form, "torch", "torch_dist")
     _choice("--dist-layers", dist_layers, "auto", "stacked", "separate")
     if form == "torch" and (dist_layers != "auto" or no_optimizer):
         flag = "--no-optimizer" if no_optimizer else "--dist-layers"
         raise ToolError(f"{flag} goes with --format torch_dist only", code=Exit.USAGE)
+    if form == "torch_dist" and mla_mm_split:
+        raise ToolError("--mla-mm-split goes with --format torch only", hint="leave one of them out", code=Exit.USAGE)
     layout = ParallelLayout(
         tp=tp,
         pp=pp,
@@ -128,7 +136,7 @@ def to_megatron(
         stacked = {"auto": None, "stacked": True, "separate": False}[dist_layers]
         made = plan_dist(source, layout, **options, stacked=stacked, optimizer=not no_optimizer)
     else:
-        made = plan_megatron(source, layout, **options)
+        made = plan_megatron(source, layout, **options, mla_mm_split=mla_mm_split)
     _carry_out(made, dst, plan=plan, resume=resume, force=force, threads=threads, as_json=as_json)
 
 

@@ -20,7 +20,7 @@ from jumar.ckpt_convert.gather import SourceFiles
 from jumar.ckpt_convert.journal import Journal
 from jumar.ckpt_convert.plan import Coverage, Record, compose, identity
 from jumar.ckpt_convert.target import Target
-from jumar.schema.cli import dist_version
+from jumar.schema.cli import dist_version, human_bytes
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.manifest import NAME as MANIFEST
 from jumar.schema.manifest import identify, manifest_text, template_sha256, tokenizer_sha256
@@ -81,13 +81,14 @@ def plan_megatron(
     dialect: str = "mcore",
     expert_layout: ExpertLayout = "sequential",
     vocab_divisible_by: int = 1,
+    mla_mm_split: bool = False,
     dtype: str | None = None,
 ) -> Plan:
     """The plan of a Megatron `torch` checkpoint. dtype: "bf16", "fp16", "fp32"; None keeps every byte.
 
     Raises ToolError (3) where the layout does not fit the model.
     """
-    job = prepare_megatron(source, layout, dialect, expert_layout, vocab_divisible_by, dtype)
+    job = prepare_megatron(source, layout, dialect, expert_layout, vocab_divisible_by, dtype, mla_mm_split=mla_mm_split)
     coverage, files, casts, padding = Coverage(), [], Counter[tuple[str, str]](), 0
     for shard in job.placement.shards:
         groups: dict[str, list[Record]] = {key: [] for key in job.placement.keys}
@@ -132,6 +133,8 @@ def prepare_megatron(
     expert_layout: ExpertLayout,
     vocab_divisible_by: int,
     dtype: str | None,
+    *,
+    mla_mm_split: bool = False,
 ) -> MegatronJob:
     """Checks that a layout fits the model; the args and the iteration of the target."""
     placement = Placement(
@@ -141,6 +144,7 @@ def prepare_megatron(
         dialect=dialect,
         expert_layout=expert_layout,
         vocab_divisible_by=vocab_divisible_by,
+        mla_mm_split=mla_mm_split,
     )
     placement.check()
     cast = dtype_name(dtype) if dtype else None
@@ -152,7 +156,13 @@ def prepare_megatron(
     kept = _kept_args(source)
     args |= {k: kept[k] for k in COUNTERS if k in kept}
     args |= {k: v for k, v in kept.items() if k not in args}  # ours first: the same order from any source
-    recipe = {"dialect": dialect, "expert_layout": expert_layout, "dtype": dtype, "vocab_divisible_by": vocab_divisible_by}
+    recipe = {
+        "dialect": dialect,
+        "mla_mm_split": mla_mm_split or None,
+        "expert_layout": expert_layout,
+        "dtype": dtype,
+        "vocab_divisible_by": vocab_divisible_by,
+    }
     return MegatronJob(source, placement, args, iteration, folder, number, cast, recipe)
 
 
@@ -179,6 +189,7 @@ def megatron_plan(
     manifest = _manifest(source, "to-megatron", {**job.recipe, "format": form}, facts) | {
         "layout": _layout_facts(job.placement.layout),
         "dialect": job.placement.dialect,
+        **({"mla_mm_split": True} if job.placement.mla_mm_split else {}),
         "padded_vocab_size": job.placement.padded_vocab,
     }
     notes = (*_notes(source, job.cast), *_training_notes(source, carried=carried))
@@ -300,6 +311,10 @@ def _notes(source: Checkpoint, cast: str | None) -> tuple[str, ...]:
     notes = []
     if source.format == "huggingface" and source.extras and (names := left_behind(source.extras)):
         notes.append(f"not carried along: {', '.join(names[:12])}{' ...' if len(names) > 12 else ''}")
+    if source.optimizer:
+        size, count = human_bytes(sum(source.optimizer.values())), len(source.optimizer)
+        where = "1 file" if count == 1 else f"{count} files"
+        notes.append(f"the source's optimizer state ({size} in {where}) is not carried along: weights alone are converted")
     held, said = TORCH_NAMES.get(_main_dtype(source)), source.spec.dtype
     if source.format == "megatron" and source.extras and not cast and held not in (None, said):
         notes.append(f"the weights are {held}; config.json, which goes along as it is, says {said}")

@@ -13,7 +13,7 @@ from jumar.schema.parallel import ParallelLayout
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """Facts about a checkpoint as plain values: family, sizes, dtypes, layout, bytes of each rank."""
-    spec, placement = checkpoint.spec, checkpoint.placement
+    spec, placement, optimizer = checkpoint.spec, checkpoint.placement, checkpoint.optimizer
     numel = {n: _numel(shape) for n, shape in checkpoint.tensors.items()}
     facts: dict[str, Any] = {
         "path": [str(p) for p in checkpoint.paths],
@@ -34,6 +34,8 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
             "iteration": checkpoint.iteration,
             "layout": layout_text(placement.layout),
             "dialect": placement.dialect,
+            "mla_mm_split": placement.mla_mm_split if spec.mla else None,
+            "optimizer": {"files": len(optimizer), "bytes": sum(optimizer.values())} if optimizer else None,
             "expert_layout": placement.expert_layout if spec.moe else None,
             "padded_vocab_size": placement.padded_vocab,
             "ranks": {

@@ -12,9 +12,11 @@ from jumar.ckpt_convert.checkpoint import Checkpoint, OpenOptions
 from jumar.ckpt_convert.formats.dist_metadata import DistTensor
 from jumar.ckpt_convert.formats.megatron import iteration_directory
 from jumar.ckpt_convert.formats.torch_dist import Chunks, DistDirectory, is_dist, open_directory
+from jumar.ckpt_convert.open_args import Args
 from jumar.ckpt_convert.open_hf import check_counts
-from jumar.ckpt_convert.open_megatron import EMBEDDING, ITERATION, Args, model_of
+from jumar.ckpt_convert.open_megatron import ITERATION, model_from_args, model_of
 from jumar.ckpt_convert.plan import Ints, SourceBox, tiling_fault
+from jumar.ckpt_convert.shown import EMBEDDING
 from jumar.ckpt_convert.tensors import TensorRef
 from jumar.ckpt_convert.training_state import (
     FLAT,
@@ -60,7 +62,9 @@ def open_dist(root: Path, options: OpenOptions) -> Checkpoint:
     homes = list(dict.fromkeys((root, directory, directory.parent)))
     manifest = next((m for home in homes if (m := read_manifest(home))), None)
     args = Args(found.args, options.sets)
-    family, spec, extras = model_of(homes, manifest, args, options)
+    family, spec, extras = model_of(homes, manifest, options)
+    if family is None or spec is None:
+        family, spec = model_from_args(args, options, [], root)
     spec = replace(spec, mtp_layers=_mtp_layers(tensors)) if spec.mtp_layers else spec
     wrong, notes = contradictions(args, spec)
     if wrong:

@@ -10,59 +10,23 @@ from pathlib import Path
 from typing import Any, get_args
 
 from jumar.ckpt_convert.checkpoint import Checkpoint, OpenOptions, Replica
-from jumar.ckpt_convert.formats.megatron import ShardFile, find_shards, iteration_directory, read_shard
+from jumar.ckpt_convert.formats import legacy
+from jumar.ckpt_convert.formats.megatron import ShardFile, find_shards, iteration_directory, optimizer_files, read_shard
+from jumar.ckpt_convert.open_args import LAYOUT_ARGS, Args, ask_for, complete, fitting_etps
 from jumar.ckpt_convert.open_hf import check_counts, read_config
 from jumar.ckpt_convert.plan import SourceBox, boxes_of, prove_geometry
+from jumar.ckpt_convert.shown import EMBEDDING, Shown
 from jumar.ckpt_convert.tensors import TensorRef
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.family import Family
 from jumar.schema.manifest import read_manifest
 from jumar.schema.placement import ExpertLayout, Placed, Placement
-from jumar.schema.read_megatron_args import contradictions, layout_from_args, spec_from_args
+from jumar.schema.read_megatron_args import NEEDS, contradictions, layout_from_args, missing_args, spec_from_args
 from jumar.schema.registry import family_of
 from jumar.schema.spec import ModelSpec, spec_from_dict
 
-LAYOUT_ARGS = {
-    "tp": "tensor_model_parallel_size",
-    "pp": "pipeline_model_parallel_size",
-    "vpp": "virtual_pipeline_model_parallel_size",
-    "ep": "expert_model_parallel_size",
-    "etp": "expert_tensor_parallel_size",
-    "layers_per_stage": "num_layer_list",
-    "noop_layers": "noop_layers",
-    "schedule": "schedules_method",
-    "tp_extend_ep": "moe_tp_extend_ep",
-}
 AGREED = tuple(LAYOUT_ARGS.values())
-EMBEDDING = "embedding.word_embeddings.weight"
 ITERATION = re.compile(r"(?:iter_)?(\d+|release)")
-
-
-class Args(dict[str, Any]):
-    """A shard's args with the user's over them; remembers which were looked at."""
-
-    def __init__(self, own: Mapping[str, Any], sets: Mapping[str, Any]) -> None:
-        super().__init__(own)
-        self.given = {LAYOUT_ARGS.get(k, k): v for k, v in sets.items()}
-        self.update(self.given)
-        self.seen: set[str] = set()
-
-    def get(self, key: str, default: Any = None) -> Any:
-        self.seen.add(key)
-        return super().get(key, default)
-
-    def __getitem__(self, key: str) -> Any:
-        self.seen.add(key)
-        return super().__getitem__(key)
-
-    def refuse_unused(self) -> None:
-        unused = sorted(set(self.given) - self.seen)
-        if unused:
-            raise ToolError(
-                f"--set {', '.join(unused)}: has no effect on this checkpoint",
-                hint=f"layout fields are {', '.join(LAYOUT_ARGS)}, dialect, expert_layout; others are Megatron's argument names",
-                code=Exit.USAGE,
-            )
 
 
 def open_megatron(roots: tuple[Path, ...], options: OpenOptions) -> Checkpoint:
@@ -73,17 +37,24 @@ def open_megatron(roots: tuple[Path, ...], options: OpenOptions) -> Checkpoint:
     some = next(iter(shards.values()))
     homes = list(dict.fromkeys(p for root, d in zip(roots, directories, strict=True) for p in (root, d, d.parent)))
     manifest = next((m for home in homes if (m := read_manifest(home))), None)
-    args = Args(some.args, options.sets)
-    family, spec, extras = model_of(homes, manifest, args, options)
+    _check_agreement(shards.values())
+    args, shown = Args(some.args, options.sets), Shown(shards)
+    family, spec, extras = model_of(homes, manifest, options)
+    missing, seen = complete(args, shown, spec)
+    if shown.legacy:
+        missing += _check_version(args, some)
+    if spec is None:
+        family, spec = model_from_args(args, options, missing, roots[0])
+    elif missing:
+        raise ask_for(missing, roots[0])
+    assert family is not None
     spec = replace(spec, mtp_layers=args.get("mtp_num_layers") or 0) if spec.mtp_layers else spec
-    _check_sizes(args, some)
     wrong, notes = contradictions(args, spec)
     if wrong:
         raise ToolError(
             f"{some.file}: its args contradict the model's config: {'; '.join(wrong)}",
             hint=f"does {extras or 'the manifest'} belong to these weights?",
         )
-    _check_agreement(shards.values())
     names = {n for shard in shards.values() for state in shard.states.values() for n in state}
     check_counts(spec, sum(len(s) for shard in shards.values() for s in shard.states.values()), "the checkpoint's config")
     layout = layout_from_args(args, spec.num_layers)
@@ -93,9 +64,11 @@ def open_megatron(roots: tuple[Path, ...], options: OpenOptions) -> Checkpoint:
     grouped = args.get("expert_layout") or _expert_layout(names)
     if grouped not in get_args(ExpertLayout):
         raise ToolError(f"--set expert_layout={grouped}: expected {' or '.join(get_args(ExpertLayout))}", code=Exit.USAGE)
-    placement = Placement(family=family, spec=spec, layout=layout, dialect=dialect, expert_layout=grouped)
+    mm_split = any(n.endswith(".self_attention.linear_kv_nope.weight") for n in names)
+    placement = Placement(family=family, spec=spec, layout=layout, dialect=dialect, expert_layout=grouped, mla_mm_split=mm_split)
+    placement.check_dialect()
     args.refuse_unused()
-    _check_ranks(placement, shards, directories)
+    _check_ranks(placement, shards, directories, fitting_etps(args, shown))
     placement = replace(placement, vocab_rows=_vocab_rows(placement, shards))
     sources, replicas, padding = _boxes(placement, shards)
     shapes = family.hf_tensors(spec)
@@ -118,15 +91,17 @@ def open_megatron(roots: tuple[Path, ...], options: OpenOptions) -> Checkpoint:
         replicas=tuple(replicas),
         padding=padding,
         args=some.args,
-        notes=tuple(f"the checkpoint's args differ from the config that goes along: {note}" for note in notes),
+        notes=(*seen, *(f"the checkpoint's args differ from the config that goes along: {note}" for note in notes)),
         base=facts.get("base", True),
+        optimizer={s.file: s.optimizer_bytes for s in shards.values() if s.optimizer_bytes}
+        | {file: file.stat().st_size for file in optimizer_files(directories)},
     )
 
 
 def model_of(
-    homes: Iterable[Path], manifest: Mapping[str, Any] | None, args: Args, options: OpenOptions
-) -> tuple[Family, ModelSpec, Path | None]:
-    """Family, traits and HF files, from hf/config.json, the manifest, args.model_type_hf or --family (docs/contracts.md, 3)."""
+    homes: Iterable[Path], manifest: Mapping[str, Any] | None, options: OpenOptions
+) -> tuple[Family | None, ModelSpec | None, Path | None]:
+    """Family, traits and HF files, from hf/config.json or the manifest (docs/contracts.md, 3); None where there is neither."""
     for home in homes:
         if (home / "hf" / "config.json").exists():
             family, spec = read_config(home / "hf" / "config.json", options.ignore)
@@ -136,14 +111,32 @@ def model_of(
         spec = spec_from_dict(manifest["model"]["spec"])
         _check_family(options.family, spec, "its manifest.json")
         return family_of(spec.model_type), spec, None
+    return None, None, None
+
+
+def model_from_args(args: Args, options: OpenOptions, missing: list[str], where: Path) -> tuple[Family, ModelSpec]:
+    """Family and traits from --family or args.model_type_hf, and the args. One error names all that is missing."""
     name = options.family or args.get("model_type_hf")
     if not isinstance(name, str):
-        raise ToolError(
-            f"{next(iter(homes))}: nothing says which model this is (no hf/config.json, manifest or model_type_hf)",
-            hint="add --family NAME (see jumar-convert families), or put the model's Hugging Face files into CHECKPOINT/hf/",
-        )
+        names = missing + [n for n in NEEDS if args.peek(n) is None]
+        raise ask_for(names, where, "or put the model's Hugging Face files into CHECKPOINT/hf/")
     family = family_of(name)
-    return family, spec_from_args(args, family), None
+    if names := missing + missing_args(args, family):
+        raise ask_for(names, where)
+    return family, spec_from_args(args, family)
+
+
+def _check_version(args: Args, shard: ShardFile) -> list[str]:
+    """Megatron-LM before 2.0 had two other orders of q, k and v: checkpointing.py, fix_query_key_value_ordering."""
+    version = args.get("checkpoint_version", shard.version)
+    if version is None:
+        return ["checkpoint_version"]
+    if not isinstance(version, int | float) or version < 2:
+        raise ToolError(
+            f"{shard.file}: checkpoint_version {version}, in which query, key and value stand in another order than since 2.0",
+            hint="load it with Megatron-LM 2.0 or newer, which reorders them, and save it again",
+        )
+    return []
 
 
 def _check_family(wanted: str | None, spec: ModelSpec, where: object) -> None:
@@ -152,15 +145,6 @@ def _check_family(wanted: str | None, spec: ModelSpec, where: object) -> None:
             f"--family {wanted}: {where} says {spec.model_type}",
             hint="leave --family out; it is for checkpoints that do not say",
             code=Exit.USAGE,
-        )
-
-
-def _check_sizes(args: Args, shard: ShardFile) -> None:
-    missing = [short for short in ("tp", "pp") if args.get(LAYOUT_ARGS[short]) is None]
-    if missing:
-        said = " ".join(f"--set {m}=N" for m in missing)
-        raise ToolError(
-            f"{shard.file}: its args do not say {', '.join(LAYOUT_ARGS[m] for m in missing)}", hint=f"give them: {said}"
         )
 
 
@@ -187,6 +171,11 @@ def _plain(value: Any) -> Any:
 
 
 def _dialect(names: set[str], spec: ModelSpec) -> str:
+    if legacy.is_legacy(dict.fromkeys(names)):
+        return "legacy"
+    latent = ("self_attention.linear_kvb.weight", "self_attention.k_layernorm.weight") if spec.mla else ()
+    if any(n.endswith((*latent, "mlp.shared_expert_gate.weight")) for n in names):
+        return "mindspeed-v1"
     if any(n.endswith((".layer_norm_weight", ".post_layernorm.weight")) for n in names):
         return "te"
     joined = spec.mla is not None and any(n.endswith("self_attention.linear_qkv.weight") for n in names)
@@ -198,13 +187,19 @@ def _expert_layout(names: set[str]) -> ExpertLayout:
     return "grouped" if grouped else "sequential"
 
 
-def _check_ranks(placement: Placement, shards: Mapping[str, ShardFile], directories: list[Path]) -> None:
-    """The files there must be exactly those of the layout."""
+def _check_ranks(placement: Placement, shards: Mapping[str, ShardFile], directories: list[Path], etps: list[int]) -> None:
+    """The files there must be exactly those of the layout. etps: values of etp under which they would be."""
     layout = placement.layout
     experts = f" ep={layout.ep} etp={layout.expert_tp}" if placement.spec.moe else ""
     said = f"tp={layout.tp} pp={layout.pp}{experts}"
     expected = [s.name for s in placement.shards]
     missing = [n for n in expected if n not in shards]
+    if etps and set(expected) != set(shards):
+        raise ToolError(
+            f"{directories[0]}: {said} has {len(expected)} ranks, there are {len(shards)}: they are those of "
+            + " or ".join(f"etp={n}" for n in etps),
+            hint=f"if the experts are cut so, say it: --set etp={etps[0]}",
+        )
     if missing:
         raise ToolError(
             f"{', '.join(map(str, directories))}: {len(missing)} of {len(expected)} ranks are missing for {said}: "
@@ -221,18 +216,19 @@ def _check_ranks(placement: Placement, shards: Mapping[str, ShardFile], director
 def _vocab_rows(placement: Placement, shards: Mapping[str, ShardFile]) -> tuple[int, ...]:
     """Rows of the embedding on each TP rank, padding included; some tools cut them unevenly."""
     rows: dict[int, int] = {}
+    name = placement.names.name(EMBEDDING)
     for shard in placement.shards:
-        refs = [state[EMBEDDING] for state in shards[shard.name].states.values() if EMBEDDING in state]
+        refs = [state[name] for state in shards[shard.name].states.values() if name in state]
         if not refs or shard.pp != 0:
             continue
         count = refs[0].shape[0] if refs[0].shape else 0
         if rows.setdefault(shard.tp, count) != count:
             raise ToolError(
-                f"{shards[shard.name].file}: {EMBEDDING} has {count} rows, other ranks {rows[shard.tp]}",
+                f"{shards[shard.name].file}: {name} has {count} rows, other ranks {rows[shard.tp]}",
                 hint="shards of two runs are mixed; remove the stale ones",
             )
     if len(rows) != placement.layout.tp:
-        raise ToolError(f"{shards[placement.shards[0].name].file}: no {EMBEDDING}", hint="is this a language model's checkpoint?")
+        raise ToolError(f"{shards[placement.shards[0].name].file}: no {name}", hint="is this a language model's checkpoint?")
     counts = tuple(rows[t] for t in range(placement.layout.tp))
     if sum(counts) < placement.spec.vocab_size:
         raise ToolError(

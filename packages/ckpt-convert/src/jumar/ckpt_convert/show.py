@@ -152,9 +152,10 @@ def description(facts: dict[str, Any], as_json: bool) -> None:
         ("dtypes", ", ".join(f"{k} ({v} tensors)" for k, v in facts["dtypes"].items())),
         ("iteration", facts.get("iteration")),
         ("layout", facts.get("layout")),
-        ("dialect", facts.get("dialect")),
+        ("dialect", " ".join(filter(None, (facts.get("dialect"), facts.get("mla_mm_split") and "mla_mm_split"))) or None),
         ("experts", facts.get("expert_layout")),
         ("vocabulary", _vocabulary(facts)),
+        ("optimizer", _optimizer(facts.get("optimizer"))),
         ("config, tokenizer", facts["hf_files"] or "none beside the weights"),
         ("dropped", f"{len(facts['dropped'])} entries that are no weights" if facts["dropped"] else None),
     ]
@@ -172,6 +173,10 @@ def description(facts: dict[str, Any], as_json: bool) -> None:
         console.print(ranks)
         if len(facts["ranks"]) > MANY:
             console.print(f"... and {len(facts['ranks']) - MANY} more ranks")
+
+
+def _optimizer(found: dict[str, int] | None) -> str | None:
+    return f"{human_bytes(found['bytes'])} in {_count(found['files'])}, which no conversion carries along" if found else None
 
 
 def _vocabulary(facts: dict[str, Any]) -> str:

@@ -11,7 +11,8 @@ from jumar.schema.errors import ToolError
 from jumar.schema.spec import ModelSpec
 from jumar.schema.weights import Rule, part_shape
 
-DIALECTS = ("mcore", "te", "mindspeed")
+EVERYWHERE = ("mcore", "te", "mindspeed", "mindspeed-v1")
+"""Megatron spellings of a model that every stack has; `legacy` is for those that Megatron-LM had before megatron-core."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class Family:
     base: str = "model."
     drops: tuple[str, ...] = (r".*\.rotary_emb\.inv_freq",)
     copies: tuple[Copy, ...] = (Copy("lm_head.weight", "model.embed_tokens.weight", when="tied"),)
-    dialects: tuple[str, ...] = DIALECTS
+    dialects: tuple[str, ...] = EVERYWHERE
 
     def spec(self, config: Mapping[str, Any], *, ignore: frozenset[str] = frozenset()) -> ModelSpec:
         """Traits of a config.json.
@@ -86,10 +87,10 @@ class Family:
             known = ", ".join(self.dialects)
             raise ToolError(f"dialect {dialect!r} does not exist for {self.model_type}", hint=f"choose --dialect among: {known}")
 
-    def rules(self, spec: ModelSpec, dialect: str) -> Iterator[Rule]:
-        """The rules that apply to a model in a dialect."""
+    def rules(self, spec: ModelSpec, dialect: str, mm_split: bool = False) -> Iterator[Rule]:
+        """The rules that apply to a model in a dialect. mm_split: as MindSpeed's --mla-mm-split cuts latent attention."""
         self.check_dialect(dialect)
-        return (rule for rule in self.weights if rule.applies(spec, dialect))
+        return (rule for rule in self.weights if rule.applies(spec, dialect, mm_split))
 
     def hf_tensors(self, spec: ModelSpec) -> dict[str, tuple[int, ...]]:
         """Name and shape of every HF tensor of the model, in the model's order."""

@@ -34,7 +34,8 @@ def to_args(placement: Placement, *, dtype: str, iteration: int) -> dict[str, An
         "iteration": iteration,
         "consumed_train_samples": 0,
         "consumed_valid_samples": 0,
-        "use_mcore_models": True,
+        "use_mcore_models": placement.dialect != "legacy",
+        **({"mla_mm_split": placement.mla_mm_split} if spec.mla else {}),
         "model_type_hf": spec.model_type,
     }
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from jumar.schema.dialects import Dialect, dialect_of
 from jumar.schema.errors import ToolError
 from jumar.schema.family import Family
 from jumar.schema.parallel import Chunk, ParallelLayout, Shard
@@ -37,6 +38,7 @@ class Placed:
 class Placement:
     """A model under a parallel layout, in a dialect.
 
+    mla_mm_split: latent attention's up-projections parted (MindSpeed's --mla-mm-split)
     vocab_rows: rows of the vocabulary on each TP rank, padding included; None: `padded_vocab` shared out evenly
     """
 
@@ -47,6 +49,11 @@ class Placement:
     expert_layout: ExpertLayout = "sequential"
     vocab_divisible_by: int = 1
     vocab_rows: tuple[int, ...] | None = None
+    mla_mm_split: bool = False
+
+    @property
+    def names(self) -> Dialect:
+        return dialect_of(self.dialect)
 
     @property
     def padded_vocab(self) -> int:
@@ -67,7 +74,7 @@ class Placement:
 
     def check(self) -> None:
         """Raises ToolError where the layout does not fit the model, before anything is read."""
-        self.family.check_dialect(self.dialect)
+        self.check_dialect()
         if self.vocab_divisible_by < 1:
             raise ToolError(f"vocab_divisible_by={self.vocab_divisible_by}: expected a positive whole number")
         if self.expert_layout == "grouped" and self.spec.moe is None:
@@ -84,9 +91,26 @@ class Placement:
                 for _ in self.tensors(shard):
                     pass
 
+    def check_dialect(self) -> None:
+        """Raises ToolError where the dialect cannot say the model, or not in this layout."""
+        self.family.check_dialect(self.dialect)
+        if self.names.mla_tp1 and self.spec.mla is not None and self.layout.tp > 1:
+            raise ToolError(
+                f"dialect {self.dialect} at tp={self.layout.tp}: MindSpeed-LLM 1 has latent attention at TP 1 only "
+                "(it cut linear_qkv across the border of its two matrices, and its up-projections not at all)",
+                hint="choose --tp 1, or --dialect mindspeed",
+            )
+        if self.mla_mm_split and (self.spec.mla is None or self.names.base != "mindspeed"):
+            what = f"dialect {self.dialect}" if self.spec.mla else "a model without latent attention"
+            raise ToolError(
+                f"mla_mm_split: {what} does not have it",
+                hint="it goes with latent attention in --dialect mindspeed and mindspeed-v1",
+            )
+
     def tensors(self, shard: Shard) -> Iterator[Placed]:
         """The tensors of one file, in the model's order."""
-        rules = list(self.family.rules(self.spec, self.dialect))
+        self.check_dialect()
+        rules = list(self.family.rules(self.spec, self.dialect, self.mla_mm_split))
         for chunk in self.layout.chunks(self.spec.num_layers):
             if chunk.pp == shard.pp:
                 yield from self._chunk(rules, chunk, shard, self.keys[chunk.vpp])
@@ -117,8 +141,11 @@ class Placement:
             if rule.padded:
                 geometry = pad_rows(geometry, self.padded_vocab)
             geometry = self._cut(rule, geometry, shard)
+        name = rule.name_in(self.dialect)
+        if rule.stage == "tied_last" and self.names.tied:
+            name = f"{self.names.tied}.weight"
         sources = tuple(p.name for p in rule.parts)
-        return Placed(key, rule.name_in(self.dialect), geometry, sources, rule.keep_dtype, origin=rule)
+        return Placed(key, self.names.name(name), geometry, sources, rule.keep_dtype, origin=rule)
 
     def _cut(self, rule: Rule, geometry: Geometry, shard: Shard) -> Geometry:
         if rule.shard is None:
@@ -135,7 +162,8 @@ class Placement:
                 name = rule.name_in(self.dialect).format(k=k)
                 full = name[1:] if name.startswith("/") else f"mtp.layers.{k}.{name}"
                 sources = tuple(hf + p.name for p in rule.parts)
-                yield Placed(key, full, self._cut(rule, expand(rule, self.spec), shard), sources, origin=rule, layer=layer)
+                cut = self._cut(rule, expand(rule, self.spec), shard)
+                yield Placed(key, self.names.name(full), cut, sources, origin=rule, layer=layer)
         blocks = [r for r in rules if r.scope == "layer"]
         yield from self._layer(blocks, f"mtp.layers.{k}.transformer_layer.", layer, shard, key)
 
@@ -145,7 +173,7 @@ class Placement:
             if rule.scope != "layer" or not self.family.in_layer(rule, self.spec, layer):
                 continue
             geometry = self._cut(rule, expand(rule, self.spec), shard)
-            name = prefix + rule.name_in(self.dialect)
+            name = self.names.name(prefix + rule.name_in(self.dialect))
             if rule.expert:
                 yield from self._experts(rule, geometry, name, layer, shard, key)
             else:

@@ -111,6 +111,30 @@ def _indices_in_order(value: Any) -> tuple[int, ...]:
     return tuple(int(i) for i in items)
 
 
+NEEDS = ("num_layers", "hidden_size", "norm_epsilon", "untie_embeddings_and_output_weights")
+"""What every model's arguments must say."""
+
+
+def missing_args(args: Mapping[str, Any], family: Family) -> list[str]:
+    """The arguments that a model of this family cannot be read without, and that are not there."""
+    base = family.spec(family.tiny)
+    need = [*_sizes_needed(base), *NEEDS]
+    need += ["rotary_base"] if base.position == "rope" else []
+    need += ["moe_router_topk"] if base.moe else []
+    need += ["query_pre_attn_scalar"] if base.attn_scale is not None else []
+    missing = [n for n in dict.fromkeys(need) if args.get(n) is None]
+    return missing if args.get("vocab_size") or args.get("padded_vocab_size") else [*missing, "vocab_size"]
+
+
+def _sizes_needed(base: ModelSpec) -> list[str]:
+    need = ["num_layers", "hidden_size", *(["num_attention_heads"] if base.num_heads else [])]
+    need += ["ffn_hidden_size"] if base.ffn_size else []
+    need += ["max_position_embeddings"] if base.max_position_embeddings else []
+    need += ["num_experts"] if base.moe else []
+    need += ["kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim"] if base.mla else []
+    return need + (["mamba_state_dim", "mamba_head_dim", "mamba_num_groups"] if base.ssm else [])
+
+
 @_of_the_wrong_kind()
 def spec_from_args(args: Mapping[str, Any], family: Family) -> ModelSpec:
     """Traits of a checkpoint that carries no config: sizes from its arguments, the rest from what its family always has.
@@ -118,16 +142,8 @@ def spec_from_args(args: Mapping[str, Any], family: Family) -> ModelSpec:
     Raises ToolError naming every argument that is missing.
     """
     base = family.spec(family.tiny)
-    need = ["num_layers", "hidden_size", *(["num_attention_heads"] if base.num_heads else [])]
-    need += ["ffn_hidden_size"] if base.ffn_size else []
-    need += ["max_position_embeddings"] if base.max_position_embeddings else []
-    need += ["num_experts"] if base.moe else []
-    need += ["kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim"] if base.mla else []
-    need += ["mamba_state_dim", "mamba_head_dim", "mamba_num_groups"] if base.ssm else []
-    missing = [n for n in need if args.get(n) is None]
-    if not (args.get("vocab_size") or args.get("padded_vocab_size")):
-        missing.append("vocab_size")
-    if missing:
+    need = _sizes_needed(base)
+    if missing := missing_args(args, family):
         said = " ".join(f"--set {n}=..." for n in missing)
         raise ToolError(f"the checkpoint's args do not say {', '.join(missing)}", hint=f"give them: {said}")
     given = [n for n in (*need, *OPTIONAL_SIZES) if args.get(n) is not None]

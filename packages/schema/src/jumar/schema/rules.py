@@ -99,13 +99,17 @@ def attention(prefix: str = "self_attn") -> Rules:
 
 def mla(prefix: str = "self_attn") -> Rules:
     """Multi-head latent attention. The down-projections are cut over TP in the local spec and whole in TransformerEngine's;
-    MindSpeed joins them into one matrix that every rank holds."""
+    MindSpeed joins them into one matrix that every rank holds, and with --mla-mm-split parts each head of the others."""
     a = "self_attention."
     q = Part(f"{prefix}.q_proj.weight", "mla_q hidden")
     q_a = Part(f"{prefix}.q_a_proj.weight", "q_lora hidden")
     kv_a = Part(f"{prefix}.kv_a_proj_with_mqa.weight", "kv_a hidden")
     has, mcore, te, mindspeed = "mla.q_lora_rank", ("mcore",), ("te",), ("mindspeed",)
-    up = a + "linear_q_up_proj."
+    up, q_b, kv_b = a + "linear_q_up_proj.", f"{prefix}.q_b_proj.weight", f"{prefix}.kv_b_proj.weight"
+
+    def of_each_head(name: str, hf: str, axes: str, pick: int, **where: Any) -> Rule:
+        return Rule(f"{a}{name}.weight", (Part(hf, axes, pick=pick, each=True),), shard=0, mm_split=True, **where)
+
     return (
         Rule(a + "linear_q_proj.weight", (q,), shard=0, unless=has, dialects=("mcore", "te")),
         Rule(a + "linear_q_down_proj.weight", (q_a,), shard=0, when=has, dialects=mcore),
@@ -114,8 +118,12 @@ def mla(prefix: str = "self_attn") -> Rules:
         Rule(a + "linear_kv_down_proj.weight", (kv_a,), dialects=te),
         Rule(a + "linear_qkv.weight", (q_a, kv_a), when=has, dialects=mindspeed),
         Rule(a + "linear_qkv.weight", (q, kv_a), unless=has, dialects=mindspeed),
-        Rule(up + "weight", (Part(f"{prefix}.q_b_proj.weight", "mla_q q_lora"),), shard=0, when=has),
-        Rule(a + "linear_kv_up_proj.weight", (Part(f"{prefix}.kv_b_proj.weight", "mla_kv kv_lora"),), shard=0),
+        Rule(up + "weight", (Part(q_b, "mla_q q_lora"),), shard=0, when=has, mm_split=False),
+        Rule(a + "linear_kv_up_proj.weight", (Part(kv_b, "mla_kv kv_lora"),), shard=0, mm_split=False),
+        of_each_head("linear_qk_nope", q_b, "nope+rope q_lora", 0, when=has),
+        of_each_head("linear_qk_rope", q_b, "nope+rope q_lora", 1, when=has),
+        of_each_head("linear_kv_nope", kv_b, "nope+v kv_lora", 0),
+        of_each_head("linear_v", kv_b, "nope+v kv_lora", 1),
         Rule(
             a + "q_layernorm.weight", (Part(f"{prefix}.q_a_layernorm.weight", "q_lora"),), when=has, te=up + "layer_norm_weight"
         ),

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
+from jumar.schema.dialects import dialect_of
 from jumar.schema.errors import ToolError
 from jumar.schema.spec import ModelSpec
 
@@ -52,6 +53,8 @@ def dims(spec: ModelSpec) -> dict[str, Dim]:
         table["kv_a"] = Dim(mla.kv_lora_rank + mla.rope_dim, 1, "KV latents")
         table["mla_q"] = Dim(spec.num_heads * (mla.nope_dim + mla.rope_dim), mla.nope_dim + mla.rope_dim, "attention heads")
         table["mla_kv"] = Dim(spec.num_heads * (mla.nope_dim + mla.v_dim), mla.nope_dim + mla.v_dim, "attention heads")
+        table["nope"], table["rope"] = Dim(mla.nope_dim), Dim(mla.rope_dim)
+        table["v"] = Dim(mla.v_dim)
         table["mla_o"] = Dim(spec.num_heads * mla.v_dim, mla.v_dim, "attention heads")
     if ssm := spec.ssm:
         table["inner"] = Dim(ssm.num_heads * ssm.head_dim, ssm.num_heads * ssm.head_dim // ssm.num_groups, "SSM groups")
@@ -68,12 +71,14 @@ class Part:
     name:       HF name without the layer's prefix; `{e}` stands for the expert
     axes:       its HF axes by name ("q hidden"); a sum ("z+x hidden") names the segments of one axis
     pick:       take only this segment of the summed axis
+    each:       the summed axis is repeated for every head, and `pick` takes the segment of each
     transposed: HF holds it the other way round (GPT-2's Conv1D)
     """
 
     name: str
     axes: str
     pick: int | None = None
+    each: bool = False
     transposed: bool = False
 
 
@@ -90,7 +95,8 @@ class Rule:
     scope:   "model" once (on `stage`), "layer" in every decoder layer and MTP block, "mtp" in every MTP layer
     layers:  which layers of the scope have it
     when, unless: traits (`ModelSpec.has`)
-    dialects: only there; None: in all
+    dialects: only there (and in those that follow them, `schema.dialects`); None: in all
+    mm_split: only with MindSpeed's --mla-mm-split, or only without; None: in both
     te, mindspeed: its name in those dialects, where it differs
     keep_dtype: never cast (Megatron holds it in fp32)
     """
@@ -105,13 +111,14 @@ class Rule:
     when: str | None = None
     unless: str | None = None
     dialects: tuple[str, ...] | None = None
+    mm_split: bool | None = None
     te: str | None = None
     mindspeed: str | None = None
     keep_dtype: bool = False
 
     def name_in(self, dialect: str) -> str:
-        """The Megatron name in a dialect ("mcore", "te", "mindspeed")."""
-        return {"te": self.te, "mindspeed": self.mindspeed}.get(dialect) or self.name
+        """The Megatron name in a dialect, before the renames of those that follow another."""
+        return {"te": self.te, "mindspeed": self.mindspeed}.get(dialect_of(dialect).base) or self.name
 
     @property
     def padded(self) -> bool:
@@ -122,11 +129,12 @@ class Rule:
     def expert(self) -> bool:
         return "{e}" in self.parts[0].name
 
-    def applies(self, spec: ModelSpec, dialect: str) -> bool:
+    def applies(self, spec: ModelSpec, dialect: str, mm_split: bool = False) -> bool:
         return (
             (self.when is None or spec.has(self.when))
             and (self.unless is None or not spec.has(self.unless))
-            and (self.dialects is None or dialect in self.dialects)
+            and (self.dialects is None or dialect_of(dialect).base in self.dialects)
+            and self.mm_split in (None, mm_split)
         )
 
 
@@ -172,7 +180,8 @@ class Geometry:
 
 def part_shape(part: Part, spec: ModelSpec) -> tuple[int, ...]:
     """The HF tensor's shape as the configuration implies it."""
-    return tuple(sum(d.size for d in axis) for axis in _axes(part, spec))
+    repeated = spec.num_heads if part.each else 1
+    return tuple(sum(d.size for d in axis) * (repeated if len(axis) > 1 else 1) for axis in _axes(part, spec))
 
 
 def _axes(part: Part, spec: ModelSpec) -> list[list[Dim]]:
@@ -201,6 +210,8 @@ def expand(rule: Rule, spec: ModelSpec) -> Geometry:
 
 def _piece(index: int, part: Part, spec: ModelSpec) -> Geometry:
     axes = _axes(part, spec)
+    if part.each:
+        return _pick_of_each(index, part, axes, spec.num_heads)
     start = [0] * len(axes)
     if part.pick is not None:
         cut = next(i for i, segments in enumerate(axes) if len(segments) > 1)
@@ -211,6 +222,20 @@ def _piece(index: int, part: Part, spec: ModelSpec) -> Geometry:
     shape = tuple(size[i] for i in order)
     box = Box(index, tuple(start), size, (0,) * len(axes), order)
     return Geometry(shape, (box,), tuple(tuple(axes[i]) for i in order), shape)
+
+
+def _pick_of_each(index: int, part: Part, axes: list[list[Dim]], heads: int) -> Geometry:
+    """One segment of every head, head after head: [a0; b0; a1; b1; ...] gives [a0; a1; ...]. The first axis is the summed one."""
+    assert part.pick is not None
+    assert not part.transposed
+    segments, rest = axes[0], tuple(d.size for axis in axes[1:] for d in axis)
+    before, all_of_one = sum(d.size for d in segments[: part.pick]), sum(d.size for d in segments)
+    rows, zeros, order = segments[part.pick].size, (0,) * len(rest), tuple(range(1 + len(rest)))
+    boxes = tuple(
+        Box(index, (head * all_of_one + before, *zeros), (rows, *rest), (head * rows, *zeros), order) for head in range(heads)
+    )
+    shape = (heads * rows, *rest)
+    return Geometry(shape, boxes, ((Dim(shape[0], rows, "attention heads"),), *map(tuple, axes[1:])), shape)
 
 
 def _interleave(pieces: list[Geometry], groups: int) -> Geometry:

@@ -12,16 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jumar.ckpt_convert.formats import legacy
 from jumar.ckpt_convert.formats.archive import ArchiveLayout, Global, TensorSpec, read_archive
 from jumar.ckpt_convert.plan import Record
 from jumar.ckpt_convert.tensors import TensorRef
 from jumar.schema.errors import ToolError
 
 TRACKER, SHARD_FILE = "latest_checkpointed_iteration.txt", "model_optim_rng.pt"
+SHARD_FILES = (SHARD_FILE, "model_rng.pt")  # the second: of Megatron-LM 3.0 with its distributed optimizer
+OPTIMIZER_FILES = ("distrib_optim.pt", "optim.pt")
 SHARD = re.compile(r"mp_rank_(\d{2,})(?:_(\d{3,}))?(?:_(\d{3,}))?")
 MODEL_KEY = re.compile(r"model\d*")
-SKIPPED = frozenset({"optimizer", "opt_param_scheduler", "rng_state", "rerun_state_machine", "random_rng_state"})
-DROPS = re.compile(r".*(\._extra_state|rotary_pos_emb\.inv_freq|\.local_tokens_per_expert|\.ga_steps)")
+SKIPPED = frozenset({"opt_param_scheduler", "rng_state", "rerun_state_machine", "random_rng_state"})
+DROPS = re.compile(r".*(\._extra_state|rotary(_pos)?_emb\.inv_freq|\.local_tokens_per_expert|\.ga_steps)")
 """Entries of a state dict that are no weights: TransformerEngine's fp8 state, RoPE buffers, router counters."""
 
 
@@ -59,7 +62,11 @@ def iteration_directory(root: Path, iteration: str | None, roots: Sequence[Path]
 
 @dataclass(frozen=True, slots=True)
 class ShardFile:
-    """One shard: its directory's name, its file, its args as plain values, its iteration, and its state dicts by key."""
+    """One shard: its directory's name, its file, its args as plain values, its iteration, its state dicts by key.
+
+    version:         Megatron's checkpoint_version
+    optimizer_bytes: of tensors of optimizer state, in the same file
+    """
 
     name: str
     file: Path
@@ -67,6 +74,8 @@ class ShardFile:
     iteration: int
     states: dict[str, dict[str, TensorRef]]
     dropped: tuple[str, ...]
+    version: float | None = None
+    optimizer_bytes: int = 0
 
 
 def find_shards(directories: Sequence[Path]) -> dict[str, Path]:
@@ -76,8 +85,10 @@ def find_shards(directories: Sequence[Path]) -> dict[str, Path]:
         for entry in sorted(directory.glob("mp_rank_*")):
             if not SHARD.fullmatch(entry.name):
                 continue
-            file = entry / SHARD_FILE
-            if not file.exists():
+            file = next((entry / name for name in SHARD_FILES if (entry / name).exists()), None)
+            if file is None:
+                if optimizer_files([directory], entry.name):
+                    continue  # optimizer state alone: Megatron-LM 3.0 has a directory for each of its data-parallel ranks
                 raise ToolError(f"{entry} holds no {SHARD_FILE}", hint="copy the rank's files again")
             if entry.name in found:
                 raise ToolError(
@@ -87,8 +98,14 @@ def find_shards(directories: Sequence[Path]) -> dict[str, Path]:
             found[entry.name] = file
     if not found:
         where = ", ".join(map(str, directories))
-        raise ToolError(f"{where}: no mp_rank_* directories", hint="is this a Megatron checkpoint in the torch format?")
+        what = f"no {SHARD_FILE} beside the optimizer state" if optimizer_files(directories) else "no mp_rank_* directories"
+        raise ToolError(f"{where}: {what}", hint="is this a Megatron checkpoint in the torch format?")
     return found
+
+
+def optimizer_files(directories: Sequence[Path], ranks: str = "mp_rank_*") -> list[Path]:
+    """Files of optimizer state beside the shards, which are not opened."""
+    return [file for d in directories for name in OPTIMIZER_FILES for file in sorted(d.glob(f"{ranks}/{name}"))]
 
 
 def read_shard(name: str, file: Path) -> ShardFile:
@@ -98,28 +115,64 @@ def read_shard(name: str, file: Path) -> ShardFile:
         raise ToolError(
             f"{file}: a {type(content).__name__}, expected a Megatron checkpoint's dict", hint="is this a Megatron shard?"
         )
+    optimizer_bytes = _bytes_of(content.pop("optimizer", None))
     states: dict[str, dict[str, TensorRef]] = {}
     dropped: list[str] = []
     for key, value in content.items():
         if isinstance(key, str) and MODEL_KEY.fullmatch(key) and isinstance(value, dict):
-            states[key] = {}
-            for tensor, ref in value.items():
-                if DROPS.fullmatch(str(tensor)):
-                    dropped.append(str(tensor))
-                elif isinstance(ref, TensorRef):
-                    states[key][str(tensor)] = ref
-                else:
-                    raise ToolError(
-                        f"{file}: {key}/{tensor} is a {type(ref).__name__}, expected a tensor",
-                        hint="legacy nested checkpoints (language_model.*) are not read yet" if isinstance(ref, dict) else None,
-                    )
+            states[key], gone = _state(file, key, value)
+            dropped += gone
     if not states:
         keys = ", ".join(map(str, list(content)[:8]))
         raise ToolError(f"{file}: no 'model' or 'model0' (keys: {keys})", hint="is this a Megatron shard?")
     raw = content.get("args")
     args = dict(vars(raw)) if isinstance(raw, argparse.Namespace) else dict(raw) if isinstance(raw, dict) else {}
-    iteration = content.get("iteration")
-    return ShardFile(name, file, args, iteration if isinstance(iteration, int) else 0, states, tuple(dropped))
+    iteration, version = content.get("iteration"), content.get("checkpoint_version")
+    return ShardFile(
+        name,
+        file,
+        args,
+        iteration if isinstance(iteration, int) else 0,
+        states,
+        tuple(dropped),
+        version if isinstance(version, int | float) else None,
+        optimizer_bytes,
+    )
+
+
+def _bytes_of(tree: object) -> int:
+    """Of the tensors in dicts, lists and tuples, each storage once."""
+    found, left = dict[int, int](), [tree]
+    while left:
+        value = left.pop()
+        if isinstance(value, TensorRef):
+            found[value.offset] = max(found.get(value.offset, 0), value.nbytes)
+        elif isinstance(value, dict | list | tuple):
+            left += value.values() if isinstance(value, dict) else value
+    return sum(found.values())
+
+
+def _state(file: Path, key: str, value: Mapping[Any, Any]) -> tuple[dict[str, TensorRef], list[str]]:
+    """Tensors by name, and the names of entries that are none: of a flat state dict, or of Megatron-LM's nested ones."""
+    flat = dict(legacy.flat(value))
+    old = legacy.is_legacy(flat)
+    state: dict[str, TensorRef] = {}
+    dropped = []
+    for tensor, ref in flat.items():
+        name = legacy.current(tensor) if old else tensor
+        if DROPS.fullmatch(name):
+            dropped.append(name)
+        elif not isinstance(ref, TensorRef):
+            raise ToolError(
+                f"{file}: {key}/{tensor} is a {type(ref).__name__}, expected a tensor", hint="is this a Megatron shard?"
+            )
+        elif name in state:
+            raise ToolError(
+                f"{file}: {key} holds {name} under two spellings ({tensor})", hint="remove one; no Megatron writes both"
+            )
+        else:
+            state[name] = ref
+    return state, dropped
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +193,9 @@ class MegatronFile:
             "iteration": iteration,
         }
         for key, group in records.items():
-            value[key] = {r.name: TensorSpec(r.dtype, r.stored) for r in group}
-        flat = tuple(r for group in records.values() for r in group)
+            value[key] = legacy.nested({r.name: TensorSpec(r.dtype, r.stored) for r in group})
+        in_order = [dict(legacy.flat(legacy.nested({r.name: r for r in group}))) for group in records.values()]
+        flat = tuple(r for group in in_order for r in group.values())
         return cls(path, flat, ArchiveLayout.plan(value))
 
     @property

@@ -73,7 +73,7 @@ FAMILY = Family(
     base="transformer.",
     drops=(r".*\.attn\.(masked_)?bias",),
     copies=(Copy("lm_head.weight", "transformer.wte.weight", when="tied"),),
-    dialects=("mcore", "te"),
+    dialects=("mcore", "te", "legacy"),
     weights=(
         *embeddings("transformer.wte.weight", positions="transformer.wpe.weight"),
         *norms("ln_1", "ln_2"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jumar.schema.config import ConfigReader, write_rope
-from jumar.schema.family import Family
+from jumar.schema.family import EVERYWHERE, Family
 from jumar.schema.rules import attention, embeddings, final_norm, mlp, norms
 from jumar.schema.spec import ModelSpec
 
@@ -80,4 +80,5 @@ FAMILY = Family(
         "tie_word_embeddings": False,
         "torch_dtype": "float32",
     },
+    dialects=(*EVERYWHERE, "legacy"),
 )

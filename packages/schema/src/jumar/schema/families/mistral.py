@@ -7,7 +7,7 @@ from typing import Any
 
 from jumar.schema.config import ConfigReader
 from jumar.schema.families import llama
-from jumar.schema.family import Family
+from jumar.schema.family import EVERYWHERE, Family
 from jumar.schema.spec import ModelSpec
 
 
@@ -36,4 +36,5 @@ FAMILY = Family(
         "sliding_window": 32,
         "head_dim": 16,
     },
+    dialects=(*EVERYWHERE, "legacy"),
 )

@@ -53,5 +53,5 @@ FAMILY = Family(
         "num_experts_per_tok": 2,
         "sliding_window": None,
     },
-    dialects=("mcore", "te"),
+    dialects=("mcore", "te", "mindspeed-v1"),
 )

@@ -8,7 +8,7 @@ from typing import Any
 from jumar.schema.config import ConfigReader
 from jumar.schema.errors import ToolError
 from jumar.schema.families import llama
-from jumar.schema.family import Family
+from jumar.schema.family import EVERYWHERE, Family
 from jumar.schema.spec import ModelSpec
 
 
@@ -58,4 +58,5 @@ FAMILY = Family(
         "tie_word_embeddings": True,
         "use_sliding_window": False,
     },
+    dialects=(*EVERYWHERE, "legacy"),
 )
