@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from jumar.ckpt_convert.adapters import fuse, refuse_grouped_te, wrapped, wrapped_modules
 from jumar.ckpt_convert.checkpoint import Checkpoint
 from jumar.ckpt_convert.compare import same_values
 from jumar.ckpt_convert.execute import Executor, Progress, TargetFile, disk_error
@@ -17,7 +19,7 @@ from jumar.ckpt_convert.formats.hf import carried_files, left_behind, plan_files
 from jumar.ckpt_convert.formats.megatron import TRACKER, MegatronFile
 from jumar.ckpt_convert.gather import SourceFiles
 from jumar.ckpt_convert.journal import Journal
-from jumar.ckpt_convert.plan import Coverage, Record, compose, identity
+from jumar.ckpt_convert.plan import ZEROS, Coverage, Record, compose, identity
 from jumar.ckpt_convert.target import Target
 from jumar.schema.cli import dist_version
 from jumar.schema.errors import Exit, ToolError
@@ -35,6 +37,8 @@ SMALL_REPLICA = 1 << 20
 NOT_KEPT_ARGS = frozenset(
     {"rank", "local_rank", "world_size", "data_parallel_size", "transformer_pipeline_model_parallel_size", *UNREAD_SPLITS}
 )
+LORA_ARGS = frozenset({"lora_r", "lora_alpha", "lora_target_modules", "lora_load", "lora_ckpt_filter"})
+"""Args that say nothing true of a model once its LoRA is merged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,7 @@ class Plan:
     sidecars: the other files, by path in the target: their bytes, or the file they are copied from
     facts:    counts for people and for the manifest
     casts:    tensors whose values are rounded to another dtype, by (from, to)
+    changes:  what else is not bit-exact
     notes:    what a user should know before it is carried out
     """
 
@@ -55,7 +60,8 @@ class Plan:
     manifest: Mapping[str, Any]
     facts: Mapping[str, int]
     casts: Mapping[tuple[str, str], int] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    notes: Sequence[str] = ()
+    changes: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -83,6 +89,8 @@ def plan_megatron(
 ) -> Plan:
     """The plan of a Megatron `torch` checkpoint. dtype: "bf16", "fp16", "fp32"; None keeps every byte.
 
+    An adapter gives shards that hold nothing else; a model with an adapter gives shards that bear it beside their weights.
+
     Raises ToolError (3) where the layout does not fit the model.
     """
     placement = Placement(
@@ -94,43 +102,65 @@ def plan_megatron(
         vocab_divisible_by=vocab_divisible_by,
     )
     placement.check()
+    adapter = source if source.lora else source.adapter
+    fusion = fuse(adapter, dialect) if adapter else None
+    parts = [] if source.lora else [(source.tensors, source.sources, placement)]
+    if fusion:
+        refuse_grouped_te(dialect, expert_layout, fusion)
+        parts.append((fusion.tensors, fusion.sources, fusion.placement(placement)))
     cast = dtype_name(dtype) if dtype else None
     main = cast or _main_dtype(source)
     iteration = source.iteration or "1"
     folder = iteration if iteration == "release" else f"iter_{int(iteration):07d}"
     number = 0 if iteration == "release" else int(iteration)
     args = to_args(placement, dtype=TORCH_NAMES.get(main, "float32"), iteration=number)
+    args |= fusion.args if fusion else {}
     args |= {k: v for k, v in _kept_args(source).items() if k not in args}  # ours first: the same order from any source
     coverage, files, casts, padding = Coverage(), [], Counter[tuple[str, str]](), 0
     for shard in placement.shards:
         groups: dict[str, list[Record]] = {key: [] for key in placement.keys}
-        for placed in placement.tensors(shard):
-            record = compose(placed.name, placed.geometry, placed.sources, source.sources, None if placed.keep_dtype else cast)
+        modules = wrapped_modules(fusion, placement, shard) if fusion else {}
+        for placed, sources in ((p, held) for _, held, part in parts for p in part.tensors(shard)):
+            name = wrapped(placed.name, modules[placed.key]) if fusion else placed.name
+            kept = None if placed.keep_dtype else cast
+            record = compose(name, placed.geometry, placed.sources, sources, kept, source.deltas)
             coverage.add(placed.geometry, placed.sources)
             casts.update((c.dtype, record.dtype) for c in record.copies[:1] if c.dtype != record.dtype)
             padding += record.padding
             groups[placed.key].append(record)
         shard_args = {**args, "rank": None}
         files.append(MegatronFile.plan(f"{folder}/{shard.name}/model_optim_rng.pt", groups, shard_args, number))
-    coverage.prove(source.tensors)
+    tensors = {name: shape for shapes, _, _ in parts for name, shape in shapes.items()}
+    coverage.prove(tensors)
     sidecars: dict[str, bytes | Path] = {TRACKER: (iteration if iteration == "release" else str(number)).encode()}
     sidecars.update((f"hf/{name}", content) for name, content in _hf_files(source, cast).items())
     recipe = {"dialect": dialect, "expert_layout": expert_layout, "dtype": dtype, "vocab_divisible_by": vocab_divisible_by}
-    facts = _facts(source, files, coverage.replicas, padding)
-    manifest = _manifest(source, "to-megatron", recipe, facts) | {
+    facts = facts_of(source, files, coverage.replicas, padding) | {"hf_tensors": len(tensors)}
+    manifest = manifest_of(source, "to-megatron", recipe, facts) | {
         "layout": _layout_facts(layout),
         "dialect": dialect,
         "padded_vocab_size": placement.padded_vocab,
     }
-    return Plan(source, "megatron", tuple(files), sidecars, manifest, facts, casts, _notes(source, cast))
+    if adapter and adapter.peft:
+        manifest["adapter"] = dict(adapter.peft)
+    notes = (*_notes(source, cast), *(fusion.notes if fusion else ()))
+    return Plan(source, "megatron", tuple(files), sidecars, manifest, facts, casts, notes, _changes(source))
 
 
 def plan_hf(source: Checkpoint, *, max_shard_bytes: int = 5_000_000_000, dtype: str | None = None) -> Plan:
     """The plan of a Hugging Face directory. dtype: as in `plan_megatron`."""
+    if source.lora or source.adapter:
+        what = "an adapter" if source.lora else "a model that bears a LoRA"
+        raise ToolError(
+            f"{source.paths[0]} is {what}",
+            hint="merge it: jumar-convert merge-lora BASE ADAPTER DST; or write it for peft: jumar-convert to-peft SRC DST",
+        )
     cast, kept = dtype_name(dtype) if dtype else None, source.family.kept_dtypes(source.spec)
     records, casts = [], Counter[tuple[str, str]]()
     for name, shape in source.tensors.items():
-        record = compose(source.hf_name(name), identity(shape), [name], source.sources, None if name in kept else cast)
+        record = compose(
+            source.hf_name(name), identity(shape), [name], source.sources, None if name in kept else cast, source.deltas
+        )
         casts.update((c.dtype, record.dtype) for c in record.copies[:1] if c.dtype != record.dtype)
         records.append(record)
     by_name = {r.name: r for r in records}
@@ -138,10 +168,12 @@ def plan_hf(source: Checkpoint, *, max_shard_bytes: int = 5_000_000_000, dtype: 
         if name not in source.tensors:
             records.append(replace(by_name[source.hf_name(original)], name=source.hf_name(name)))
     files, index = plan_files(records, max_shard_bytes)
-    facts = _facts(source, files, len(source.replicas), 0)
-    manifest = _manifest(source, "to-hf", {"dtype": dtype, "max_shard_bytes": max_shard_bytes}, facts)
+    facts = facts_of(source, files, len(source.replicas), 0)
+    manifest = manifest_of(
+        source, "merge-lora" if source.deltas else "to-hf", {"dtype": dtype, "max_shard_bytes": max_shard_bytes}, facts
+    )
     sidecars = {**index, **_hf_files(source, cast)}
-    return Plan(source, "huggingface", tuple(files), sidecars, manifest, facts, casts, _notes(source, cast))
+    return Plan(source, "huggingface", tuple(files), sidecars, manifest, facts, casts, _notes(source, cast), _changes(source))
 
 
 def run_plan(
@@ -224,7 +256,7 @@ def _hf_files(source: Checkpoint, cast: str | None) -> dict[str, bytes | Path]:
         config = source.family.config(source.spec)
         return {"config.json": (json.dumps(config, indent=2) + "\n").encode()}
     files: dict[str, bytes | Path] = {str(f): source.extras / f for f in carried_files(source.extras)}
-    if cast:
+    if cast and not source.lora:
         config = json.loads((source.extras / "config.json").read_text(encoding="utf-8"))
         key = "dtype" if "dtype" in config else "torch_dtype"
         config[key] = TORCH_NAMES[cast]
@@ -237,14 +269,15 @@ def _notes(source: Checkpoint, cast: str | None) -> tuple[str, ...]:
     if source.format == "huggingface" and source.extras and (names := left_behind(source.extras)):
         notes.append(f"not carried along: {', '.join(names[:12])}{' ...' if len(names) > 12 else ''}")
     held, said = TORCH_NAMES.get(_main_dtype(source)), source.spec.dtype
-    if source.format == "megatron" and source.extras and not cast and held not in (None, said):
+    if source.format == "megatron" and source.extras and not (cast or source.lora) and held not in (None, said):
         notes.append(f"the weights are {held}; config.json, which goes along as it is, says {said}")
     return tuple(notes)
 
 
 def _kept_args(source: Checkpoint) -> dict[str, Any]:
     """A Megatron source's own args (tokenizer, schedule, samples consumed) where their values are plain."""
-    return {k: v for k, v in source.args.items() if k not in NOT_KEPT_ARGS and _is_plain(v)}
+    gone = LORA_ARGS if source.deltas else frozenset()
+    return {k: v for k, v in source.args.items() if k not in NOT_KEPT_ARGS | gone and _is_plain(v)}
 
 
 def _is_plain(value: Any) -> bool:
@@ -253,7 +286,15 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str))
 
 
-def _facts(source: Checkpoint, files: Sequence[TargetFile], replicas: int, padding: int) -> dict[str, int]:
+def _changes(source: Checkpoint) -> tuple[str, ...]:
+    """What is computed instead of copied."""
+    text = f"{len(source.deltas)} weights are W + scale * B @ A of the adapter, computed in fp32 and rounded once"
+    return (text,) if source.deltas else ()
+
+
+def facts_of(source: Checkpoint, files: Sequence[TargetFile], replicas: int, padding: int) -> dict[str, int]:
+    """Counts for people and for the manifest."""
+    nothing = sum(math.prod(c.size) for f in files for r in f.records for c in r.copies if c.file == ZEROS)
     return {
         "hf_tensors": len(source.tensors),
         "files": len(files),
@@ -264,10 +305,13 @@ def _facts(source: Checkpoint, files: Sequence[TargetFile], replicas: int, paddi
         "source_padding_elements": source.padding,
         "dropped": len(source.dropped),
         "bytes": sum(r.nbytes for f in files for r in f.records),
+        **({"zeros": nothing} if nothing else {}),
+        **({"merged": len(source.deltas)} if source.deltas else {}),
     }
 
 
-def _manifest(source: Checkpoint, command: str, recipe: Mapping[str, Any], facts: Mapping[str, int]) -> dict[str, Any]:
+def manifest_of(source: Checkpoint, command: str, recipe: Mapping[str, Any], facts: Mapping[str, int]) -> dict[str, Any]:
+    """What a manifest says of its source and of what was made of it."""
     extras = source.extras
     inputs = [{**identify(file, head=HEADER_BYTES), "name": _short_name(source, file)} for file in sorted(source.files, key=str)]
     hf = {"base": source.base, "copies": dict(source.copies), "dropped": sorted(source.dropped)}
@@ -280,6 +324,7 @@ def _manifest(source: Checkpoint, command: str, recipe: Mapping[str, Any], facts
         "template_sha256": template_sha256(extras) if extras else None,
         "counts": dict(facts),
         "hf": hf,
+        "bit_exact": False if source.deltas else None,
     }
 
 
