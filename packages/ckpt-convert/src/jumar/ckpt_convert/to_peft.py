@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from jumar.ckpt_convert.checkpoint import Checkpoint
@@ -40,7 +40,7 @@ def plan_peft(source: Checkpoint, *, base: Path | None = None, dtype: str | None
     sidecars: dict[str, bytes | Path] = {CONFIG: (json.dumps(config, indent=2) + "\n").encode()}
     facts = facts_of(adapter, files, len(adapter.replicas), 0)
     manifest = manifest_of(adapter, "to-peft", {"dtype": dtype}, facts)
-    return Plan(adapter, "peft", files, sidecars, manifest, facts, casts, _notes(adapter))
+    return Plan(adapter, "peft", files, sidecars, manifest, facts, casts, tuple(_notes(adapter)))
 
 
 def _target_modules(adapter: Checkpoint) -> list[str]:
@@ -51,8 +51,13 @@ def _target_modules(adapter: Checkpoint) -> list[str]:
     return leaves if {m for m in every if m.rpartition(".")[2] in leaves} == set(modules) else modules
 
 
-def _notes(adapter: Checkpoint) -> Sequence[str]:
+def _notes(adapter: Checkpoint) -> Iterator[str]:
     prefixes = tuple(adapter.family.layer.format(l=adapter.spec.num_layers + k) for k in range(adapter.spec.mtp_layers))
-    mtp = [m for m in adapter.lora if prefixes and m.startswith(prefixes)]
-    text = f"{len(mtp)} modules are of MTP layers, which transformers does not build: peft will pass over them"
-    return (text,) if mtp else ()
+    if mtp := [m for m in adapter.lora if prefixes and m.startswith(prefixes)]:
+        yield f"{len(mtp)} modules are of MTP layers, which transformers does not build: peft passes over them"
+    leaves = {m.rpartition(".")[2] for m in adapter.lora if ".experts." in m}
+    if beside := [m for m in adapter.lora if ".experts." not in m and m.rpartition(".")[2] in leaves]:
+        yield (
+            f"{len(beside)} modules beside the experts are called as these are; on transformers 5, which fuses experts, "
+            f"peft passes over them: {beside[0]} ..."
+        )

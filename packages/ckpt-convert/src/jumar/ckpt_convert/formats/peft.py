@@ -25,7 +25,8 @@ FOREIGN = {
     "lora_embedding_": "a LoRA on an embedding (lora_embedding_A, lora_embedding_B)",
     "modules_to_save": "modules_to_save: whole modules beside the LoRA",
     ".bias": "biases beside the LoRA",
-    ".base_layer.": "a LoRA on parameters (target_parameters), as on experts that transformers 5 fuses",
+    ".base_layer.lora_": "a LoRA on parameters (target_parameters), as on experts that transformers 5 fuses",
+    ".base_layer.": "weights of the model itself (peft: save_pretrained(..., save_embedding_layers=False) leaves them out)",
 }
 UNDERSTOOD = frozenset(
     "r lora_alpha use_rslora rank_pattern alpha_pattern target_modules exclude_modules layers_to_transform layers_pattern "
