@@ -44,7 +44,9 @@ def open_adapter(path: Path, base: Checkpoint, options: OpenOptions) -> Checkpoi
     """
     if path.is_dir() and peft.is_adapter(path):
         return open_peft(path, options, BaseModel(base.family, base.spec, base.extras))
-    known = replace(options, base=base.extras) if base.extras else replace(options, family=base.spec.model_type)
+    known = OpenOptions()
+    if path.is_dir() and megatron.is_checkpoint(path):
+        known = replace(options, base=base.extras) if base.extras else replace(options, family=base.spec.model_type)
     opened = open_checkpoint(path, options=replace(known, bearing=True))
     if opened.lora:
         return opened
