@@ -151,12 +151,25 @@ def test_adapters_of_experts(name: str, grouped: bool, hf: Callable[[str], Path]
     same_logits(from_peft(base, tmp_path / "back"), expected, load(base))
 
 
-def test_what_peft_saves_of_fused_experts_is_refused(hf: Callable[[str], Path], tmp_path: Path) -> None:
-    """On transformers 5 peft saves it as parameters of the layer's experts (target_parameters)."""
-    peft = adapted(hf("qwen3_moe"), tmp_path / "peft", r=4, target_modules=["gate_proj", "up_proj", "down_proj"])
-    with pytest.raises(ToolError, match="target_parameters") as caught:
-        open_checkpoint(peft, options=OpenOptions(base=hf("qwen3_moe")))
-    assert "merge_and_unload" in (caught.value.hint or "")
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "deepseek_v2", "deepseek_v3"])
+@pytest.mark.compat("read", PEFT, "adapter directory, experts stacked (`target_parameters`)", "as saved on transformers 5")
+def test_stacked_experts_are_taken_apart(name: str, hf: Callable[[str], Path], tmp_path: Path) -> None:
+    """transformers 5 has the experts of a layer in two parameters, and peft a LoRA on each of those."""
+    base, layout = hf(name), ParallelLayout(tp=2, pp=2, ep=2)
+    leaves = ["w1", "w2", "w3", "q_proj"] if name == "mixtral" else [*MLP, "o_proj"]
+    peft = adapted(base, tmp_path / "peft", r=4, lora_alpha=6, target_modules=leaves)
+    assert json.loads((peft / "adapter_config.json").read_text())["target_parameters"]
+    expected = from_peft(base, peft)
+    model = open_checkpoint(base)
+    adapter = open_adapter(peft, model, OpenOptions())
+    run_plan(plan_hf(merged(model, adapter)), tmp_path / "merged")
+    same_logits(load(tmp_path / "merged"), expected, load(base))
+    run_plan(plan_megatron(adapter, layout, expert_layout="grouped"), tmp_path / "mcore")
+    run_plan(plan_hf(merged(model, open_adapter(tmp_path / "mcore", model, OpenOptions()))), tmp_path / "own")
+    same_logits(load(tmp_path / "own"), expected, load(base))
+    if not name.startswith("deepseek"):  # which have MLPs beside the experts
+        run_plan(plan_peft(open_checkpoint(tmp_path / "mcore")), tmp_path / "back")
+        same_logits(from_peft(base, tmp_path / "back"), expected, load(base))
 
 
 @pytest.mark.parametrize(

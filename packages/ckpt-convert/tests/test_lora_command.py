@@ -162,7 +162,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "DoRA": ({"use_dora": True}, "use_dora"),
     "layer replication": ({"layer_replication": [[0, 4], [2, 4]]}, "layer_replication"),
     "another method": ({"peft_type": "LOHA"}, "peft_type LOHA"),
-    "parameters": ({"target_parameters": ["experts.gate_up_proj"]}, "target_parameters"),
+    "parameters": ({"target_parameters": ["experts.bias"]}, "target_parameters"),
     "PiSSA": ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights='pissa_niter_4' changed the base model"),
     "a key of tomorrow": ({"use_frobnication": True}, "use_frobnication=True"),
     "another rank": ({"r": 5}, "expected [5, 64] (r=5"),
@@ -266,6 +266,7 @@ def test_lines_that_make_no_sense(llama: Path, peft: Path, alone: Path, both: Pa
     refused(run("merge-lora", both, peft, out), 2, "bears a LoRA of its own")
     refused(run("merge-lora", llama, peft, alone, out), 2, "merge-lora BASE [ADAPTER] DST")
     refused(run("to-peft", llama, out), 3, "holds no LoRA")
+    refused(run("to-peft", peft, out, "--base", llama), 3, "is a PEFT adapter already")
     refused(run("to-hf", peft, out), 3, "someone/some-model", "--base HF_DIR", "not fetched")
     refused(run("to-hf", alone, out), 3, "is an adapter", "merge-lora")
     refused(run("to-megatron", llama, out, "--merge"), 3, "bears no LoRA")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jumar.ckpt_convert.checkpoint import Checkpoint, Lora, OpenOptions
 from jumar.ckpt_convert.formats.peft import CONFIG, AdapterConfig, read_adapter, read_adapter_config
+from jumar.ckpt_convert.fused_experts import split_experts
 from jumar.ckpt_convert.open_hf import BaseModel, read_base
 from jumar.ckpt_convert.plan import whole
 from jumar.ckpt_convert.tensors import TensorRef
@@ -35,9 +36,11 @@ def open_peft(root: Path, options: OpenOptions, model: BaseModel | None = None) 
     based = not prefix or any(module.startswith(prefix) for module, _ in found)
     if not based:
         found = {(m if m in sizes else prefix + m, half): ref for (m, half), ref in found.items()}
+    found, stacked = split_experts(dict(found), model.family, model.spec)
     modules = [m for m in sizes if (m, "A") in found or (m, "B") in found]
-    _check(root, found, sizes, config, model)
-    lora = {m: Lora(config.rank_of(m), config.scale_of(m)) for m in modules}
+    lora = {m: Lora(config.rank_of(stacked.get(m, m)), config.scale_of(stacked.get(m, m))) for m in modules}
+    _check(root, found, sizes, lora, model)
+    _check_targets(root, [m for m in modules if m not in stacked], config)
     refs = {f"{m}.lora_{half}.weight": found[m, half] for m in modules for half in "AB"}
     return Checkpoint(
         paths=(root,),
@@ -66,7 +69,7 @@ def _base(root: Path, config: AdapterConfig, options: OpenOptions) -> Path:
     )
 
 
-def _check(root: Path, found: Halves, sizes: Mapping[str, tuple[int, int]], config: AdapterConfig, model: BaseModel) -> None:
+def _check(root: Path, found: Halves, sizes: Mapping[str, tuple[int, int]], lora: Mapping[str, Lora], model: BaseModel) -> None:
     """Raises ToolError for an adapter that does not fit the model, or itself."""
     if not found:
         raise ToolError(f"{root}: the adapter holds no tensors", hint="was it saved under DeepSpeed ZeRO-3 or FSDP?")
@@ -79,7 +82,7 @@ def _check(root: Path, found: Halves, sizes: Mapping[str, tuple[int, int]], conf
     if half := [m for m in modules if (m, "A") not in found or (m, "B") not in found]:
         raise ToolError(f"{root}: one of lora_A and lora_B is missing for {_some(half)}", hint="is the adapter complete?")
     for m in modules:
-        (out, inner), rank = sizes[m], config.rank_of(m)
+        (out, inner), rank = sizes[m], lora[m].rank
         expected = {"A": (rank, inner), "B": (out, rank)}
         for name, shape in expected.items():
             if found[m, name].shape != shape:
@@ -88,6 +91,10 @@ def _check(root: Path, found: Halves, sizes: Mapping[str, tuple[int, int]], conf
                     f"(r={rank}, of a weight {[out, inner]})",
                     hint="do adapter_config.json and the base model belong to these weights?",
                 )
+
+
+def _check_targets(root: Path, modules: list[str], config: AdapterConfig) -> None:
+    """Raises ToolError for modules that peft would not load."""
     if config.target is not None and (more := [m for m in modules if not config.targets(m)]) and not _all_linear(config):
         raise ToolError(
             f"{root}: {len(more)} modules have tensors, and target_modules does not name them, so that peft would not "

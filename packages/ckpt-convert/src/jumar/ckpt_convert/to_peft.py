@@ -17,13 +17,15 @@ from jumar.schema.errors import ToolError
 
 
 def plan_peft(source: Checkpoint, *, base: Path | None = None, dtype: str | None = None) -> Plan:
-    """The plan of an adapter directory for peft, from an adapter, or from shards that bear one.
+    """The plan of an adapter directory for peft, from a Megatron adapter, or from shards that bear one.
 
     base: what it says of the model that it adapts; None: what the source says. dtype: "bf16", "fp16", "fp32".
     """
     adapter = source if source.lora else source.adapter
     if adapter is None:
         raise ToolError(f"{source.paths[0]} holds no LoRA", hint="see jumar-convert inspect")
+    if adapter.placement is None:
+        raise ToolError(f"{source.paths[0]} is a PEFT adapter already", hint="expected Megatron shards with lora_A and lora_B")
     cast = dtype_name(dtype) if dtype else None
     records, casts, coverage = [], Counter[tuple[str, str]](), Coverage()
     for name, shape in adapter.tensors.items():
@@ -33,10 +35,10 @@ def plan_peft(source: Checkpoint, *, base: Path | None = None, dtype: str | None
         records.append(record)
     coverage.prove(adapter.tensors)
     files = (SafetensorsFile.plan(ADAPTER, records),)
-    loras = {adapter.hf_name(m): (lora.rank, lora.scale) for m, lora in adapter.lora.items()}
+    lora = next(iter(adapter.lora.values()))  # Megatron has one rank and one factor for all
     carried = dict(adapter.peft) | ({"base_model_name_or_path": str(base)} if base else {})
     turned = not turned_modules(adapter.family, adapter.spec).isdisjoint(adapter.lora)
-    config = adapter_config(loras, _target_modules(adapter), carried, fan_in_fan_out=turned)
+    config = adapter_config(lora.rank, lora.scale, _target_modules(adapter), carried, fan_in_fan_out=turned)
     sidecars: dict[str, bytes | Path] = {CONFIG: (json.dumps(config, indent=2) + "\n").encode()}
     facts = facts_of(adapter, files, len(adapter.replicas), 0)
     manifest = manifest_of(adapter, "to-peft", {"dtype": dtype}, facts)

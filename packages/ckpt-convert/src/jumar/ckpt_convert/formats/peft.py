@@ -25,12 +25,11 @@ FOREIGN = {
     "lora_embedding_": "a LoRA on an embedding (lora_embedding_A, lora_embedding_B)",
     "modules_to_save": "modules_to_save: whole modules beside the LoRA",
     ".bias": "biases beside the LoRA",
-    ".base_layer.lora_": "a LoRA on parameters (target_parameters), as on experts that transformers 5 fuses",
-    ".base_layer.": "weights of the model itself (peft: save_pretrained(..., save_embedding_layers=False) leaves them out)",
+    ".base_layer.weight": "weights of the model itself (peft: save_pretrained(..., save_embedding_layers=False) leaves them out)",
 }
 UNDERSTOOD = frozenset(
     "r lora_alpha use_rslora rank_pattern alpha_pattern target_modules exclude_modules layers_to_transform layers_pattern "
-    "bias peft_type init_lora_weights fan_in_fan_out".split()
+    "target_parameters bias peft_type init_lora_weights fan_in_fan_out".split()
 )
 CARRIED = ("base_model_name_or_path", "revision", "task_type", "lora_dropout")
 """What goes along to Megatron's manifest and back: it says nothing about the weights."""
@@ -38,6 +37,8 @@ WITHOUT_EFFECT = frozenset(
     "auto_mapping inference_mode peft_version loftq_config eva_config corda_config lora_ga_config megatron_config megatron_core "
     "qalora_group_size runtime_config".split()
 )
+STACKED = ("gate_up_proj", "down_proj")
+"""Parameters that may be targeted: the experts of a layer, as transformers 5 stacks them."""
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
@@ -154,6 +155,9 @@ def _refuse(path: Path, config: Mapping[str, Any], ignore: frozenset[str]) -> No
             f"{path}: init_lora_weights={start!r} changed the base model's weights, which the adapter alone does not say",
             hint="save it again in peft with path_initial_model_for_weight_conversion",
         )
+    parameters = config.get("target_parameters") or ()
+    if others := [p for p in parameters if str(p).rpartition(".")[2] not in STACKED]:
+        raise ToolError(f"{path}: target_parameters={others}: cannot be carried, but for {' and '.join(STACKED)}", hint=hint)
     unknown = [k for k, v in config.items() if v and k not in UNDERSTOOD | WITHOUT_EFFECT | ignore | {*CARRIED}]
     if unknown:
         raise ToolError(
@@ -184,24 +188,19 @@ def plain_number(value: Fraction) -> int | float:
 
 
 def adapter_config(
-    loras: Mapping[str, tuple[int, Fraction]], target: list[str], carried: Mapping[str, Any], *, fan_in_fan_out: bool
+    rank: int, scale: Fraction, target: list[str], carried: Mapping[str, Any], *, fan_in_fan_out: bool
 ) -> dict[str, Any]:
-    """adapter_config.json for modules with their ranks and factors; what most of them have comes first, the others by name."""
-    pairs = [(rank, scale * rank) for rank, scale in loras.values()]
-    rank, alpha = max(dict.fromkeys(pairs), key=pairs.count)
-    names = {module: re.escape(module) for module in loras}
+    """adapter_config.json of a LoRA with one rank and one factor."""
     return {
-        "alpha_pattern": {names[m]: plain_number(s * r) for m, (r, s) in loras.items() if s * r != alpha},
         "base_model_name_or_path": None,
         "bias": "none",
         "fan_in_fan_out": fan_in_fan_out,
         "inference_mode": True,
-        "lora_alpha": plain_number(alpha),
+        "lora_alpha": plain_number(scale * rank),
         "lora_dropout": 0.0,
         "modules_to_save": None,
         "peft_type": "LORA",
         "r": rank,
-        "rank_pattern": {names[m]: r for m, (r, _) in loras.items() if r != rank},
         "target_modules": target,
         "task_type": "CAUSAL_LM",
         "use_dora": False,
