@@ -128,6 +128,25 @@ def test_shards_of_a_training_run_are_read(model_type: str, data: st.DataObject)
             assert verify(open_checkpoint(home / "hf"), replace(opened, adapter=None)).same
 
 
+@pytest.mark.parametrize("model_type", ADAPTED)
+@settings(max_examples=6)
+@given(data=st.data())
+@pytest.mark.compat("written", MINDSPEED, "LoRA shards, base and adapter in one file (`base_layer`)", DOCUMENTED)
+def test_shards_that_bear_a_lora_are_as_written_by_hand(model_type: str, data: st.DataObject) -> None:
+    config, want, groups, rank = data.draw(cases(model_type))
+    want = replace(want, divisible_by=1)
+    lora, tensors = tiny_lora.adapter(config, groups, rank), tiny_hf.random_tensors(config)
+    adapters = dict(tiny_lora.shards(lora, config, want))
+    weights = by_hand.shards(tensors, config, want)
+    expected = {s: {k: wrapped(t, adapters[s][k]) | adapters[s][k] for k, t in states.items()} for s, states in weights}
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(name)
+        hf = model(home / "hf", config, tensors)
+        adapter = open_checkpoint(tiny_lora.write_peft(home / "peft", lora, hf))
+        written(bearing(open_checkpoint(hf), adapter), want, home / "mcore")
+        assert_same(tiny_hf.read_megatron(home / "mcore" / "iter_0000001"), expected)
+
+
 def without_a_name(state: tiny_hf.Arrays) -> tiny_hf.Arrays:
     return {name.replace(".default.", "."): array for name, array in state.items()}
 

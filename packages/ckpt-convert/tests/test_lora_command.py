@@ -130,7 +130,7 @@ def test_weights_beside_an_adapter_that_are_others(both: Path, llama: Path, tmp_
     """MindSpeed-LLM takes them for the model's; here the model's own are used, and it is said."""
     other = failing.model(tmp_path / "other", seed=5)
     result = ok(run("merge-lora", other, both, tmp_path / "merged"))
-    assert "differ from those of" in result.err
+    assert f"differ from those of {other}, which are used: model.embed_tokens.weight" in result.err
     before, after = values(other), values(tmp_path / "merged")
     assert np.array_equal(before["model.norm.weight"], after["model.norm.weight"])
     assert not np.array_equal(after["model.embed_tokens.weight"], values(llama)["model.embed_tokens.weight"])
