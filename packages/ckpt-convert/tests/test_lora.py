@@ -100,7 +100,7 @@ def test_every_shard_is_as_written_by_hand_and_comes_back(model_type: str, data:
 @settings(max_examples=8)
 @given(data=st.data())
 @pytest.mark.compat("read", MINDSPEED, "LoRA shards, base and adapter in one file (`base_layer`)", DOCUMENTED)
-@pytest.mark.compat("read", MINDSPEED, "LoRA adapter alone, as `mp_rank_*` shards (`--lora-ckpt-filter`)", DOCUMENTED)
+@pytest.mark.compat("read", MINDSPEED, "LoRA adapter alone, as `mp_rank_*` shards (`lora_ckpt_filter`)", DOCUMENTED)
 def test_shards_of_a_training_run_are_read(model_type: str, data: st.DataObject) -> None:
     """By hand, with and without the weights that they adapt, with and without the adapter's name."""
     config, want, groups, rank = data.draw(cases(model_type))
