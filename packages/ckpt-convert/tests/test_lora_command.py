@@ -105,6 +105,15 @@ def test_shards_that_bear_a_lora(both: Path, peft: Path, llama: Path, tmp_path: 
     )
 
 
+def test_ranks_that_hold_different_adapters(both: Path, alone: Path, tmp_path: Path) -> None:
+    """lora_A of a column-parallel module is the same on every TP rank; if it is not, that is said."""
+    for number, root in enumerate((both, alone)):
+        bad = copied(root, tmp_path / f"{number}")
+        failing.flip_tensor(shard(bad, "01_000"), HALF)
+        result = ok(run("to-megatron", bad, tmp_path / f"out{number}"))
+        assert "model.layers.0.self_attn.q_proj.lora_A.weight: ranks hold different values" in result.err
+
+
 def test_verify_finds_another_factor_and_another_adapter(peft: Path, alone: Path, llama: Path, tmp_path: Path) -> None:
     other = copied(peft, tmp_path / "peft")
     edit_json(other / CONFIG, lora_alpha=16)

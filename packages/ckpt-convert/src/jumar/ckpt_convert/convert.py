@@ -227,7 +227,7 @@ def differing_replicas(source: Checkpoint, limit: int = SMALL_REPLICA) -> Iterat
     """Names of tensors of at most `limit` bytes whose values differ between ranks that should hold the same."""
     files = SourceFiles()
     seen: set[str] = set()
-    for replica in source.replicas:
+    for replica in (*source.replicas, *(source.adapter.replicas if source.adapter else ())):
         if replica.name in seen or replica.first.nbytes > limit:
             continue
         if not same_values(replica.first, replica.other, files):

@@ -35,7 +35,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
             "layout": layout_text(placement.layout),
             "dialect": placement.dialect,
             "expert_layout": placement.expert_layout if spec.moe else None,
-            "padded_vocab_size": placement.padded_vocab,
+            "padded_vocab_size": None if checkpoint.lora else placement.padded_vocab,
             "ranks": {
                 shard.name: sum(
                     _numel(t.geometry.shape) * _itemsize(checkpoint, t.sources[0])
