@@ -314,3 +314,23 @@ def test_what_megatron_does_not_wrap(tmp_path: Path) -> None:
     ok(run("merge-lora", mamba, peft, tmp_path / "merged"))
     assert families()["mamba2"].tiny["hidden_size"] == 64
     shutil.rmtree(tmp_path / "merged")
+
+
+def test_names_without_the_prefix_come_back_without_it(llama: Path, peft: Path, tmp_path: Path) -> None:
+    """As peft saves an adapter of the bare model, without its head: `layers.0` and not `model.layers.0`."""
+    bare = copied(peft, tmp_path / "bare")
+    start = "base_model.model."
+
+    def rename(tensors: dict[str, Any]) -> None:
+        for name in list(tensors):
+            tensors[name.replace(f"{start}model.", start)] = tensors.pop(name)
+
+    edit_tensors(bare / "adapter_model.safetensors", rename)
+    edit_json(bare / CONFIG, target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"])
+    ok(run("to-megatron", bare, tmp_path / "mcore", "--base", llama, "--tp", 2))
+    ok(run("to-peft", tmp_path / "mcore", tmp_path / "back"))
+    names = set(failing.read_all(tmp_path / "back" / "adapter_model.safetensors"))
+    assert names == set(failing.read_all(bare / "adapter_model.safetensors"))
+    ok(run("merge-lora", llama, bare, tmp_path / "merged"))
+    ok(run("merge-lora", llama, peft, tmp_path / "expected"))
+    assert ok(run("verify", tmp_path / "merged", tmp_path / "expected")).out.startswith("equal")

@@ -65,7 +65,8 @@ def _base(root: Path, config: AdapterConfig, options: OpenOptions) -> Path:
         return Path(named)
     raise ToolError(
         f"{root} is an adapter; its base model {named!r} is no directory on this machine",
-        hint="name it with --base HF_DIR (its config.json is enough; hub names are not fetched)",
+        hint="name it with --base HF_DIR (its config.json is enough; hub names are not fetched); "
+        "to merge: jumar-convert merge-lora BASE ADAPTER DST",
     )
 
 
