@@ -55,7 +55,7 @@ def test_importing_a_package_loads_nothing_heavy(package: Path) -> None:
 
 
 @pytest.mark.parametrize("module", ["jumar.ckpt_convert.cli"])
-@pytest.mark.parametrize("command", ["", "to-megatron", "to-hf", "verify", "inspect", "families"])
+@pytest.mark.parametrize("command", ["", "to-megatron", "to-hf", "merge-lora", "to-peft", "verify", "inspect", "families"])
 def test_help_imports_no_work(module: str, command: str) -> None:
     """Help is what a person waits for (`benchmarks/startup.py` has the time): the parser and typer are all that it may load."""
     code = f"""

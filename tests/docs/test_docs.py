@@ -37,7 +37,7 @@ TRANSLATED = {ROOT / "README.md": ROOT / "README.zh-CN.md", ROOT / "docs/convert
 RUNNABLE = [ROOT / "docs/convert.md", ROOT / "docs/families.md"]
 DEMO = ROOT / "runs/demo/hf"
 COLUMNS = 100
-COMMANDS = ("to-megatron", "to-hf", "verify", "inspect", "families")
+COMMANDS = ("to-megatron", "to-hf", "merge-lora", "to-peft", "verify", "inspect", "families")
 OTHERS_OPTIONS = {"--extra-index-url"}  # of pip
 
 

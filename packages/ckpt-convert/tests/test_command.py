@@ -20,7 +20,7 @@ import pytest
 import failing
 from failing import ITERATION, contents, copied, edit_shard, execute, flip_tensor, huggingface, megatron, ok, refused, run, shard
 
-COMMANDS = ["to-megatron", "to-hf", "verify", "inspect", "families"]
+COMMANDS = ["to-megatron", "to-hf", "merge-lora", "to-peft", "verify", "inspect", "families"]
 HF = "self_attn.q_proj.weight"
 ESCAPE = "\x1b"
 

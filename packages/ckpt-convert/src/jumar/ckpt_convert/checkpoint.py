@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jumar.ckpt_convert.gather import record_array
-from jumar.ckpt_convert.plan import Ints, SourceBox, compose
+from jumar.ckpt_convert.plan import ZEROS, Delta, Ints, SourceBox, compose
 from jumar.ckpt_convert.training_state import TrainingState
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.family import Family
@@ -32,12 +33,24 @@ class OpenOptions:
     family:    model_type of a Megatron checkpoint that carries no config
     sets:      layout fields and Megatron args that override the checkpoint's own
     ignore:    config.json keys to pass over
+    base:      the model that an adapter adapts, where the adapter does not say
+    bearing:   whether shards that bear a LoRA beside their weights are opened; its adapter is then `Checkpoint.adapter`
     """
 
     iteration: str | None = None
     family: str | None = None
     sets: Mapping[str, Any] = field(default_factory=dict)
     ignore: frozenset[str] = frozenset()
+    base: Path | None = None
+    bearing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """The adapter of one HF module: its rank, and the factor of B @ A (alpha / rank)."""
+
+    rank: int
+    scale: Fraction
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +78,10 @@ class Checkpoint:
     base:      whether HF names carry the family's base prefix ("transformer.h.0..." or "h.0...")
     training:  optimizer state and counters of a run, where they can be read
     notes:     what a user should know about the reading
+    lora:      of an adapter: HF module -> rank and factor; its tensors are MODULE.lora_A.weight and MODULE.lora_B.weight
+    peft:      of an adapter: what adapter_config.json says beside that
+    adapter:   the LoRA that lies in the same shards, or goes along
+    deltas:    HF name -> what is added to the tensor when it is written
     """
 
     paths: tuple[Path, ...]
@@ -85,6 +102,10 @@ class Checkpoint:
     training: TrainingState | None = None
     notes: tuple[str, ...] = ()
     optimizer: Mapping[Path, int] = field(default_factory=dict)
+    lora: Mapping[str, Lora] = field(default_factory=dict)
+    peft: Mapping[str, Any] = field(default_factory=dict)
+    adapter: Checkpoint | None = None
+    deltas: Mapping[str, Delta] = field(default_factory=dict)
 
     def hf_name(self, name: str) -> str:
         """The name in this checkpoint's Hugging Face files."""
@@ -97,7 +118,9 @@ class Checkpoint:
     @property
     def files(self) -> list[Path]:
         """Every file that holds tensors, once."""
-        return list(dict.fromkeys(box.file for boxes in self.sources.values() for box in boxes))
+        own = (box.file for boxes in self.sources.values() for box in boxes if box.file != ZEROS)
+        added = (box.file for delta in self.deltas.values() for box in (*delta.a, *delta.b))
+        return list(dict.fromkeys((*own, *added, *(self.adapter.files if self.adapter else ()))))
 
     def dtype(self, name: str) -> str:
         """safetensors dtype of an HF tensor."""
@@ -121,7 +144,7 @@ class Checkpoint:
         size = tuple(len(r) for r in ranges)
         axes = tuple(range(len(shape)))
         box = Box(0, tuple(r.start for r in ranges), size, (0,) * len(shape), axes)
-        return record_array(compose(name, Geometry(size, (box,), (), size), [name], self.sources, None))
+        return record_array(compose(name, Geometry(size, (box,), (), size), [name], self.sources, None, self.deltas))
 
     def read(self, name: str, index: tuple[slice, ...] | None = None) -> torch.Tensor:
         """`array` as a torch tensor. Raises ToolError (4) without torch."""
@@ -129,7 +152,7 @@ class Checkpoint:
 
     def read_placed(self, placed: Placed) -> torch.Tensor:
         """The Megatron tensor that `slices_for` describes, in its stored shape."""
-        record = compose(placed.name, placed.geometry, placed.sources, self.sources, None)
+        record = compose(placed.name, placed.geometry, placed.sources, self.sources, None, self.deltas)
         return to_torch(record_array(record).reshape(record.stored))
 
 

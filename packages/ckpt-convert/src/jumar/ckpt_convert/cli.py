@@ -40,6 +40,9 @@ ShowPlan = Annotated[bool, typer.Option("--plan", help="Print the proven plan an
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was stopped.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace a target that is not empty.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads.")]
+Base = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="The model that an adapter adapts (config.json is enough), if it does not say.")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 THREADS = min(4, os.cpu_count() or 1)
 
@@ -89,6 +92,11 @@ def to_megatron(
         bool, typer.Option("--no-optimizer", help="torch_dist: leave the source's optimizer state out.", rich_help_panel="Layout")
     ] = False,
     dtype: Dtype = None,
+    adapter: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write this LoRA beside the weights (base_layer, lora_A, lora_B).")
+    ] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Merge the LoRA (--adapter's, or the source's own) instead.")] = False,
+    base: Base = None,
     iteration: Iteration = None,
     family: FamilyName = None,
     sets: Sets = None,
@@ -99,7 +107,8 @@ def to_megatron(
     threads: Threads = THREADS,
     as_json: Json = False,
 ) -> None:
-    """Write Megatron shards (mp_rank_*) from a Hugging Face directory, or from Megatron shards of any other layout."""
+    """Write Megatron shards (mp_rank_*) from a Hugging Face directory, from Megatron shards of any other layout, or from a
+    LoRA adapter alone."""
     from jumar.ckpt_convert.convert import plan_megatron
     from jumar.schema.dialects import DIALECTS
     from jumar.schema.parallel import ParallelLayout
@@ -126,7 +135,7 @@ def to_megatron(
         tp_extend_ep=tp_extend_ep,
     )
     sources, dst = _split(paths)
-    source = _open(sources, iteration, family, sets, ignore)
+    source = _with_adapter(sources, adapter, merge, _options(iteration, family, sets, ignore, base, bearing=True))
     options: dict[str, Any] = dict(
         dialect=dialect, expert_layout=expert_layout, vocab_divisible_by=vocab_divisible_by, dtype=dtype
     )
@@ -173,8 +182,66 @@ def to_hf(
         return
     if tokenizer:
         raise ToolError("--tokenizer goes with a GGUF source only", code=Exit.USAGE)
-    source = _open(sources, iteration, family, sets, ignore)
+    source = _open(sources, _options(iteration, family, sets, ignore))
     made = plan_hf(source, max_shard_bytes=size, dtype=dtype)
+    _carry_out(made, dst, plan=plan, resume=resume, force=force, threads=threads, as_json=as_json)
+
+
+@app.command("merge-lora")
+def merge_lora(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="BASE [ADAPTER] DST", help="Model (its own LoRA is merged if no ADAPTER is named), LoRA, target."),
+    ],
+    max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Largest safetensors file: 5GB, 500MB, 2GiB.")] = "5GB",
+    dtype: Dtype = None,
+    iteration: Iteration = None,
+    family: FamilyName = None,
+    sets: Sets = None,
+    ignore: Ignore = None,
+    plan: ShowPlan = False,
+    resume: Resume = False,
+    force: Force = False,
+    threads: Threads = THREADS,
+    as_json: Json = False,
+) -> None:
+    """Write a Hugging Face directory with a LoRA merged into the weights: W + scale * B @ A. Values change.
+
+    For Megatron shards: to-megatron BASE DST --adapter ADAPTER --merge.
+    """
+    from jumar.ckpt_convert.convert import plan_hf
+
+    if not 2 <= len(paths) <= 3:
+        hint = "jumar-convert merge-lora BASE [ADAPTER] DST"
+        raise ToolError("expected a model, an adapter unless the model bears one, and a target", hint=hint, code=Exit.USAGE)
+    size = _size(max_shard_size)
+    adapter = paths[1] if len(paths) == 3 else None
+    source = _with_adapter(paths[:1], adapter, True, _options(iteration, family, sets, ignore, None, bearing=True))
+    made = plan_hf(source, max_shard_bytes=size, dtype=dtype)
+    _carry_out(made, paths[-1], plan=plan, resume=resume, force=force, threads=threads, as_json=as_json)
+
+
+@app.command("to-peft")
+def to_peft(
+    paths: Sources,
+    dtype: Dtype = None,
+    base: Base = None,
+    iteration: Iteration = None,
+    family: FamilyName = None,
+    sets: Sets = None,
+    ignore: Ignore = None,
+    plan: ShowPlan = False,
+    resume: Resume = False,
+    force: Force = False,
+    threads: Threads = THREADS,
+    as_json: Json = False,
+) -> None:
+    """Write a PEFT adapter directory from a Megatron adapter, or from Megatron shards that bear a LoRA."""
+    from jumar.ckpt_convert.to_peft import plan_peft
+
+    sources, dst = _split(paths)
+    source = _open(sources, _options(iteration, family, sets, ignore, base, bearing=True))
+    made = plan_peft(source, base=base, dtype=dtype)
     _carry_out(made, dst, plan=plan, resume=resume, force=force, threads=threads, as_json=as_json)
 
 
@@ -188,6 +255,7 @@ def verify(
     second_nodes: Annotated[
         list[Path] | None, typer.Option("--and-b", metavar="DIR", help="Where another node kept ranks of B; may be repeated.")
     ] = None,
+    base: Base = None,
     family: FamilyName = None,
     sets: Sets = None,
     ignore: Ignore = None,
@@ -200,12 +268,14 @@ def verify(
     """
     from jumar.ckpt_convert import show
     from jumar.ckpt_convert.formats.megatron import is_checkpoint
+    from jumar.ckpt_convert.formats.peft import is_adapter
     from jumar.ckpt_convert.verification import verify as compare
     from jumar.schema.cli import ByteProgress
 
     def opened(paths: list[Path]) -> Checkpoint:
         megatron = paths[0].is_dir() and is_checkpoint(paths[0])
-        return _open(paths, None, family if megatron else None, sets if megatron else None, ignore)
+        own = (family, sets) if megatron else (None, None)
+        return _open(paths, _options(None, *own, ignore, base if megatron or is_adapter(paths[0]) else None, bearing=True))
 
     a, b = opened([first, *(first_nodes or ())]), opened([second, *(second_nodes or ())])
     with ByteProgress("verify", sum(x.nbytes for boxes in a.sources.values() for x in boxes), quiet=as_json) as progress:
@@ -220,6 +290,7 @@ def inspect(
     paths: Annotated[
         list[Path], typer.Argument(metavar="PATH...", help="A checkpoint; several directories of one Megatron checkpoint.")
     ],
+    base: Base = None,
     iteration: Iteration = None,
     family: FamilyName = None,
     sets: Sets = None,
@@ -230,7 +301,8 @@ def inspect(
     from jumar.ckpt_convert import show
     from jumar.ckpt_convert.inspection import describe
 
-    show.description(describe(_open(paths, iteration, family, sets, ignore)), as_json)
+    options = _options(iteration, family, sets, ignore, base, bearing=True)
+    show.description(describe(_open(paths, options)), as_json)
 
 
 @app.command()
@@ -276,10 +348,16 @@ def _split(paths: list[Path]) -> tuple[list[Path], Path]:
     return paths[:-1], paths[-1]
 
 
-def _open(paths: list[Path], iteration: str | None, family: str | None, sets: list[str] | None, ignore: str | None) -> Checkpoint:
+def _options(
+    iteration: str | None,
+    family: str | None,
+    sets: list[str] | None,
+    ignore: str | None,
+    base: Path | None = None,
+    *,
+    bearing: bool = False,
+) -> OpenOptions:
     from jumar.ckpt_convert.checkpoint import OpenOptions
-    from jumar.ckpt_convert.opening import open_checkpoint
-    from jumar.schema.cli import say
 
     values: dict[str, Any] = {}
     if sets:
@@ -288,8 +366,24 @@ def _open(paths: list[Path], iteration: str | None, family: str | None, sets: li
         for item in sets:
             apply_set(values, item)
     keys = frozenset(filter(None, (ignore or "").split(",")))
-    options: OpenOptions = OpenOptions(iteration=iteration, family=family, sets=values, ignore=keys)
-    checkpoint = open_checkpoint(*paths, options=options)
+    return OpenOptions(iteration=iteration, family=family, sets=values, ignore=keys, base=base, bearing=bearing)
+
+
+def _open(paths: list[Path], options: OpenOptions) -> Checkpoint:
+    from jumar.ckpt_convert.opening import open_checkpoint
+
+    return _noted(open_checkpoint(*paths, options=options))
+
+
+def _with_adapter(paths: list[Path], adapter: Path | None, merge: bool, options: OpenOptions) -> Checkpoint:
+    from jumar.ckpt_convert.merge import open_with_adapter
+
+    return _noted(open_with_adapter(paths, adapter, options, merge=merge))
+
+
+def _noted(checkpoint: Checkpoint) -> Checkpoint:
+    from jumar.schema.cli import say
+
     for note in checkpoint.notes:
         say("note", note)
     return checkpoint

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from jumar.ckpt_convert.adapters import Fusion, fuse, refuse_grouped_te, wrapped, wrapped_modules
 from jumar.ckpt_convert.checkpoint import Checkpoint
 from jumar.ckpt_convert.compare import same_values
 from jumar.ckpt_convert.execute import Executor, Progress, TargetFile, disk_error
@@ -18,7 +20,7 @@ from jumar.ckpt_convert.formats.hf import carried_files, left_behind, plan_files
 from jumar.ckpt_convert.formats.megatron import TRACKER, MegatronFile, namespace
 from jumar.ckpt_convert.gather import SourceFiles
 from jumar.ckpt_convert.journal import Journal
-from jumar.ckpt_convert.plan import Coverage, Record, compose, identity
+from jumar.ckpt_convert.plan import ZEROS, Coverage, Ints, Record, SourceBox, compose, identity
 from jumar.ckpt_convert.target import Target
 from jumar.schema.cli import dist_version, human_bytes
 from jumar.schema.errors import Exit, ToolError
@@ -37,6 +39,8 @@ COUNTERS = ("consumed_train_samples", "consumed_valid_samples")  # a run goes on
 NOT_KEPT_ARGS = frozenset(
     {"rank", "local_rank", "world_size", "data_parallel_size", "transformer_pipeline_model_parallel_size", *UNREAD_SPLITS}
 )
+LORA_ARGS = frozenset({"lora_r", "lora_alpha", "lora_target_modules", "lora_load", "lora_ckpt_filter"})
+"""Args that say nothing true of a model once its LoRA is merged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,7 @@ class Plan:
     sidecars: the other files, by path in the target: their bytes, or the file they are copied from
     facts:    counts for people and for the manifest
     casts:    tensors whose values are rounded to another dtype, by (from, to)
+    changes:  what else is not bit-exact
     notes:    what a user should know before it is carried out
     """
 
@@ -57,7 +62,8 @@ class Plan:
     manifest: Mapping[str, Any]
     facts: Mapping[str, int]
     casts: Mapping[tuple[str, str], int] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    notes: Sequence[str] = ()
+    changes: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -86,23 +92,27 @@ def plan_megatron(
 ) -> Plan:
     """The plan of a Megatron `torch` checkpoint. dtype: "bf16", "fp16", "fp32"; None keeps every byte.
 
+    An adapter gives shards that hold nothing else; a model with an adapter gives shards that bear it beside their weights.
+
     Raises ToolError (3) where the layout does not fit the model.
     """
     job = prepare_megatron(source, layout, dialect, expert_layout, vocab_divisible_by, dtype, mla_mm_split=mla_mm_split)
     coverage, files, casts, padding = Coverage(), [], Counter[tuple[str, str]](), 0
     for shard in job.placement.shards:
         groups: dict[str, list[Record]] = {key: [] for key in job.placement.keys}
-        for placed in job.placement.tensors(shard):
+        modules = wrapped_modules(job.fusion, job.placement, shard) if job.fusion else {}
+        for placed, sources in ((p, held) for _, held, part in job.parts for p in part.tensors(shard)):
+            name = wrapped(placed.name, modules[placed.key]) if job.fusion else placed.name
             cast = None if placed.keep_dtype else job.cast
-            record = compose(placed.name, placed.geometry, placed.sources, source.sources, cast)
+            record = compose(name, placed.geometry, placed.sources, sources, cast, source.deltas)
             coverage.add(placed.geometry, placed.sources)
             casts.update((c.dtype, record.dtype) for c in record.copies[:1] if c.dtype != record.dtype)
             padding += record.padding
             groups[placed.key].append(record)
         shard_args = {**job.args, "rank": None}
         files.append(MegatronFile.plan(f"{job.folder}/{shard.name}/model_optim_rng.pt", groups, shard_args, job.number))
-    coverage.prove(source.tensors)
-    return megatron_plan(job, files, {}, coverage.replicas, padding, casts)
+    coverage.prove({name: shape for shapes, _, _ in job.parts for name, shape in shapes.items()})
+    return megatron_plan(job, files, {}, coverage, padding, casts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +120,7 @@ class MegatronJob:
     """What the plans of all Megatron formats have in common.
 
     folder, number: of the iteration ("iter_0000001", 1); cast: the dtype to cast to; recipe: the options, for the manifest
+    fusion: the LoRA that goes into the shards, as Megatron fuses it
     """
 
     source: Checkpoint
@@ -120,6 +131,15 @@ class MegatronJob:
     number: int
     cast: str | None
     recipe: Mapping[str, Any]
+    fusion: Fusion | None = None
+
+    @property
+    def parts(self) -> list[tuple[Mapping[str, Ints], Mapping[str, Sequence[SourceBox]], Placement]]:
+        """What the shards hold: shapes and sources of HF tensors, and their placement; of the model, and of its LoRA."""
+        whole = [] if self.source.lora else [(self.source.tensors, self.source.sources, self.placement)]
+        if self.fusion is None:
+            return whole
+        return [*whole, (self.fusion.tensors, self.fusion.sources, self.fusion.placement(self.placement))]
 
     def namespace(self) -> argparse.Namespace:
         """The args as Megatron holds them."""
@@ -147,6 +167,10 @@ def prepare_megatron(
         mla_mm_split=mla_mm_split,
     )
     placement.check()
+    adapter = source if source.lora else source.adapter
+    fusion = fuse(adapter, dialect) if adapter else None
+    if fusion:
+        refuse_grouped_te(dialect, expert_layout, fusion)
     cast = dtype_name(dtype) if dtype else None
     main = cast or _main_dtype(source)
     iteration = source.iteration or "1"
@@ -154,6 +178,7 @@ def prepare_megatron(
     number = 0 if iteration == "release" else int(iteration)
     args = to_args(placement, dtype=TORCH_NAMES.get(main, "float32"), iteration=number)
     kept = _kept_args(source)
+    args |= fusion.args if fusion else {}
     args |= {k: kept[k] for k in COUNTERS if k in kept}
     args |= {k: v for k, v in kept.items() if k not in args}  # ours first: the same order from any source
     recipe = {
@@ -163,14 +188,14 @@ def prepare_megatron(
         "dtype": dtype,
         "vocab_divisible_by": vocab_divisible_by,
     }
-    return MegatronJob(source, placement, args, iteration, folder, number, cast, recipe)
+    return MegatronJob(source, placement, args, iteration, folder, number, cast, recipe, fusion)
 
 
 def megatron_plan(
     job: MegatronJob,
     files: Sequence[TargetFile],
     sidecars: Mapping[str, bytes | Path],
-    replicas: int,
+    coverage: Coverage,
     padding: int,
     casts: Mapping[tuple[str, str], int],
     *,
@@ -181,27 +206,38 @@ def megatron_plan(
 
     form: the format, where it is not `torch`; carried: whether they hold the source's optimizer state
     """
-    source = job.source
+    source, fusion = job.source, job.fusion
     tracker = job.iteration if job.iteration == "release" else str(job.number)
     beside: dict[str, bytes | Path] = {**sidecars, TRACKER: tracker.encode()}
     beside.update((f"hf/{name}", content) for name, content in _hf_files(source, job.cast).items())
-    facts = _facts(source, files, replicas, padding)
-    manifest = _manifest(source, "to-megatron", {**job.recipe, "format": form}, facts) | {
+    facts = facts_of(source, files, coverage.replicas, padding) | {"hf_tensors": sum(len(shapes) for shapes, _, _ in job.parts)}
+    manifest = manifest_of(source, "to-megatron", {**job.recipe, "format": form}, facts) | {
         "layout": _layout_facts(job.placement.layout),
         "dialect": job.placement.dialect,
         **({"mla_mm_split": True} if job.placement.mla_mm_split else {}),
         "padded_vocab_size": job.placement.padded_vocab,
     }
-    notes = (*_notes(source, job.cast), *_training_notes(source, carried=carried))
-    return Plan(source, "megatron", tuple(files), beside, manifest, facts, casts, notes)
+    adapter = source if source.lora else source.adapter
+    if adapter and adapter.peft:
+        manifest["adapter"] = dict(adapter.peft)
+    notes = (*_notes(source, job.cast), *(fusion.notes if fusion else ()), *_training_notes(source, carried=carried))
+    return Plan(source, "megatron", tuple(files), beside, manifest, facts, casts, notes, _changes(source))
 
 
 def plan_hf(source: Checkpoint, *, max_shard_bytes: int = 5_000_000_000, dtype: str | None = None) -> Plan:
     """The plan of a Hugging Face directory. dtype: as in `plan_megatron`."""
+    if source.lora or source.adapter:
+        what = "an adapter" if source.lora else "a model that bears a LoRA"
+        raise ToolError(
+            f"{source.paths[0]} is {what}",
+            hint="merge it: jumar-convert merge-lora BASE ADAPTER DST; or write it for peft: jumar-convert to-peft SRC DST",
+        )
     cast, kept = dtype_name(dtype) if dtype else None, source.family.kept_dtypes(source.spec)
     records, casts = [], Counter[tuple[str, str]]()
     for name, shape in source.tensors.items():
-        record = compose(source.hf_name(name), identity(shape), [name], source.sources, None if name in kept else cast)
+        record = compose(
+            source.hf_name(name), identity(shape), [name], source.sources, None if name in kept else cast, source.deltas
+        )
         casts.update((c.dtype, record.dtype) for c in record.copies[:1] if c.dtype != record.dtype)
         records.append(record)
     by_name = {r.name: r for r in records}
@@ -209,10 +245,12 @@ def plan_hf(source: Checkpoint, *, max_shard_bytes: int = 5_000_000_000, dtype: 
         if name not in source.tensors:
             records.append(replace(by_name[source.hf_name(original)], name=source.hf_name(name)))
     files, index = plan_files(records, max_shard_bytes)
-    facts = _facts(source, files, len(source.replicas), 0)
-    manifest = _manifest(source, "to-hf", {"dtype": dtype, "max_shard_bytes": max_shard_bytes}, facts)
+    facts = facts_of(source, files, len(source.replicas), 0)
+    manifest = manifest_of(
+        source, "merge-lora" if source.deltas else "to-hf", {"dtype": dtype, "max_shard_bytes": max_shard_bytes}, facts
+    )
     sidecars = {**index, **_hf_files(source, cast)}
-    return Plan(source, "huggingface", tuple(files), sidecars, manifest, facts, casts, _notes(source, cast))
+    return Plan(source, "huggingface", tuple(files), sidecars, manifest, facts, casts, _notes(source, cast), _changes(source))
 
 
 def _training_notes(source: Checkpoint, *, carried: bool) -> list[str]:
@@ -270,7 +308,7 @@ def differing_replicas(source: Checkpoint, limit: int = SMALL_REPLICA) -> Iterat
     """Names of tensors of at most `limit` bytes whose values differ between ranks that should hold the same."""
     files = SourceFiles()
     seen: set[str] = set()
-    for replica in source.replicas:
+    for replica in (*source.replicas, *(source.adapter.replicas if source.adapter else ())):
         if replica.name in seen or replica.first.nbytes > limit:
             continue
         if not same_values(replica.first, replica.other, files):
@@ -299,7 +337,7 @@ def _hf_files(source: Checkpoint, cast: str | None) -> dict[str, bytes | Path]:
         config = source.family.config(source.spec)
         return {"config.json": (json.dumps(config, indent=2) + "\n").encode()}
     files: dict[str, bytes | Path] = {str(f): source.extras / f for f in carried_files(source.extras)}
-    if cast:
+    if cast and not source.lora:
         config = json.loads((source.extras / "config.json").read_text(encoding="utf-8"))
         key = "dtype" if "dtype" in config else "torch_dtype"
         config[key] = TORCH_NAMES[cast]
@@ -316,14 +354,15 @@ def _notes(source: Checkpoint, cast: str | None) -> tuple[str, ...]:
         where = "1 file" if count == 1 else f"{count} files"
         notes.append(f"the source's optimizer state ({size} in {where}) is not carried along: weights alone are converted")
     held, said = TORCH_NAMES.get(_main_dtype(source)), source.spec.dtype
-    if source.format == "megatron" and source.extras and not cast and held not in (None, said):
+    if source.format == "megatron" and source.extras and not (cast or source.lora) and held not in (None, said):
         notes.append(f"the weights are {held}; config.json, which goes along as it is, says {said}")
     return tuple(notes)
 
 
 def _kept_args(source: Checkpoint) -> dict[str, Any]:
     """A Megatron source's own args (tokenizer, schedule, samples consumed) where their values are plain."""
-    return {k: v for k, v in source.args.items() if k not in NOT_KEPT_ARGS and _is_plain(v)}
+    gone = LORA_ARGS if source.deltas else frozenset()
+    return {k: v for k, v in source.args.items() if k not in NOT_KEPT_ARGS | gone and _is_plain(v)}
 
 
 def _is_plain(value: Any) -> bool:
@@ -332,7 +371,15 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (bool, int, float, str))
 
 
-def _facts(source: Checkpoint, files: Sequence[TargetFile], replicas: int, padding: int) -> dict[str, int]:
+def _changes(source: Checkpoint) -> tuple[str, ...]:
+    """What is computed instead of copied."""
+    text = f"{len(source.deltas)} weights are W + scale * B @ A of the adapter, computed in fp32 and rounded once"
+    return (text,) if source.deltas else ()
+
+
+def facts_of(source: Checkpoint, files: Sequence[TargetFile], replicas: int, padding: int) -> dict[str, int]:
+    """Counts for people and for the manifest."""
+    nothing = sum(math.prod(c.size) for f in files for r in f.records for c in r.copies if c.file == ZEROS)
     return {
         "hf_tensors": len(source.tensors),
         "files": len(files),
@@ -343,10 +390,13 @@ def _facts(source: Checkpoint, files: Sequence[TargetFile], replicas: int, paddi
         "source_padding_elements": source.padding,
         "dropped": len(source.dropped),
         "bytes": sum(r.nbytes for f in files for r in f.records),
+        **({"zeros": nothing} if nothing else {}),
+        **({"merged": len(source.deltas)} if source.deltas else {}),
     }
 
 
-def _manifest(source: Checkpoint, command: str, recipe: Mapping[str, Any], facts: Mapping[str, int]) -> dict[str, Any]:
+def manifest_of(source: Checkpoint, command: str, recipe: Mapping[str, Any], facts: Mapping[str, int]) -> dict[str, Any]:
+    """What a manifest says of its source and of what was made of it."""
     extras = source.extras
     inputs = [{**identify(file, head=HEADER_BYTES), "name": _short_name(source, file)} for file in sorted(source.files, key=str)]
     hf = {"base": source.base, "copies": dict(source.copies), "dropped": sorted(source.dropped)}
@@ -359,6 +409,7 @@ def _manifest(source: Checkpoint, command: str, recipe: Mapping[str, Any], facts
         "template_sha256": template_sha256(extras) if extras else None,
         "counts": dict(facts),
         "hf": hf,
+        "bit_exact": False if source.deltas else None,
     }
 
 

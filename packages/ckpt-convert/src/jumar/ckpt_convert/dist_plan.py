@@ -22,6 +22,7 @@ from jumar.ckpt_convert.formats.torch_dist import (
 from jumar.ckpt_convert.plan import Coverage, compose
 from jumar.ckpt_convert.training_state import PREFIX
 from jumar.schema.distributed import Spelling, check, default_spelling, pieces, states
+from jumar.schema.errors import ToolError
 from jumar.schema.parallel import ParallelLayout
 from jumar.schema.placement import ExpertLayout
 
@@ -45,6 +46,11 @@ def plan_dist(
     """
     job = prepare_megatron(source, layout, dialect, expert_layout, vocab_divisible_by, dtype)
     placement = job.placement
+    if job.fusion:
+        raise ToolError(
+            "torch_dist is not written with a LoRA in it",
+            hint="merge it (--merge), or write it with --format torch",
+        )
     spelling = default_spelling(placement) if stacked is None else Spelling(stacked)
     check(placement, spelling)
     coverage, casts, padding = Coverage(), Counter[tuple[str, str]](), 0
@@ -62,7 +68,7 @@ def plan_dist(
                 continue  # the same on another rank, which has saved it
             saved.add((piece.key, piece.start))
             cast = None if piece.keep_dtype else job.cast
-            record = compose(piece.key, piece.geometry, piece.sources, source.sources, cast)
+            record = compose(piece.key, piece.geometry, piece.sources, source.sources, cast, source.deltas)
             casts.update((c.dtype, record.dtype) for c in record.copies[:1] if c.dtype != record.dtype)
             padding += record.padding
             stored = replace(record, stored=piece.size)
@@ -90,4 +96,4 @@ def plan_dist(
         f"{job.folder}/{METADATA}": index_bytes(files),
         f"{job.folder}/{FORMAT}": format_bytes(),
     }
-    return megatron_plan(job, files, sidecars, coverage.replicas, padding, casts, form="torch_dist", carried=bool(states_of))
+    return megatron_plan(job, files, sidecars, coverage, padding, casts, form="torch_dist", carried=bool(states_of))

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jumar.ckpt_convert.plan import CopyBox, Ints, Record
+from jumar.ckpt_convert.deltas import add_delta, in_hf_order
+from jumar.ckpt_convert.plan import ZEROS, CopyBox, Ints, Record
 from jumar.ckpt_convert.tensors import DTYPES, contiguous_strides
 from jumar.schema.errors import ToolError
 
@@ -30,6 +31,8 @@ class SourceFiles:
 
     def __getitem__(self, path: Path) -> mmap.mmap:
         with self._lock:
+            if path == ZEROS:
+                return self._maps.setdefault(path, mmap.mmap(-1, mmap.PAGESIZE))
             if path not in self._maps:
                 with path.open("rb") as file:
                     self._maps[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -52,6 +55,9 @@ class RecordReader:
 
     def pieces(self, record: Record) -> Iterator[memoryview]:
         """A record's bytes in order, a chunk at a time."""
+        if record.deltas:
+            yield from self._summed(record)
+            return
         strides = contiguous_strides(record.shape)
         spans = sorted(((_start(c.at, strides), c) for c in record.copies), key=itemgetter(0)) if _all_rows(record) else None
         if spans is None:
@@ -86,12 +92,28 @@ class RecordReader:
             if record.padding:
                 buffer[...] = np.zeros((), buffer.dtype)
             for copy in record.copies:
-                low = tuple(map(max, at, copy.at))
-                high = tuple(min(a + n, c + m) for a, n, c, m in zip(at, size, copy.at, copy.size, strict=True))
-                if all(lo < hi for lo, hi in zip(low, high, strict=True)):
-                    target = tuple(slice(lo - a, hi - a) for lo, hi, a in zip(low, high, at, strict=True))
-                    source = tuple(slice(lo - c, hi - c) for lo, hi, c in zip(low, high, copy.at, strict=True))
+                if met := overlap(at, size, copy.at, copy.size):
+                    target, source = met
                     fill(buffer[target], self._files.view(copy)[source], record)
+            yield buffer.reshape(-1).view(np.uint8).data
+
+    def _summed(self, record: Record) -> Iterator[memoryview]:
+        """Copies with something added: in float32 (float64 if the tensor is), rounded once to the record's dtype."""
+        wide = "F64" if "F64" in (record.dtype, *(c.dtype for c in record.copies)) else "F32"
+        for at, size in chunks(record.shape, CHUNK // DTYPES[wide].itemsize):
+            total = np.zeros(size, DTYPES[wide])
+            for copy in record.copies:
+                if met := overlap(at, size, copy.at, copy.size):
+                    target, source = met
+                    total[target] = self._files.view(copy)[source]
+            for box, delta in record.deltas:
+                if met := overlap(at, size, box.at, box.extent):
+                    target, source = met
+                    boxes = zip(box.axes, box.start, box.size, strict=True)
+                    ranges = [range(first, first + count)[source[axis]] for axis, first, count in boxes]
+                    add_delta(in_hf_order(total[target], box.axes), delta, ranges, self._files.view)
+            buffer = self._buffer(math.prod(size), record.dtype).reshape(size)
+            fill(buffer, total, record)
             yield buffer.reshape(-1).view(np.uint8).data
 
     def _buffer(self, count: int, dtype: str) -> np.ndarray:
@@ -100,6 +122,19 @@ class RecordReader:
         if held is None or held.nbytes < nbytes:
             held = self._local.buffer = np.empty(max(nbytes, CHUNK), np.uint8)
         return held[:nbytes].view(DTYPES[dtype])
+
+
+Slices = tuple[slice, ...]
+
+
+def overlap(at: Ints, size: Ints, other: Ints, extent: Ints) -> tuple[Slices, Slices] | None:
+    """Where two boxes meet, seen from each of them; None if they do not."""
+    low = tuple(map(max, at, other))
+    high = tuple(min(a + n, c + m) for a, n, c, m in zip(at, size, other, extent, strict=True))
+    if not all(lo < hi for lo, hi in zip(low, high, strict=True)):
+        return None
+    seen = (tuple(slice(lo - s, hi - s) for lo, hi, s in zip(low, high, start, strict=True)) for start in (at, other))
+    return next(seen), next(seen)
 
 
 def fill(target: np.ndarray, source: np.ndarray, record: Record) -> None:
@@ -171,6 +206,9 @@ def _zeros(count: int) -> Iterator[memoryview]:
 def record_array(record: Record) -> np.ndarray:
     """A record's values as one array in memory."""
     files = SourceFiles()
+    if record.deltas:
+        whole = b"".join(RecordReader(files).pieces(record))
+        return np.frombuffer(bytearray(whole), DTYPES[record.dtype]).reshape(record.shape)
     array = np.zeros(record.shape, DTYPES[record.dtype])
     for copy in record.copies:
         array[tuple(slice(a, a + n) for a, n in zip(copy.at, copy.size, strict=True))] = files.view(copy)

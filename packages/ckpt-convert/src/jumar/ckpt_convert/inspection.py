@@ -17,7 +17,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     numel = {n: _numel(shape) for n, shape in checkpoint.tensors.items()}
     facts: dict[str, Any] = {
         "path": [str(p) for p in checkpoint.paths],
-        "format": checkpoint.format,
+        "format": f"{checkpoint.format} adapter" if checkpoint.lora and checkpoint.placement else checkpoint.format,
         "model_type": spec.model_type,
         "parameters": sum(numel.values()),
         "tensors": len(numel),
@@ -37,13 +37,31 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
             "mla_mm_split": placement.mla_mm_split if spec.mla else None,
             "optimizer": {"files": len(optimizer), "bytes": sum(optimizer.values())} if optimizer else None,
             "expert_layout": placement.expert_layout if spec.moe else None,
-            "padded_vocab_size": placement.padded_vocab,
+            "padded_vocab_size": None if checkpoint.lora else placement.padded_vocab,
             "ranks": {
-                shard.name: sum(_numel(t.geometry.shape) * _itemsize(checkpoint, t.sources[0]) for t in placement.tensors(shard))
+                shard.name: sum(
+                    _numel(t.geometry.shape) * _itemsize(checkpoint, t.sources[0])
+                    for t in placement.tensors(shard)
+                    if t.sources[0] in checkpoint.sources
+                )
                 for shard in placement.shards
             },
         }
-    return facts
+    adapter = checkpoint if checkpoint.lora else checkpoint.adapter
+    return facts | ({"lora": lora_facts(adapter)} if adapter else {})
+
+
+def lora_facts(adapter: Checkpoint) -> dict[str, Any]:
+    """An adapter in numbers. alpha: of the common rank, as Megatron has it; targets: last names of the modules."""
+    ranks, scales = ({getattr(lora, name) for lora in adapter.lora.values()} for name in ("rank", "scale"))
+    return {
+        "rank": sorted(ranks),
+        "scale": sorted(map(float, scales)),
+        "alpha": sorted({float(lora.rank * lora.scale) for lora in adapter.lora.values()}),
+        "modules": len(adapter.lora),
+        "targets": sorted({module.rpartition(".")[2] for module in adapter.lora}),
+        "parameters": sum(_numel(shape) for shape in adapter.tensors.values()),
+    }
 
 
 def layout_text(layout: ParallelLayout) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from jumar.ckpt_convert.checkpoint import Checkpoint, OpenOptions
 from jumar.ckpt_convert.compare import same_values
-from jumar.ckpt_convert.formats.hf import open_tensors, read_json
+from jumar.ckpt_convert.formats.hf import has_weights, open_tensors, read_json
 from jumar.ckpt_convert.plan import Ints, whole
 from jumar.ckpt_convert.tensors import TensorRef
 from jumar.schema.errors import Exit, ToolError
@@ -29,6 +29,26 @@ def read_config(path: Path, ignore: frozenset[str]) -> tuple[Family, ModelSpec]:
         method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
         raise ToolError(f"{path}: the weights are quantised ({method}), which is not read yet", hint="dequantise them first")
     return family, family.spec(config, ignore=ignore)
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """The model that an adapter adapts, and the directory of its config and tokenizer."""
+
+    family: Family
+    spec: ModelSpec
+    extras: Path | None
+
+
+def read_base(path: Path, ignore: frozenset[str]) -> BaseModel:
+    """What a directory says of a model: a Hugging Face directory, with weights or without, or a Megatron one with hf/."""
+    home = next((d for d in (path, path / "hf", path.parent / "hf") if (d / "config.json").exists()), None)
+    if home is None:
+        raise ToolError(f"{path}: no config.json, nor hf/config.json", hint="name the base model's directory: --base HF_DIR")
+    if has_weights(home):  # they may lack what the config promises: MTP layers
+        model = open_hf(home, OpenOptions(ignore=ignore))
+        return BaseModel(model.family, model.spec, home)
+    return BaseModel(*read_config(home / "config.json", ignore), home)
 
 
 def open_hf(root: Path, options: OpenOptions) -> Checkpoint:

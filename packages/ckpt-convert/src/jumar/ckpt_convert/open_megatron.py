@@ -13,7 +13,8 @@ from jumar.ckpt_convert.checkpoint import Checkpoint, OpenOptions, Replica
 from jumar.ckpt_convert.formats import legacy
 from jumar.ckpt_convert.formats.megatron import ShardFile, find_shards, iteration_directory, optimizer_files, read_shard
 from jumar.ckpt_convert.open_args import LAYOUT_ARGS, Args, ask_for, complete, fitting_etps
-from jumar.ckpt_convert.open_hf import check_counts, read_config
+from jumar.ckpt_convert.open_hf import check_counts, read_base, read_config
+from jumar.ckpt_convert.open_lora import adapter_of, bears_lora, joined, read_lora, refuse_bearing, set_apart
 from jumar.ckpt_convert.plan import SourceBox, boxes_of, prove_geometry
 from jumar.ckpt_convert.shown import EMBEDDING, Shown
 from jumar.ckpt_convert.tensors import TensorRef
@@ -38,7 +39,9 @@ def open_megatron(roots: tuple[Path, ...], options: OpenOptions) -> Checkpoint:
     homes = list(dict.fromkeys(p for root, d in zip(roots, directories, strict=True) for p in (root, d, d.parent)))
     manifest = next((m for home in homes if (m := read_manifest(home))), None)
     _check_agreement(shards.values())
-    args, shown = Args(some.args, options.sets), Shown(shards)
+    everything = shards
+    shards, loras = set_apart(shards) if bears_lora(shards) else (shards, {})
+    args, shown = Args(some.args, options.sets), Shown(joined(shards, loras))
     family, spec, extras = model_of(homes, manifest, options)
     missing, seen = complete(args, shown, spec)
     if shown.legacy:
@@ -56,10 +59,16 @@ def open_megatron(roots: tuple[Path, ...], options: OpenOptions) -> Checkpoint:
             hint=f"does {extras or 'the manifest'} belong to these weights?",
         )
     names = {n for shard in shards.values() for state in shard.states.values() for n in state}
-    check_counts(spec, sum(len(s) for shard in shards.values() for s in shard.states.values()), "the checkpoint's config")
+    check_counts(spec, sum(len(s) for shard in everything.values() for s in shard.states.values()), "the checkpoint's config")
     layout = layout_from_args(args, spec.num_layers)
     if spec.moe is None:
         layout = replace(layout, etp=None)  # Megatron's args always have one
+    lora = read_lora(shards, loras, args, spec.moe.num_experts // layout.expert_ranks if spec.moe else 0) if loras else None
+    names |= lora.base_names if lora else set()
+    if lora and not (lora.alone or options.bearing):
+        refuse_bearing(directories[0])
+    if lora and lora.alone and args.get("transformer_impl") == "transformer_engine":
+        names.add(".layer_norm_weight")  # an adapter has no norm by which TransformerEngine's spec is recognised
     dialect = args.get("dialect") or (manifest or {}).get("dialect") or _dialect(names, spec)
     grouped = args.get("expert_layout") or _expert_layout(names)
     if grouped not in get_args(ExpertLayout):
@@ -69,14 +78,16 @@ def open_megatron(roots: tuple[Path, ...], options: OpenOptions) -> Checkpoint:
     placement.check_dialect()
     args.refuse_unused()
     _check_ranks(placement, shards, directories, fitting_etps(args, shown))
-    placement = replace(placement, vocab_rows=_vocab_rows(placement, shards))
-    sources, replicas, padding = _boxes(placement, shards)
-    shapes = family.hf_tensors(spec)
+    alone = lora is not None and lora.alone
+    if not alone:
+        placement = replace(placement, vocab_rows=_vocab_rows(placement, shards))
+    sources, replicas, padding = ({}, [], 0) if alone else _boxes(placement, shards)
+    shapes = {} if alone else family.hf_tensors(spec)
     if missing := [n for n in shapes if n not in sources]:
         raise ToolError(f"{directories[0]}: nothing holds {', '.join(missing[:8])}")
     facts = (manifest or {}).get("hf", {})
     named = ITERATION.fullmatch(directories[0].name)
-    return Checkpoint(
+    opened = Checkpoint(
         paths=roots,
         format="megatron",
         family=family,
@@ -93,15 +104,26 @@ def open_megatron(roots: tuple[Path, ...], options: OpenOptions) -> Checkpoint:
         args=some.args,
         notes=(*seen, *(f"the checkpoint's args differ from the config that goes along: {note}" for note in notes)),
         base=facts.get("base", True),
-        optimizer={s.file: s.optimizer_bytes for s in shards.values() if s.optimizer_bytes}
+        optimizer={s.file: s.optimizer_bytes for s in everything.values() if s.optimizer_bytes}
         | {file: file.stat().st_size for file in optimizer_files(directories)},
     )
+    if lora is None:
+        return opened
+    adapter = adapter_of(lora, opened, (manifest or {}).get("adapter", {}))
+    return adapter if lora.alone else replace(opened, adapter=adapter)
 
 
 def model_of(
     homes: Iterable[Path], manifest: Mapping[str, Any] | None, options: OpenOptions
 ) -> tuple[Family | None, ModelSpec | None, Path | None]:
-    """Family, traits and HF files, from hf/config.json or the manifest (docs/contracts.md, 3); None where there is neither."""
+    """Family, traits and HF files, from hf/config.json or the manifest (docs/contracts.md, 3); None where there is neither.
+
+    --base is looked at first.
+    """
+    if options.base is not None:
+        model = read_base(options.base, options.ignore)
+        _check_family(options.family, model.spec, options.base)
+        return model.family, model.spec, model.extras
     for home in homes:
         if (home / "hf" / "config.json").exists():
             family, spec = read_config(home / "hf" / "config.json", options.ignore)
@@ -183,7 +205,7 @@ def _dialect(names: set[str], spec: ModelSpec) -> str:
 
 
 def _expert_layout(names: set[str]) -> ExpertLayout:
-    grouped = any(n.endswith(("experts.weight1", "experts.linear_fc1.weight0")) for n in names)
+    grouped = any(n.endswith(("experts.weight1", "experts.weight2", "experts.linear_fc1.weight0")) for n in names)
     return "grouped" if grouped else "sequential"
 
 

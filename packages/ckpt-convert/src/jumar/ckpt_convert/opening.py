@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from jumar.ckpt_convert.checkpoint import Checkpoint, OpenOptions
-from jumar.ckpt_convert.formats import hf, megatron
+from jumar.ckpt_convert.formats import hf, megatron, peft
 from jumar.ckpt_convert.open_dist import is_dist_checkpoint, open_dist
 from jumar.ckpt_convert.open_hf import open_hf
 from jumar.ckpt_convert.open_megatron import open_megatron
-from jumar.schema.errors import ToolError
+from jumar.ckpt_convert.open_peft import open_peft
+from jumar.schema.errors import Exit, ToolError
 
 
 def is_gguf(path: Path) -> bool:
@@ -21,7 +22,7 @@ def is_gguf(path: Path) -> bool:
 
 
 def open_checkpoint(*paths: Path | str, options: OpenOptions | None = None) -> Checkpoint:
-    """A Hugging Face directory, or a Megatron checkpoint: its root, or one iteration of it.
+    """A Hugging Face directory, a PEFT adapter, or a Megatron checkpoint or adapter: its root, or one iteration of it.
 
     Several directories are one Megatron checkpoint whose nodes kept their own ranks.
 
@@ -46,6 +47,10 @@ def open_checkpoint(*paths: Path | str, options: OpenOptions | None = None) -> C
             hint="several sources are for one Megatron checkpoint whose nodes kept their own ranks",
         )
     (root,) = roots
+    if root.is_dir() and peft.is_adapter(root):
+        return open_peft(root, options)
+    if options.base is not None:
+        raise ToolError(f"{root} is no adapter: --base has no effect on it", code=Exit.USAGE)
     if root.is_dir() and (hf.has_weights(root) or (root / "config.json").exists()):
         return open_hf(root, options)
     if is_gguf(root):

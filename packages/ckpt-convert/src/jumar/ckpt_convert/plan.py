@@ -20,6 +20,8 @@ from jumar.schema.placement import Placed
 from jumar.schema.weights import Box, Geometry
 
 Ints = tuple[int, ...]
+ZEROS = Path("(zeros)")
+"""Stands for a file in a box that is zero by declaration: it tiles and is copied as any other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +63,27 @@ class CopyBox:
 
 
 @dataclass(frozen=True, slots=True)
+class Delta:
+    """What a LoRA adds to an HF weight: scale * B @ A, with A (rank, in) and B (out, rank) as boxes in files.
+
+    shape: of the HF weight, (out, in), or (in, out) if it is `transposed`
+    """
+
+    scale: float
+    rank: int
+    shape: Ints
+    a: tuple[SourceBox, ...]
+    b: tuple[SourceBox, ...]
+    transposed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
-    """A target tensor: what it is called, how it is stored, and the copies that make it. `padding`: elements that stay zero."""
+    """A target tensor: what it is called, how it is stored, and the copies that make it.
+
+    padding: elements that stay zero
+    deltas:  what is added to the values of its boxes: this one is computed, not copied
+    """
 
     name: str
     dtype: str
@@ -70,6 +91,7 @@ class Record:
     shape: Ints
     copies: tuple[CopyBox, ...]
     padding: int = 0
+    deltas: tuple[tuple[Box, Delta], ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -82,6 +104,11 @@ Sources = Mapping[str, Sequence[SourceBox]]
 def whole(ref: TensorRef) -> SourceBox:
     """A tensor that a file holds as Hugging Face names it."""
     return SourceBox((0,) * len(ref.shape), ref.shape, ref.dtype, ref.file, ref.offset, ref.strides)
+
+
+def zeros(shape: Ints, dtype: str, start: Ints) -> SourceBox:
+    """A box of an HF tensor that no file holds because it is zero."""
+    return SourceBox(start, shape, dtype, ZEROS, 0, (0,) * len(shape))
 
 
 def boxes_of(placed: Placed, ref: TensorRef) -> Iterable[tuple[str, SourceBox]]:
@@ -110,8 +137,17 @@ def identity(shape: Ints) -> Geometry:
     return Geometry(shape, (Box(0, (0,) * len(shape), shape, (0,) * len(shape), axes),), (), shape)
 
 
-def compose(name: str, geometry: Geometry, names: Sequence[str], sources: Sources, dtype: str | None) -> Record:
+def compose(
+    name: str,
+    geometry: Geometry,
+    names: Sequence[str],
+    sources: Sources,
+    dtype: str | None,
+    deltas: Mapping[str, Delta] | None = None,
+) -> Record:
     """The record of a target tensor whose boxes come from `sources`. dtype: what it is cast to; None: as the sources are.
+
+    deltas: HF name -> what is added to the tensor.
 
     Raises ToolError where the sources disagree on the dtype, and AssertionError where they do not fill the target exactly.
     """
@@ -132,7 +168,8 @@ def compose(name: str, geometry: Geometry, names: Sequence[str], sources: Source
     if fault := _fault(_filled(geometry), frozenset((c.at, c.size) for c in copies)):
         raise AssertionError(f"{name}: {fault}")
     target = dtype if dtype is not None and castable(kinds) else kinds[0]
-    return Record(name, target, geometry.stored, geometry.shape, tuple(copies), _padding(geometry))
+    added = tuple((box, deltas[names[box.part]]) for box in geometry.boxes if names[box.part] in deltas) if deltas else ()
+    return Record(name, target, geometry.stored, geometry.shape, tuple(copies), _padding(geometry), added)
 
 
 def prove_geometry(placed: Placed) -> None:

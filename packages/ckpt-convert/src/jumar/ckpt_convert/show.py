@@ -52,9 +52,10 @@ def _proof(plan: Plan) -> str:
         "padding_elements": "padding elements",
         "source_padding_elements": "padding elements of the source left out",
         "dropped": "declared drops",
+        "zeros": "zeros by declaration",
     }
     for key, text in counted.items():
-        if facts[key]:
+        if facts.get(key):
             parts.append(f"{facts[key]} {text}")
     return "; ".join(parts)
 
@@ -64,7 +65,7 @@ def _count(files: int) -> str:
 
 
 def _casts(made: Plan) -> list[str]:
-    return [f"{count} tensors cast from {old} to {new}" for (old, new), count in made.casts.items()]
+    return [*made.changes] + [f"{count} tensors cast from {old} to {new}" for (old, new), count in made.casts.items()]
 
 
 def plan(made: Plan, as_json: bool) -> None:
@@ -73,7 +74,8 @@ def plan(made: Plan, as_json: bool) -> None:
         files = [{"path": f.path, "bytes": f.size, "tensors": len(f.records)} for f in made.files]
         casts = [{"from": a, "to": b, "tensors": n} for (a, b), n in made.casts.items()]
         sidecars = sorted(map(str, made.sidecars))
-        print_json({"files": files, "sidecars": sidecars, "bytes": made.nbytes, "counts": dict(made.facts), "casts": casts})
+        facts = {"files": files, "sidecars": sidecars, "bytes": made.nbytes, "counts": dict(made.facts), "casts": casts}
+        print_json(facts | ({"changes": list(made.changes)} if made.changes else {}))
         return
     console = _console()
     table = _table("file", "size", "tensors", "copies", right=("size", "tensors", "copies"))
@@ -156,6 +158,7 @@ def description(facts: dict[str, Any], as_json: bool) -> None:
         ("experts", facts.get("expert_layout")),
         ("vocabulary", _vocabulary(facts)),
         ("optimizer", _optimizer(facts.get("optimizer"))),
+        ("LoRA", _lora(facts["lora"]) if "lora" in facts else None),
         ("config, tokenizer", facts["hf_files"] or "none beside the weights"),
         ("dropped", f"{len(facts['dropped'])} entries that are no weights" if facts["dropped"] else None),
     ]
@@ -182,6 +185,11 @@ def _optimizer(found: dict[str, int] | None) -> str | None:
 def _vocabulary(facts: dict[str, Any]) -> str:
     size, padded = facts["spec"]["vocab_size"], facts.get("padded_vocab_size")
     return str(size) if padded in (None, size) else f"{size}, padded to {padded}"
+
+
+def _lora(facts: dict[str, Any]) -> str:
+    ranks, scales = (",".join(f"{n:g}" for n in facts[key]) for key in ("rank", "scale"))
+    return f"rank {ranks}, alpha / rank {scales}, on {facts['modules']} modules: {', '.join(facts['targets'])}"
 
 
 def _plain(value: Any) -> str:

@@ -41,12 +41,15 @@ class Report:
 
 
 def verify(a: Checkpoint, b: Checkpoint, *, threads: int = 2, progress: Callable[[int], None] | None = None) -> Report:
-    """Compares every tensor of two checkpoints, and within each the replicas that its ranks hold."""
+    """Compares every tensor of two checkpoints, and within each the replicas that its ranks hold. A LoRA is part of them."""
+    a, b = _with_lora(a), _with_lora(b)
     differences: list[Difference] = []
     if a.spec.model_type != b.spec.model_type:
         differences.append(Difference("model_type", f"{a.spec.model_type} against {b.spec.model_type}"))
     for one, other, side in ((a, b, "second"), (b, a, "first")):
         differences += [Difference(n, f"not in the {side} checkpoint") for n in one.tensors if n not in other.tensors]
+    factors = ((m, a.lora[m].scale, b.lora[m].scale) for m in a.lora if m in b.lora)
+    differences += [Difference(m, f"alpha / rank {float(x):g} against {float(y):g}") for m, x, y in factors if x != y]
     files = SourceFiles()
     names = [n for n in a.tensors if n in b.tensors]
 
@@ -61,6 +64,20 @@ def verify(a: Checkpoint, b: Checkpoint, *, threads: int = 2, progress: Callable
     nbytes = sum(box.nbytes for n in names for box in a.sources[n])
     apart = [Difference(name, where) for c, label in ((a, "first"), (b, "second")) for name, where in _replicas(c, label, files)]
     return Report(len(names) - len(found), (*differences, *found, *apart), nbytes, len(a.replicas) + len(b.replicas))
+
+
+def _with_lora(checkpoint: Checkpoint) -> Checkpoint:
+    """The adapter's tensors among the model's."""
+    if (lora := checkpoint.adapter) is None:
+        return checkpoint
+    return replace(
+        checkpoint,
+        tensors={**checkpoint.tensors, **lora.tensors},
+        sources={**checkpoint.sources, **lora.sources},
+        replicas=(*checkpoint.replicas, *lora.replicas),
+        lora=lora.lora,
+        adapter=None,
+    )
 
 
 def _compare(name: str, a: Checkpoint, b: Checkpoint, files: SourceFiles) -> Difference | None:

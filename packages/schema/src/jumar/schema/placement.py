@@ -14,6 +14,8 @@ from jumar.schema.spec import ModelSpec
 from jumar.schema.weights import Geometry, Rule, cut, cut_rows, expand, pad_rows, stack_experts
 
 ExpertLayout = Literal["sequential", "grouped"]
+GROUPED_LORA = {".lora_A.": "_lora_a", ".lora_B.": "_lora_b"}
+"""MindSpeed's names beside weight1 and weight2 for the adapters of grouped experts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,8 +189,9 @@ class Placement:
         hf = self.family.layer.format(l=layer)
         sources = [tuple(hf + p.name.format(e=rank * count + e) for p in rule.parts) for e in range(count)]
         if self.expert_layout == "grouped" and self.dialect != "te":
-            first = rule.name.endswith("linear_fc1.weight")
-            flat = name.split("local_experts.")[0] + ("weight1" if first else "weight2")
+            first = ".linear_fc1." in rule.name
+            half = next((grouped for mark, grouped in GROUPED_LORA.items() if mark in rule.name), "")
+            flat = name.split("local_experts.")[0] + ("weight1" if first else "weight2") + half
             stacked = stack_experts(geometry, count, len(rule.parts), first)
             held = tuple(s for expert in sources for s in expert)
             yield Placed(key, flat, stacked, held, origin=rule, layer=layer, expert=rank * count)

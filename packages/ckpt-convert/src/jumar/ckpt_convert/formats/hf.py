@@ -56,7 +56,7 @@ def open_tensors(directory: Path) -> dict[str, TensorRef]:
 
     Raises ToolError for what is missing, truncated or contradictory.
     """
-    for name, read in ((SAFETENSORS, read_safetensors), (BIN, _read_bin)):
+    for name, read in ((SAFETENSORS, read_safetensors), (BIN, read_bin)):
         index = directory / f"{name}.index.json"
         if index.exists():
             return _indexed(index, read)
@@ -152,7 +152,8 @@ def _header_entry(name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int
     return dtype, shape, begin, end
 
 
-def _read_bin(path: Path) -> dict[str, TensorRef]:
+def read_bin(path: Path) -> dict[str, TensorRef]:
+    """The tensors of a state dict that torch.save wrote."""
     state = read_archive(path)
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
