@@ -34,6 +34,7 @@ HEADER_BYTES = 1 << 16
 SMALL_REPLICA = 1 << 20
 NOT_KEPT_ARGS = frozenset(
     {"rank", "local_rank", "world_size", "data_parallel_size", "transformer_pipeline_model_parallel_size", *UNREAD_SPLITS}
+    | {"model_parallel_size"}  # of before Megatron-LM 2.0: the source's tp
 )
 
 
