@@ -428,6 +428,7 @@ def test_old_names_of_args(tmp_path: Path) -> None:
     """MindSpeed-LLM 1's, and those of Megatron-LM before --rotary-base; args as a dict."""
     config = MLA | {"num_hidden_layers": 2, "first_k_dense_replace": 1}
     args = {
+        "model_parallel_size": 1,
         "num_layers": 2,
         "hidden_size": 64,
         "num_attention_heads": 4,
@@ -448,6 +449,8 @@ def test_old_names_of_args(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(source, options=OpenOptions(family="deepseek_v2"))
     assert checkpoint.spec.mla == families()["deepseek_v2"].spec(config).mla
     assert checkpoint.spec.rope.base == 10000
+    run_plan(plan_megatron(checkpoint, ParallelLayout(tp=2), dialect="mindspeed"), tmp_path / "again")
+    assert "model_parallel_size" not in open_checkpoint(tmp_path / "again").args
     assert comes_back(tmp_path, source, OpenOptions(family="deepseek_v2"))
 
 

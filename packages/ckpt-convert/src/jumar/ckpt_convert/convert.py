@@ -38,6 +38,7 @@ SMALL_REPLICA = 1 << 20
 COUNTERS = ("consumed_train_samples", "consumed_valid_samples")  # a run goes on from there
 NOT_KEPT_ARGS = frozenset(
     {"rank", "local_rank", "world_size", "data_parallel_size", "transformer_pipeline_model_parallel_size", *UNREAD_SPLITS}
+    | {"model_parallel_size"}  # of before Megatron-LM 2.0: the source's tp
 )
 LORA_ARGS = frozenset({"lora_r", "lora_alpha", "lora_target_modules", "lora_load", "lora_ckpt_filter"})
 """Args that say nothing true of a model once its LoRA is merged."""
