@@ -23,8 +23,10 @@ import tiny_lora
 from by_hand import Wanted
 from jumar.ckpt_convert import OpenOptions, open_checkpoint, plan_hf, plan_megatron, run_plan, verify
 from jumar.ckpt_convert.checkpoint import Checkpoint
+from jumar.ckpt_convert.formats.archive import read_archive
 from jumar.ckpt_convert.merge import bearing, merged, open_adapter
 from jumar.ckpt_convert.to_peft import plan_peft
+from jumar.schema.errors import ToolError
 from jumar.schema.registry import families
 
 ADAPTED = [name for name in families() if name != "mamba2"]
@@ -41,12 +43,16 @@ def _disk_without_waiting() -> Iterator[None]:
         yield
 
 
+DIALECTS = ("mcore", "te", "mindspeed")  # the other two rename these: test_names_of_older_tools
+
+
 @st.composite
 def cases(draw: st.DrawFn, model_type: str) -> tuple[dict[str, Any], Wanted, tuple[str, ...], int]:
     """A model, a layout that fits it, what is adapted, a rank."""
     config, want = draw(drawn.cases(model_type))
     groups = tuple(draw(st.lists(st.sampled_from(GROUPS), unique=True, min_size=1)))
     assume(not (want.grouped and want.dialect == "te"))
+    assume(want.dialect in DIALECTS and not want.mm_split)
     assume(tiny_lora.sizes(config, groups))
     return config, want, groups, draw(st.integers(1, 9))
 
@@ -213,7 +219,7 @@ def layouts_for(draw: st.DrawFn, config: dict[str, Any], model_type: str, like: 
     layers = config.get("num_hidden_layers") or config["n_layer"]
     pp = draw(st.sampled_from([n for n in (1, 2, 3) if layers % n == 0]))
     vpp = draw(st.sampled_from([n for n in (1, 2) if layers % (pp * n) == 0 and (pp > 1 or n == 1)]))
-    dialect = draw(st.sampled_from(families()[model_type].dialects))
+    dialect = draw(st.sampled_from([d for d in families()[model_type].dialects if d in DIALECTS]))
     grouped = like.grouped and dialect != "te"
     return Wanted(tp=draw(st.sampled_from([1, like.tp])), pp=pp, vpp=vpp, etp=1, dialect=dialect, grouped=grouped)
 
@@ -251,6 +257,7 @@ def test_merged_weights_are_the_sum(model_type: str, data: st.DataObject) -> Non
     """W + scale * B @ A in double precision, rounded once; the same bits from any layout of the model, and in any target."""
     config, want = data.draw(drawn.cases(model_type))
     assume(not (want.grouped and want.dialect == "te"))
+    assume(want.dialect in DIALECTS and not want.mm_split)
     groups = data.draw(st.lists(st.sampled_from(GROUPS), unique=True, min_size=1))
     wide = data.draw(st.booleans())
     random = np.random.default_rng(1)
@@ -316,3 +323,51 @@ def mamba_adapter(config: dict[str, Any], random: np.random.Generator) -> tiny_h
                 made = random.standard_normal(shape).astype(np.float32)
                 lora[f"{name.removesuffix('.weight')}.lora_{half}.weight"] = made.view(np.uint32)
     return lora
+
+
+@pytest.mark.compat("read", "MindSpeed-LLM 1", "LoRA under v1 and `legacy` names, alone or beside the weights", DOCUMENTED)
+@pytest.mark.parametrize(
+    ("model_type", "dialect", "layout", "name"),
+    [
+        (
+            "llama",
+            "legacy",
+            Wanted(tp=2, pp=2),
+            "language_model.encoder.layers.0.self_attention.query_key_value.lora_A.default.weight",
+        ),
+        ("qwen2", "legacy", Wanted(tp=2), "language_model.encoder.layers.1.mlp.dense_4h_to_h.lora_B.default.weight"),
+        ("deepseek_v2", "mindspeed-v1", Wanted(pp=2), "decoder.layers.0.self_attention.linear_kvb.lora_B.default.weight"),
+    ],
+)
+def test_names_of_older_tools(model_type: str, dialect: str, layout: Wanted, name: str, tmp_path: Path) -> None:
+    """They rename what other dialects hold: an adapter comes back as it was, alone and from shards that bear it."""
+    config = dict(families()[model_type].tiny)
+    groups = tuple(g for g in GROUPS if tiny_lora.sizes(config, (g,)))
+    lora = tiny_lora.adapter(config, groups, 3)
+    peft = tiny_lora.write_peft(tmp_path / "peft", lora, model(tmp_path / "hf", config))
+    written(open_checkpoint(peft), replace(layout, dialect=dialect), tmp_path / "alone")
+    both = bearing(open_checkpoint(tmp_path / "hf"), open_adapter(peft))
+    written(both, replace(layout, dialect=dialect), tmp_path / "both")
+    for home in ("alone", "both"):
+        file = next((tmp_path / home).glob("iter_*/mp_rank_00*/model_optim_rng.pt"))
+        tree: Any = read_archive(file)
+        assert name in set(flat(tree["model"])), home
+        opened = open_checkpoint(tmp_path / home, options=OpenOptions(bearing=True))
+        adapter = opened if opened.lora else opened.adapter
+        assert adapter is not None
+        assert verify(open_checkpoint(peft), adapter).same
+        run_plan(plan_peft(adapter), tmp_path / f"back-{home}")
+        assert tiny_hf.read_hf(tmp_path / f"back-{home}") == tiny_hf.read_hf(peft)
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted names of nested dicts."""
+    for key, value in tree.items():
+        yield from flat(value, f"{prefix}{key}.") if isinstance(value, dict) else (prefix + key,)
+
+
+def test_a_lora_on_split_projections_has_no_names(tmp_path: Path) -> None:
+    config = dict(families()["deepseek_v2"].tiny)
+    peft = tiny_lora.write_peft(tmp_path / "peft", tiny_lora.adapter(config, GROUPS[:1], 2), model(tmp_path / "hf", config))
+    with pytest.raises(ToolError, match="mla-mm-split"):
+        plan_megatron(open_checkpoint(peft), drawn.layout_of(Wanted()), dialect="mindspeed", mla_mm_split=True)

@@ -172,6 +172,11 @@ def prepare_megatron(
     fusion = fuse(adapter, dialect) if adapter else None
     if fusion:
         refuse_grouped_te(dialect, expert_layout, fusion)
+        if mla_mm_split:
+            raise ToolError(
+                "--mla-mm-split: how MindSpeed names a LoRA on the split projections is not known",
+                hint="leave --mla-mm-split out, or merge the LoRA (--merge)",
+            )
     cast = dtype_name(dtype) if dtype else None
     main = cast or _main_dtype(source)
     iteration = source.iteration or "1"
