@@ -38,7 +38,7 @@ RUNNABLE = [ROOT / "docs/convert.md", ROOT / "docs/families.md"]
 DEMO = ROOT / "runs/demo/hf"
 COLUMNS = 100
 COMMANDS = ("to-megatron", "to-hf", "merge-lora", "to-peft", "verify", "inspect", "families")
-OTHERS_OPTIONS = {"--extra-index-url"}  # of pip
+OTHERS_OPTIONS = {"--extra-index-url", "--moe-layer-freq", "--dist-ckpt-optim-fully-reshardable"}  # of pip, of Megatron-LM
 
 
 def relative(path: Path) -> str:

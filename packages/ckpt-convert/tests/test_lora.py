@@ -346,7 +346,8 @@ def test_names_of_older_tools(model_type: str, dialect: str, layout: Wanted, nam
     lora = tiny_lora.adapter(config, groups, 3)
     peft = tiny_lora.write_peft(tmp_path / "peft", lora, model(tmp_path / "hf", config))
     written(open_checkpoint(peft), replace(layout, dialect=dialect), tmp_path / "alone")
-    both = bearing(open_checkpoint(tmp_path / "hf"), open_adapter(peft))
+    base = open_checkpoint(tmp_path / "hf")
+    both = bearing(base, open_adapter(peft, base, OpenOptions()))
     written(both, replace(layout, dialect=dialect), tmp_path / "both")
     for home in ("alone", "both"):
         file = next((tmp_path / home).glob("iter_*/mp_rank_00*/model_optim_rng.pt"))
