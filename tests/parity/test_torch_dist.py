@@ -166,6 +166,9 @@ def test_a_run_goes_on_at_another_layout(hf, tmp_path, subtests):
             vocab = json.loads((hf(runs[name][0]) / "config.json").read_text())["vocab_size"]
             differing = [n for n in before if not torch.equal(_trimmed(n, before[n], vocab), _trimmed(n, after[n], vocab))]
             assert differing == []
+    with subtests.test("inspect"):
+        said = json.loads(harness.run_for_text("inspect", tmp_path / "experts-cut", "--json"))
+        assert said["optimizer"]["carried"] == ["exp_avg", "exp_avg_sq", "param"]
     with subtests.test("flat"):
         done = harness.run_for_text("to-megatron", tmp_path / "flat", tmp_path / "flat-cut", "--format", "torch_dist", "--pp", 2)
         assert "the optimizer state is not carried: it was saved as flat buffers" in done

@@ -13,7 +13,7 @@ from jumar.schema.parallel import ParallelLayout
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """Facts about a checkpoint as plain values: family, sizes, dtypes, layout, bytes of each rank."""
-    spec, placement, optimizer = checkpoint.spec, checkpoint.placement, checkpoint.optimizer
+    spec, placement = checkpoint.spec, checkpoint.placement
     numel = {n: _numel(shape) for n, shape in checkpoint.tensors.items()}
     facts: dict[str, Any] = {
         "path": [str(p) for p in checkpoint.paths],
@@ -35,7 +35,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
             "layout": layout_text(placement.layout),
             "dialect": placement.dialect,
             "mla_mm_split": placement.mla_mm_split if spec.mla else None,
-            "optimizer": {"files": len(optimizer), "bytes": sum(optimizer.values())} if optimizer else None,
+            "optimizer": _optimizer(checkpoint),
             "expert_layout": placement.expert_layout if spec.moe else None,
             "padded_vocab_size": None if checkpoint.lora else placement.padded_vocab,
             "ranks": {
@@ -62,6 +62,18 @@ def lora_facts(adapter: Checkpoint) -> dict[str, Any]:
         "targets": sorted({module.rpartition(".")[2] for module in adapter.lora}),
         "parameters": sum(_numel(shape) for shape in adapter.tensors.values()),
     }
+
+
+def _optimizer(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """Optimizer state: where and how much of it there is, and what of it goes along to another layout."""
+    if held := checkpoint.optimizer:
+        return {"files": len(held), "bytes": sum(held.values()), "carried": []}
+    training = checkpoint.training
+    if training is None or not training.there:
+        return None
+    boxes = [box for kind in training.kinds.values() for found in kind.values() for box in found]
+    files, nbytes = len({box.file for box in boxes}), sum(box.nbytes for box in boxes)
+    return {"files": files, "bytes": nbytes, "carried": sorted(training.kinds), "refused": training.refused}
 
 
 def layout_text(layout: ParallelLayout) -> str:

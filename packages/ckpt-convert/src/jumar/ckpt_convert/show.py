@@ -178,8 +178,14 @@ def description(facts: dict[str, Any], as_json: bool) -> None:
             console.print(f"... and {len(facts['ranks']) - MANY} more ranks")
 
 
-def _optimizer(found: dict[str, int] | None) -> str | None:
-    return f"{human_bytes(found['bytes'])} in {_count(found['files'])}, which no conversion carries along" if found else None
+def _optimizer(found: dict[str, Any] | None) -> str | None:
+    if not found:
+        return None
+    if found["carried"]:
+        return f"{human_bytes(found['bytes'])}: {', '.join(found['carried'])}; goes along to torch_dist"
+    if found.get("refused"):
+        return "flat buffers of that run's ranks, which no conversion carries along"
+    return f"{human_bytes(found['bytes'])} in {_count(found['files'])}, which no conversion carries along"
 
 
 def _vocabulary(facts: dict[str, Any]) -> str:
