@@ -49,6 +49,15 @@ class Replica:
     other: SourceBox
 
 
+def stamp(file: Path) -> tuple[int, int] | None:
+    """Size in bytes and time of change in ns of a file; None where there is none."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A checkpoint whose bytes are still in its files.
@@ -64,6 +73,7 @@ class Checkpoint:
     base:      whether HF names carry the family's base prefix ("transformer.h.0..." or "h.0...")
     training:  optimizer state and counters of a run, where they can be read
     notes:     what a user should know about the reading
+    stamps:    size and time of change of each file when it was opened
     """
 
     paths: tuple[Path, ...]
@@ -83,6 +93,10 @@ class Checkpoint:
     base: bool = True
     training: TrainingState | None = None
     notes: tuple[str, ...] = ()
+    stamps: Mapping[Path, tuple[int, int] | None] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stamps", {file: stamp(file) for file in self.files})
 
     def hf_name(self, name: str) -> str:
         """The name in this checkpoint's Hugging Face files."""

@@ -23,8 +23,16 @@ app = make_app(
     epilog="Example: jumar-convert to-megatron hf/ mcore/ --tp 2 --pp 2",
 )
 
+
+def _path(text: str) -> Path:
+    if not text:
+        raise ToolError("a path is empty", hint="is a variable of your script not set?", code=Exit.USAGE)
+    return Path(text)
+
+
 Sources = Annotated[
-    list[Path], typer.Argument(metavar="SRC... DST", help="Source (several where each node kept its ranks), then target.")
+    list[Path],
+    typer.Argument(parser=_path, metavar="SRC... DST", help="Source (several where each node kept its ranks), then target."),
 ]
 Iteration = Annotated[
     str | None, typer.Option(help="Iteration of a Megatron source: a number or 'release'.", show_default="the tracker's")
@@ -137,7 +145,9 @@ def to_hf(
     paths: Sources,
     max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Largest safetensors file: 5GB, 500MB, 2GiB.")] = "5GB",
     dtype: Dtype = None,
-    tokenizer: Annotated[Path | None, typer.Option(metavar="DIR", help="GGUF: take the tokenizer from there.")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(parser=_path, metavar="DIR", help="GGUF: take the tokenizer from there.")
+    ] = None,
     iteration: Iteration = None,
     family: FamilyName = None,
     sets: Sets = None,
@@ -172,13 +182,15 @@ def to_hf(
 
 @app.command()
 def verify(
-    first: Annotated[Path, typer.Argument(metavar="A", help="A checkpoint of any format.")],
-    second: Annotated[Path, typer.Argument(metavar="B", help="Another.")],
+    first: Annotated[Path, typer.Argument(parser=_path, metavar="A", help="A checkpoint of any format.")],
+    second: Annotated[Path, typer.Argument(parser=_path, metavar="B", help="Another.")],
     first_nodes: Annotated[
-        list[Path] | None, typer.Option("--and-a", metavar="DIR", help="Where another node kept ranks of A; may be repeated.")
+        list[Path] | None,
+        typer.Option("--and-a", parser=_path, metavar="DIR", help="Where another node kept ranks of A; may be repeated."),
     ] = None,
     second_nodes: Annotated[
-        list[Path] | None, typer.Option("--and-b", metavar="DIR", help="Where another node kept ranks of B; may be repeated.")
+        list[Path] | None,
+        typer.Option("--and-b", parser=_path, metavar="DIR", help="Where another node kept ranks of B; may be repeated."),
     ] = None,
     family: FamilyName = None,
     sets: Sets = None,
@@ -210,7 +222,8 @@ def verify(
 @app.command()
 def inspect(
     paths: Annotated[
-        list[Path], typer.Argument(metavar="PATH...", help="A checkpoint; several directories of one Megatron checkpoint.")
+        list[Path],
+        typer.Argument(parser=_path, metavar="PATH...", help="A checkpoint; several directories of one Megatron checkpoint."),
     ],
     iteration: Iteration = None,
     family: FamilyName = None,

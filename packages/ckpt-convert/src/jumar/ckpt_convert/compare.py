@@ -19,9 +19,12 @@ def same_values(a: SourceBox, b: SourceBox, files: SourceFiles | None = None) ->
     if a.dtype != b.dtype or a.size != b.size:
         return False
     files = files or SourceFiles()
-    left, right = (bits(files.view(as_copy(box))) for box in (a, b))
+    copies = [as_copy(box) for box in (a, b)]
+    left, right = (bits(files.view(copy)) for copy in copies)
     item = DTYPES[a.dtype].itemsize
     for at, size in chunks(a.size, CHUNK // item):
+        for copy in copies:
+            files.check(copy)
         index = tuple(slice(s, s + n) for s, n in zip(at, size, strict=True))
         if not np.array_equal(left[index], right[index]):
             return False

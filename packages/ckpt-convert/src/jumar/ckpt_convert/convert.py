@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from jumar.ckpt_convert.checkpoint import Checkpoint
+from jumar.ckpt_convert.checkpoint import Checkpoint, stamp
 from jumar.ckpt_convert.compare import same_values
 from jumar.ckpt_convert.execute import Executor, Progress, TargetFile, disk_error
 from jumar.ckpt_convert.formats.hf import carried_files, left_behind, plan_files
@@ -58,10 +59,27 @@ class Plan:
     facts: Mapping[str, int]
     casts: Mapping[tuple[str, str], int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    sidecar_stamps: Mapping[Path, tuple[int, int] | None] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sidecar_stamps", {f: stamp(f) for f in self.sidecars.values() if isinstance(f, Path)})
 
     @property
     def nbytes(self) -> int:
         return sum(f.size for f in self.files)
+
+    def check_unchanged(self, staging: Path) -> None:
+        """Raises ToolError if a source file is another than when it was opened, and removes what was made of it.
+
+        It could be made the old one again, and the journal would then go on with a mixture.
+        """
+        stamps = {**self.source.stamps, **self.sidecar_stamps}
+        if changed := [file for file, before in stamps.items() if stamp(file) != before]:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise ToolError(
+                f"{changed[0]} changed while it was read",
+                hint="wait until nothing writes there, then run the same command again",
+            )
 
     def fingerprint(self) -> str:
         """Identity of sources (path, size, time of change) and of every copy: a journal belongs to exactly one plan."""
@@ -236,6 +254,9 @@ def run_plan(
         journal = Journal(target.staging, plan.fingerprint(), resume)
         try:
             Executor(target.staging, journal, threads=threads, progress=progress).run(plan.files)
+            plan.check_unchanged(target.staging)
+            for file in plan.files:
+                (target.staging / file.path).stat()  # still there, or it is an OSError
             target.finish(sidecars)
         finally:
             journal.close()
