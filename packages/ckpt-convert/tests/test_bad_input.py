@@ -124,7 +124,25 @@ def test_qkv_of_two_dtypes(llama: Path, tmp_path: Path) -> None:
     edit_tensors(source / WEIGHTS, lambda t: t.update({key: ("F16", [32, 64], bytes(32 * 64 * 2))}))
     refused(run("to-megatron", source, tmp_path / "out"), 3, "decoder.layers", "F16, F32", key, "hint: choose one with --dtype")
     untouched(tmp_path / "out")
-    failing.ok(run("to-megatron", source, tmp_path / "out", "--dtype", "fp32"))
+    result = failing.ok(run("to-megatron", source, tmp_path / "out", "--dtype", "fp32"))
+    assert "not bit-exact 1 tensors cast from F16 to F32" in result.out, "though q, the first of the three, is not cast"
+    result = failing.ok(run("to-hf", source, tmp_path / "hf-fp32", "--dtype", "fp32"))
+    assert "not bit-exact 1 tensors cast from F16 to F32" in result.out
+    result = failing.ok(run("to-megatron", source, tmp_path / "fp16", "--dtype", "fp16", "--format", "torch_dist"))
+    assert "cast from F32 to F16" in result.out
+
+
+@pytest.mark.parametrize("kind", ["I32", "F8_E4M3"])
+@pytest.mark.parametrize("part", ["q", "k"])
+def test_qkv_that_cannot_be_cast(part: str, kind: str, llama: Path, tmp_path: Path) -> None:
+    """An integer or fp8 matrix, quantised by somebody, is not rounded into its neighbour's dtype, with --dtype neither."""
+    source, rows = copied(llama, tmp_path / "hf"), {"q": 64, "k": 32}[part]
+    key, size = f"model.layers.1.self_attn.{part}_proj.weight", {"I32": 4, "F8_E4M3": 1}[kind]
+    edit_tensors(source / WEIGHTS, lambda t: t.update({key: (kind, [rows, 64], bytes(rows * 64 * size))}))
+    for flags in ((), ("--dtype", "bf16"), ("--dtype", "fp32")):
+        result = run("to-megatron", source, tmp_path / "out", *flags)
+        refused(result, 3, "joins tensors of different dtypes", kind, key, "dequantise the others first")
+        untouched(tmp_path / "out")
 
 
 @pytest.mark.parametrize(("dtype", "value", "hint"), [("fp16", 1e5, "bf16 or fp32"), ("bf16", 3.4e38, "fp32")])

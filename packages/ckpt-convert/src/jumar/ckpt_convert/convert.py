@@ -113,7 +113,7 @@ def plan_megatron(
             cast = None if placed.keep_dtype else job.cast
             record = compose(placed.name, placed.geometry, placed.sources, source.sources, cast)
             coverage.add(placed.geometry, placed.sources)
-            casts.update((c.dtype, record.dtype) for c in record.copies[:1] if c.dtype != record.dtype)
+            casts.update(record.casts)
             padding += record.padding
             groups[placed.key].append(record)
         shard_args = {**job.args, "rank": None}
@@ -209,7 +209,7 @@ def plan_hf(source: Checkpoint, *, max_shard_bytes: int = 5_000_000_000, dtype: 
     records, casts = [], Counter[tuple[str, str]]()
     for name, shape in source.tensors.items():
         record = compose(source.hf_name(name), identity(shape), [name], source.sources, None if name in kept else cast)
-        casts.update((c.dtype, record.dtype) for c in record.copies[:1] if c.dtype != record.dtype)
+        casts.update(record.casts)
         records.append(record)
     by_name = {r.name: r for r in records}
     for name, original in source.copies.items():
