@@ -388,5 +388,5 @@ def test_gguf_that_is_none(llama: Path, tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF\3\0\0\0")
     refused(run("to-hf", tmp_path / "model.gguf", tmp_path / "out"), 3, "model.gguf")
     refused(run("to-megatron", tmp_path / "model.gguf", tmp_path / "out"), 3, "model.gguf")
-    refused(run("to-hf", llama, tmp_path / "out", "--tokenizer", llama), 2, "--tokenizer", hint=False)
+    refused(run("to-hf", llama, tmp_path / "out", "--tokenizer", llama), 2, "--tokenizer")
     untouched(tmp_path / "out")

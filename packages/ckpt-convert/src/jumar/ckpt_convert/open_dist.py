@@ -13,7 +13,7 @@ from jumar.ckpt_convert.formats.dist_metadata import DistTensor
 from jumar.ckpt_convert.formats.megatron import iteration_directory
 from jumar.ckpt_convert.formats.torch_dist import Chunks, DistDirectory, is_dist, open_directory
 from jumar.ckpt_convert.open_hf import check_counts
-from jumar.ckpt_convert.open_megatron import EMBEDDING, ITERATION, Args, model_of
+from jumar.ckpt_convert.open_megatron import EMBEDDING, ITERATION, Args, hints_for_a_source, model_of
 from jumar.ckpt_convert.plan import Ints, SourceBox, tiling_fault
 from jumar.ckpt_convert.tensors import TensorRef
 from jumar.ckpt_convert.training_state import (
@@ -49,6 +49,7 @@ def is_dist_checkpoint(root: Path, iteration: str | None = None) -> bool:
         return any(is_dist(path) for path in root.glob("iter_*"))
 
 
+@hints_for_a_source()
 def open_dist(root: Path, options: OpenOptions) -> Checkpoint:
     """A `torch_dist` checkpoint as a Checkpoint. Every chunk must be where it is said to be, and none be left over."""
     directory = root if is_dist(root) else iteration_directory(root, options.iteration)

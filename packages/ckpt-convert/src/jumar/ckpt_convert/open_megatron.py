@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -33,6 +34,9 @@ LAYOUT_ARGS = {
     "schedule": "schedules_method",
     "tp_extend_ep": "moe_tp_extend_ep",
 }
+TARGET_FLAGS = re.compile(
+    r"--(tp|pp|vpp|ep|etp|layers-per-stage|noop-layers|moe-tp-extend-ep|expert-layout|dialect)\b|parallel sizes"
+)
 AGREED = tuple(LAYOUT_ARGS.values())
 EMBEDDING = "embedding.word_embeddings.weight"
 ITERATION = re.compile(r"(?:iter_)?(\d+|release)")
@@ -65,6 +69,37 @@ class Args(dict[str, Any]):
             )
 
 
+@contextmanager
+def values_given(args: Args) -> Iterator[None]:
+    """A value of --set that is wrong whatever the checkpoint is: a fault of the command line, not of the checkpoint (2)."""
+    try:
+        yield
+    except ToolError as fault:
+        given = [name for name in (*LAYOUT_ARGS, *args.given) if LAYOUT_ARGS.get(name, name) in args.given]
+        wrong = next((name for name in given if _names(fault.message, name)), None)
+        if wrong is None:
+            raise
+        message = fault.message.replace("the checkpoint's args say", "--set")
+        raise ToolError(message, hint=f"correct it with --set {wrong}=...", code=Exit.USAGE) from None
+
+
+def _names(message: str, name: str) -> bool:
+    return any(re.search(rf"\b{re.escape(n)}\b", message) for n in (name, LAYOUT_ARGS.get(name, name)))
+
+
+@contextmanager
+def hints_for_a_source() -> Iterator[None]:
+    """Layouts that do not fit, said to somebody who has no flags for them but --set."""
+    try:
+        yield
+    except ToolError as fault:
+        if not TARGET_FLAGS.search(fault.hint or ""):
+            raise
+        hint = "is the layout that the checkpoint's args say right (--set tp=...), and the model (hf/config.json)?"
+        raise ToolError(fault.message, hint=hint, code=fault.code) from None
+
+
+@hints_for_a_source()
 def open_megatron(roots: tuple[Path, ...], options: OpenOptions) -> Checkpoint:
     """A checkpoint of any layout, in one directory or in one for each node."""
     directories = [iteration_directory(root, options.iteration, roots) for root in roots]
@@ -86,11 +121,18 @@ def open_megatron(roots: tuple[Path, ...], options: OpenOptions) -> Checkpoint:
     _check_agreement(shards.values())
     names = {n for shard in shards.values() for state in shard.states.values() for n in state}
     check_counts(spec, sum(len(s) for shard in shards.values() for s in shard.states.values()), "the checkpoint's config")
-    layout = layout_from_args(args, spec.num_layers)
+    with values_given(args):
+        layout = layout_from_args(args, spec.num_layers)
     if spec.moe is None:
         layout = replace(layout, etp=None)  # Megatron's args always have one
     dialect = args.get("dialect") or (manifest or {}).get("dialect") or _dialect(names, spec)
     grouped = args.get("expert_layout") or _expert_layout(names)
+    if dialect not in family.dialects and "dialect" in args.given:
+        raise ToolError(
+            f"--set dialect={dialect}: does not exist for {spec.model_type}",
+            hint=f"known: {', '.join(family.dialects)}",
+            code=Exit.USAGE,
+        )
     if grouped not in get_args(ExpertLayout):
         raise ToolError(f"--set expert_layout={grouped}: expected {' or '.join(get_args(ExpertLayout))}", code=Exit.USAGE)
     placement = Placement(family=family, spec=spec, layout=layout, dialect=dialect, expert_layout=grouped)
@@ -143,7 +185,8 @@ def model_of(
             hint="add --family NAME (see jumar-convert families), or put the model's Hugging Face files into CHECKPOINT/hf/",
         )
     family = family_of(name)
-    return family, spec_from_args(args, family), None
+    with values_given(args):
+        return family, spec_from_args(args, family), None
 
 
 def _check_family(wanted: str | None, spec: ModelSpec, where: object) -> None:
