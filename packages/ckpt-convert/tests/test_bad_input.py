@@ -63,6 +63,8 @@ def shift(entries: failing.Header) -> None:
 
 
 WEIGHT_DAMAGE: dict[str, tuple[Damage, tuple[str, ...]]] = {
+    "a FIFO": (lambda hf: ((hf / WEIGHTS).unlink(), os.mkfifo(hf / WEIGHTS)), ("is no file",)),
+    "a device": (lambda hf: ((hf / WEIGHTS).unlink(), (hf / WEIGHTS).symlink_to("/dev/zero")), ("is no file",)),
     "empty file": (cut(0), ("0 bytes, no safetensors header",)),
     "cut in the header's length": (cut(5), ("5 bytes, no safetensors header",)),
     "cut in the header": (cut(100), ("100 bytes, no safetensors header",)),
@@ -280,7 +282,7 @@ CONFIG_DAMAGE: dict[str, tuple[Damage, tuple[str, ...]]] = {
     "unknown model_type": (config(model_type="brontosaurus"), (CONFIG, "'brontosaurus' is not known", "known: deepseek_v2")),
     "unknown key": (
         config(brand_new_feature=7),
-        (CONFIG, "brand_new_feature = '7'", "--ignore-config-keys brand_new_feature"),
+        (CONFIG, "brand_new_feature = 7", "--ignore-config-keys brand_new_feature"),
     ),
     "unknown rope scaling": (
         config(rope_scaling={"rope_type": "longrope", "factor": 2.0}),
@@ -309,7 +311,14 @@ CONFIG_DAMAGE: dict[str, tuple[Damage, tuple[str, ...]]] = {
         ("2 tensor(s) contradict", f"{EMBEDDING} is [131, 64], expected [200, 64]"),
     ),
     "more layers than there are": (config(num_hidden_layers=5), ("9 tensor(s) that llama needs are missing",)),
-    "more layers than anything holds": (config(num_hidden_layers=10**9), ("1000000000 layers, the files hold 39 tensors",)),
+    "more layers than anything holds": (config(num_hidden_layers=9_999), ("9999 layers, the files hold 39 tensors",)),
+    "more layers than any model has": (config(num_hidden_layers=10**12), ("'num_hidden_layers' is 1000000000000, expected",)),
+    "a number that is none": (config(rms_norm_eps=float("nan")), ("'rms_norm_eps' is nan",)),
+    "a number without end": (written(b'{"model_type": "llama", "hidden_size": 1e999}'), ("'hidden_size' is inf",)),
+    "a number of 5000 digits": (written(b'{"model_type": "llama", "hidden_size": ' + b"9" * 5000 + b"}"), (CONFIG,)),
+    "a number in quotes": (config(sliding_window="5"), ("sliding_window = '5'",)),
+    "a FIFO": (lambda hf: ((hf / CONFIG).unlink(), os.mkfifo(hf / CONFIG)), (CONFIG, "is no file")),
+    "a directory": (lambda hf: ((hf / CONFIG).unlink(), (hf / CONFIG).mkdir()), (CONFIG, "is no file")),
     "fewer layers than there are": (config(num_hidden_layers=3), ("no rule of llama names 9 tensor(s)",)),
     "tokenizer_config is not JSON": (written(b"{", "tokenizer_config.json"), ("tokenizer_config.json is not JSON",)),
     "tokenizer_config is a list": (written(b"[]", "tokenizer_config.json"), ("tokenizer_config.json: a list",)),
