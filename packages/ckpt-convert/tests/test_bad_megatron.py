@@ -135,7 +135,7 @@ DAMAGE: dict[str, tuple[Damage, tuple[str, ...]]] = {
     ),
     "hf/config.json of a model that no files hold": (
         lambda root: failing.edit_json(root / "hf" / "config.json", num_hidden_layers=10**9),
-        ("1000000000 layers, the files hold 54 tensors",),
+        ("'num_hidden_layers' is 1000000000, expected",),
     ),
     "hf/config.json is not JSON": (
         lambda root: (root / "hf" / "config.json").write_text("{"),
@@ -394,3 +394,69 @@ def test_entries_that_are_no_weights_are_listed(sharded: Path, llama: Path, tmp_
     assert (
         contents(huggingface(tmp_path / "clean", sharded))["model.safetensors"] == contents(tmp_path / "out")["model.safetensors"]
     )
+
+
+# Copies in the place of ranks
+
+
+def bare_args(root: Path, **changes: Any) -> Path:
+    every_shard(lambda tree: [setattr(tree["args"], name, value) for name, value in changes.items()])(root)
+    return root
+
+
+@pytest.mark.parametrize(("first", "second"), [("00_000", "01_000"), ("01_001", "00_001"), ("00_000", "00_001")])
+def test_rank_that_is_a_copy_of_another(first: str, second: str, sharded: Path, tmp_path: Path) -> None:
+    """A run's shards each say their rank."""
+    source = copied(sharded, tmp_path / "mcore")
+    for number, rank in enumerate(("00_000", "01_000", "00_001", "01_001")):
+        edit_shard(shard(source, rank), lambda tree, number=number: setattr(tree["args"], "rank", number))
+    ok(run("inspect", source))
+    shutil.copy(shard(source, first), shard(source, second))
+    refused(run("to-hf", source, tmp_path / "out"), 3, f"mp_rank_{first}", f"mp_rank_{second}", "rank")
+    refused(run("inspect", source), 3, f"mp_rank_{first}", f"mp_rank_{second}", "rank")
+    untouched(tmp_path / "out")
+
+
+@pytest.mark.parametrize("rank", [None, 0], ids=["no rank", "a converter's rank"])
+@pytest.mark.parametrize(("first", "second"), [("00_000", "01_000"), ("01_001", "00_001")])
+def test_tp_rank_with_the_values_of_another(first: str, second: str, rank: int | None, sharded: Path, tmp_path: Path) -> None:
+    """Every shape is right, and the tensors made of it would hold one half twice."""
+    source = bare_args(copied(sharded, tmp_path / "mcore"), rank=rank)
+    ok(run("to-hf", source, tmp_path / "right"))
+    shutil.copy(shard(source, first), shard(source, second))
+    said = refused(run("to-hf", source, tmp_path / "out"), 3, f"mp_rank_{first}", f"mp_rank_{second}", "the same values")
+    assert "hint: one is a copy of the other" in said
+    refused(run("to-megatron", source, tmp_path / "out"), 3, "the same values")
+    untouched(tmp_path / "out")
+
+
+def test_ranks_with_constant_values_are_no_copies(tmp_path: Path) -> None:
+    """Zeros everywhere: what some write to try a layout out."""
+    zeroed = failing.model(tmp_path / "hf")
+    failing.edit_tensors(
+        zeroed / "model.safetensors", lambda t: t.update({n: (d, s, bytes(len(b))) for n, (d, s, b) in t.items()})
+    )
+    ok(run("to-hf", megatron(tmp_path / "mcore", zeroed, tp=2), tmp_path / "out"))
+
+
+# A family that is not the args'
+
+
+def test_family_that_contradicts_the_args(sharded: Path, tmp_path: Path) -> None:
+    """Llama's shards would be called qwen2, whose biases no file holds."""
+    source = bare(sharded, tmp_path / "mcore")
+    every_shard(lambda tree: setattr(tree["args"], "add_qkv_bias", False))(source)
+    said = refused(run("to-hf", source, tmp_path / "out", "--family", "qwen2"), 3, "describe no qwen2: qkv_bias is False")
+    assert "hint: is --family right?" in said
+    untouched(tmp_path / "out")
+
+
+@pytest.mark.parametrize("key", ["hf", "model", "outputs"])
+def test_damaged_manifest(key: str, sharded: Path, tmp_path: Path) -> None:
+    source = copied(sharded, tmp_path / "mcore")
+    edit_json(source / "manifest.json", **{key: None})
+    said = refused(run("to-hf", source, tmp_path / "out"), 3, f"manifest.json is damaged: {key} is None")
+    assert "remove it" in said
+    edit_json(source / "manifest.json", **{key: ..., "hf": {"copies": {"a": "b"}}})
+    refused(run("to-hf", source, tmp_path / "out"), 3, "manifest.json is damaged", "a (b)")
+    untouched(tmp_path / "out")

@@ -31,6 +31,15 @@ def same_values(a: SourceBox, b: SourceBox, files: SourceFiles | None = None) ->
     return True
 
 
+def first_bytes(box: SourceBox, files: SourceFiles, limit: int = 1 << 16) -> bytes | None:
+    """The first bytes of a box, at most `limit` (one element at least); None where all elements in them are the same."""
+    view = bits(files.view(as_copy(box)))
+    for at, size in chunks(box.size, max(limit // view.dtype.itemsize, 1)):
+        part = view[tuple(slice(s, s + n) for s, n in zip(at, size, strict=True))]
+        return None if part.size == 0 or (part == part.flat[0]).all() else part.tobytes()
+    return None
+
+
 def bits(view: np.ndarray) -> np.ndarray:
     """The same array as unsigned integers of its width."""
     return view.view(np.dtype(f"u{view.dtype.itemsize}")) if view.dtype.kind != "u" else view

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jumar.ckpt_convert.checkpoint import Checkpoint, stamp
-from jumar.ckpt_convert.compare import same_values
+from jumar.ckpt_convert.compare import first_bytes, same_values
 from jumar.ckpt_convert.execute import Executor, Progress, TargetFile, disk_error
 from jumar.ckpt_convert.formats.hf import carried_files, left_behind, plan_files
 from jumar.ckpt_convert.formats.megatron import TRACKER, MegatronFile, namespace
@@ -251,6 +251,7 @@ def run_plan(
         target.refuse_own([*plan.source.files, *(s for s in plan.sidecars.values() if isinstance(s, Path))])
         target.claim(resume=resume, force=force)
         target.check_space(plan.nbytes)
+        refuse_twins(plan.source)
         journal = Journal(target.staging, plan.fingerprint(), resume)
         try:
             Executor(target.staging, journal, threads=threads, progress=progress).run(plan.files)
@@ -286,6 +287,30 @@ def differing_replicas(source: Checkpoint, limit: int = SMALL_REPLICA) -> Iterat
         if not same_values(replica.first, replica.other, files):
             seen.add(replica.name)
             yield replica.name
+
+
+def refuse_twins(source: Checkpoint, tensors: int = 4) -> None:
+    """Raises ToolError (3) if two ranks hold the same values where each should hold its own part: one file is a copy.
+
+    The first 64 KiB of the first `tensors` cut tensors of each file are compared. Left out: what is one value throughout,
+    and what is cut unevenly.
+    """
+    files, seen = SourceFiles(), dict[Path, dict[str, bytes]]()
+    for name, boxes in source.sources.items() if source.format == "megatron" else ():
+        if len({box.size for box in boxes}) > 1:
+            continue  # the vocabulary, whose last part is shorter
+        for file, box in {box.file: box for box in reversed(boxes)}.items() if len(boxes) > 1 else ():
+            held = seen.setdefault(file, {})
+            if len(held) < tensors and (start := first_bytes(box, files)) is not None:
+                held[name] = start
+    first: dict[tuple[tuple[str, bytes], ...], Path] = {}
+    for file, held in seen.items():
+        if held and (other := first.setdefault(tuple(held.items()), file)) != file:
+            ranks = f"{min(other, file).parent} and {max(other, file).parent}"
+            raise ToolError(
+                f"{ranks} hold the same values, where each rank has a part of its own: {', '.join(held)}",
+                hint="one is a copy of the other; get that rank's own file",
+            )
 
 
 def dtype_name(name: str) -> str:

@@ -13,7 +13,7 @@ from jumar.ckpt_convert.formats.dist_metadata import DistTensor
 from jumar.ckpt_convert.formats.megatron import iteration_directory
 from jumar.ckpt_convert.formats.torch_dist import Chunks, DistDirectory, is_dist, open_directory
 from jumar.ckpt_convert.open_hf import check_counts
-from jumar.ckpt_convert.open_megatron import EMBEDDING, ITERATION, Args, hints_for_a_source, model_of
+from jumar.ckpt_convert.open_megatron import EMBEDDING, ITERATION, Args, hints_for_a_source, kept_facts, model_of
 from jumar.ckpt_convert.plan import Ints, SourceBox, tiling_fault
 from jumar.ckpt_convert.tensors import TensorRef
 from jumar.ckpt_convert.training_state import (
@@ -84,7 +84,7 @@ def open_dist(root: Path, options: OpenOptions) -> Checkpoint:
     _check(directory, placement, expected, tensors)
     sources, padding = _boxes(found, expected, tensors)
     shapes = family.hf_tensors(spec)
-    facts = (manifest or {}).get("hf", {})
+    facts = kept_facts(manifest, shapes)
     named = ITERATION.fullmatch(directory.name)
     iteration = found.common.get("iteration")
     return Checkpoint(

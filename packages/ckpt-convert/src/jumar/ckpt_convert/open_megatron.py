@@ -6,14 +6,14 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
 from jumar.ckpt_convert.checkpoint import Checkpoint, OpenOptions, Replica
 from jumar.ckpt_convert.formats.megatron import ShardFile, find_shards, iteration_directory, read_shard
 from jumar.ckpt_convert.open_hf import check_counts, read_config
-from jumar.ckpt_convert.plan import SourceBox, boxes_of, prove_geometry
+from jumar.ckpt_convert.plan import Ints, SourceBox, boxes_of, prove_geometry
 from jumar.ckpt_convert.tensors import TensorRef
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.family import Family
@@ -108,6 +108,7 @@ def open_megatron(roots: tuple[Path, ...], options: OpenOptions) -> Checkpoint:
     some = next(iter(shards.values()))
     homes = list(dict.fromkeys(p for root, d in zip(roots, directories, strict=True) for p in (root, d, d.parent)))
     manifest = next((m for home in homes if (m := read_manifest(home))), None)
+    _check_ranks_said(shards.values())
     args = Args(some.args, options.sets)
     family, spec, extras = model_of(homes, manifest, args, options)
     spec = replace(spec, mtp_layers=args.get("mtp_num_layers") or 0) if spec.mtp_layers else spec
@@ -143,7 +144,7 @@ def open_megatron(roots: tuple[Path, ...], options: OpenOptions) -> Checkpoint:
     shapes = family.hf_tensors(spec)
     if missing := [n for n in shapes if n not in sources]:
         raise ToolError(f"{directories[0]}: nothing holds {', '.join(missing[:8])}")
-    facts = (manifest or {}).get("hf", {})
+    facts = kept_facts(manifest, shapes)
     named = ITERATION.fullmatch(directories[0].name)
     return Checkpoint(
         paths=roots,
@@ -186,7 +187,36 @@ def model_of(
         )
     family = family_of(name)
     with values_given(args):
-        return family, spec_from_args(args, family), None
+        spec = spec_from_args(args, family)
+    _check_expressible(family, spec)
+    return family, spec, None
+
+
+def _check_expressible(family: Family, spec: ModelSpec) -> None:
+    """Raises ToolError if no config.json of the family describes the model: what is converted could not be loaded."""
+    try:
+        back = family.spec(family.config(spec))
+    except (ToolError, AssertionError) as fault:
+        wrong = [str(fault)]
+    else:
+        pairs = {f.name: (getattr(spec, f.name), getattr(back, f.name)) for f in fields(ModelSpec)}
+        wrong = [f"{name} is {said!r}, {family.model_type} has {has!r}" for name, (said, has) in pairs.items() if said != has]
+    if wrong:
+        raise ToolError(
+            f"the checkpoint's args describe no {family.model_type}: {'; '.join(wrong)}",
+            hint="is --family right? or put the model's Hugging Face files into CHECKPOINT/hf/",
+        )
+
+
+def kept_facts(manifest: Mapping[str, Any] | None, shapes: Mapping[str, Ints]) -> Mapping[str, Any]:
+    """What a manifest says of the way back. Raises ToolError for copies of what there is not."""
+    facts: Mapping[str, Any] = (manifest or {}).get("hf", {})
+    if wrong := [f"{name} ({original})" for name, original in facts.get("copies", {}).items() if original not in shapes]:
+        raise ToolError(
+            f"manifest.json is damaged: hf.copies repeats what the model does not have: {', '.join(wrong[:4])}",
+            hint="copy it again, or remove it to go on without",
+        )
+    return facts
 
 
 def _check_family(wanted: str | None, spec: ModelSpec, where: object) -> None:
@@ -222,6 +252,20 @@ def _check_agreement(shards: Iterable[ShardFile]) -> None:
             raise ToolError(
                 f"{shard.file} is of iteration {shard.iteration}, {first.file} of {first.iteration}",
                 hint="shards of two saves are mixed",
+            )
+
+
+def _check_ranks_said(shards: Iterable[ShardFile]) -> None:
+    """Each process writes its own rank into its args. A converter is one process: there all ranks are the same, or none."""
+    said = [(shard.args.get("rank"), shard) for shard in shards]
+    first: dict[Any, ShardFile] = {}
+    if any(type(rank) is not int for rank, _ in said) or len({rank for rank, _ in said}) == 1:
+        return
+    for rank, shard in said:
+        if first.setdefault(rank, shard) is not shard:
+            raise ToolError(
+                f"{first[rank].file} and {shard.file} both say that they are of rank {rank}",
+                hint="one is a copy of the other; get that rank's own file",
             )
 
 
