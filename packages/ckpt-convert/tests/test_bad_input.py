@@ -63,6 +63,8 @@ def shift(entries: failing.Header) -> None:
 
 
 WEIGHT_DAMAGE: dict[str, tuple[Damage, tuple[str, ...]]] = {
+    "a FIFO": (lambda hf: ((hf / WEIGHTS).unlink(), os.mkfifo(hf / WEIGHTS)), ("is no file",)),
+    "a device": (lambda hf: ((hf / WEIGHTS).unlink(), (hf / WEIGHTS).symlink_to("/dev/zero")), ("is no file",)),
     "empty file": (cut(0), ("0 bytes, no safetensors header",)),
     "cut in the header's length": (cut(5), ("5 bytes, no safetensors header",)),
     "cut in the header": (cut(100), ("100 bytes, no safetensors header",)),
@@ -124,7 +126,25 @@ def test_qkv_of_two_dtypes(llama: Path, tmp_path: Path) -> None:
     edit_tensors(source / WEIGHTS, lambda t: t.update({key: ("F16", [32, 64], bytes(32 * 64 * 2))}))
     refused(run("to-megatron", source, tmp_path / "out"), 3, "decoder.layers", "F16, F32", key, "hint: choose one with --dtype")
     untouched(tmp_path / "out")
-    failing.ok(run("to-megatron", source, tmp_path / "out", "--dtype", "fp32"))
+    result = failing.ok(run("to-megatron", source, tmp_path / "out", "--dtype", "fp32"))
+    assert "not bit-exact 1 tensors cast from F16 to F32" in result.out, "though q, the first of the three, is not cast"
+    result = failing.ok(run("to-hf", source, tmp_path / "hf-fp32", "--dtype", "fp32"))
+    assert "not bit-exact 1 tensors cast from F16 to F32" in result.out
+    result = failing.ok(run("to-megatron", source, tmp_path / "fp16", "--dtype", "fp16", "--format", "torch_dist"))
+    assert "cast from F32 to F16" in result.out
+
+
+@pytest.mark.parametrize("kind", ["I32", "F8_E4M3"])
+@pytest.mark.parametrize("part", ["q", "k"])
+def test_qkv_that_cannot_be_cast(part: str, kind: str, llama: Path, tmp_path: Path) -> None:
+    """An integer or fp8 matrix, quantised by somebody, is not rounded into its neighbour's dtype, with --dtype neither."""
+    source, rows = copied(llama, tmp_path / "hf"), {"q": 64, "k": 32}[part]
+    key, size = f"model.layers.1.self_attn.{part}_proj.weight", {"I32": 4, "F8_E4M3": 1}[kind]
+    edit_tensors(source / WEIGHTS, lambda t: t.update({key: (kind, [rows, 64], bytes(rows * 64 * size))}))
+    for flags in ((), ("--dtype", "bf16"), ("--dtype", "fp32")):
+        result = run("to-megatron", source, tmp_path / "out", *flags)
+        refused(result, 3, "joins tensors of different dtypes", kind, key, "dequantise the others first")
+        untouched(tmp_path / "out")
 
 
 @pytest.mark.parametrize(("dtype", "value", "hint"), [("fp16", 1e5, "bf16 or fp32"), ("bf16", 3.4e38, "fp32")])
@@ -262,7 +282,7 @@ CONFIG_DAMAGE: dict[str, tuple[Damage, tuple[str, ...]]] = {
     "unknown model_type": (config(model_type="brontosaurus"), (CONFIG, "'brontosaurus' is not known", "known: deepseek_v2")),
     "unknown key": (
         config(brand_new_feature=7),
-        (CONFIG, "brand_new_feature = '7'", "--ignore-config-keys brand_new_feature"),
+        (CONFIG, "brand_new_feature = 7", "--ignore-config-keys brand_new_feature"),
     ),
     "unknown rope scaling": (
         config(rope_scaling={"rope_type": "longrope", "factor": 2.0}),
@@ -291,7 +311,14 @@ CONFIG_DAMAGE: dict[str, tuple[Damage, tuple[str, ...]]] = {
         ("2 tensor(s) contradict", f"{EMBEDDING} is [131, 64], expected [200, 64]"),
     ),
     "more layers than there are": (config(num_hidden_layers=5), ("9 tensor(s) that llama needs are missing",)),
-    "more layers than anything holds": (config(num_hidden_layers=10**9), ("1000000000 layers, the files hold 39 tensors",)),
+    "more layers than anything holds": (config(num_hidden_layers=9_999), ("9999 layers, the files hold 39 tensors",)),
+    "more layers than any model has": (config(num_hidden_layers=10**12), ("'num_hidden_layers' is 1000000000000, expected",)),
+    "a number that is none": (config(rms_norm_eps=float("nan")), ("'rms_norm_eps' is nan",)),
+    "a number without end": (written(b'{"model_type": "llama", "hidden_size": 1e999}'), ("'hidden_size' is inf",)),
+    "a number of 5000 digits": (written(b'{"model_type": "llama", "hidden_size": ' + b"9" * 5000 + b"}"), (CONFIG,)),
+    "a number in quotes": (config(sliding_window="5"), ("sliding_window = '5'",)),
+    "a FIFO": (lambda hf: ((hf / CONFIG).unlink(), os.mkfifo(hf / CONFIG)), (CONFIG, "is no file")),
+    "a directory": (lambda hf: ((hf / CONFIG).unlink(), (hf / CONFIG).mkdir()), (CONFIG, "is no file")),
     "fewer layers than there are": (config(num_hidden_layers=3), ("no rule of llama names 9 tensor(s)",)),
     "tokenizer_config is not JSON": (written(b"{", "tokenizer_config.json"), ("tokenizer_config.json is not JSON",)),
     "tokenizer_config is a list": (written(b"[]", "tokenizer_config.json"), ("tokenizer_config.json: a list",)),
@@ -370,5 +397,5 @@ def test_gguf_that_is_none(llama: Path, tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF\3\0\0\0")
     refused(run("to-hf", tmp_path / "model.gguf", tmp_path / "out"), 3, "model.gguf")
     refused(run("to-megatron", tmp_path / "model.gguf", tmp_path / "out"), 3, "model.gguf")
-    refused(run("to-hf", llama, tmp_path / "out", "--tokenizer", llama), 2, "--tokenizer", hint=False)
+    refused(run("to-hf", llama, tmp_path / "out", "--tokenizer", llama), 2, "--tokenizer")
     untouched(tmp_path / "out")

@@ -144,7 +144,7 @@ import os, pathlib, shutil, signal
 import jumar.ckpt_convert.formats.archive as archive
 import jumar.ckpt_convert.journal as journal
 places = {{
-    "rename": (os, "rename"), "unlink": (pathlib.Path, "unlink"), "rmtree": (shutil, "rmtree"), "rmdir": (pathlib.Path, "rmdir"),
+    "rename": (os, "rename"), "unlink": (pathlib.Path, "unlink"), "rmdir": (pathlib.Path, "rmdir"),
     "mkdir": (pathlib.Path, "mkdir"), "small file": (pathlib.Path, "write_bytes"), "sync": (os, "fdatasync"),
     "record": (execute.Executor, "_write"), "journal line": (journal.Journal, "add"), "truncate": (os, "truncate"),
     "head": (archive.ArchiveLayout, "write_skeleton"), "tail": (archive.ArchiveLayout, "finish"),
@@ -185,8 +185,8 @@ STEPS = [
     ("rename", 2, "after"),
     ("unlink", 1, "before"),  # the journal goes
     ("unlink", 1, "after"),
-    ("rmtree", 1, "before"),  # the old target goes
-    ("rmtree", 1, "after"),
+    ("unlink", 3, "before"),  # the old target goes
+    ("rmdir", 1, "after"),
 ]
 
 

@@ -287,7 +287,7 @@ def test_optimizer_state_is_counted_and_left(tmp_path: Path) -> None:
     (iteration / "mp_rank_00_000_001").mkdir()
     (iteration / "mp_rank_00_000_001" / "optim.pt").write_bytes(b"y" * 500)
     found = json.loads(ok(run("inspect", source, "--json")).out)["optimizer"]
-    assert found == {"files": 6 + 6 + 1, "bytes": 6 * 1000 + 6 * 128 + 500}
+    assert found == {"files": 6 + 6 + 1, "bytes": 6 * 1000 + 6 * 128 + 500, "carried": []}
     assert "13 files, which no conversion carries along" in ok(run("inspect", source)).out
     said = ok(run("to-hf", source, tmp_path / "back")).err
     assert re.search(r"optimizer state \(.* in 13 files\) is not carried along: weights alone", said), said
@@ -389,7 +389,13 @@ SHAPES = {  # what shapes cannot show; the rest of the traits must come out righ
     "deepseek_v3": dict(etp=2, num_attention_heads=4, moe_router_topk=2, max_position_embeddings=128),
     "qwen3_moe": dict(etp=2, ffn_hidden_size=96, moe_router_topk=2, max_position_embeddings=128),
     "gpt2": dict(num_attention_heads=4),
-    "gemma2": dict(num_attention_heads=8, max_position_embeddings=128, query_pre_attn_scalar=16),
+    "gemma2": dict(
+        num_attention_heads=8,
+        max_position_embeddings=128,
+        query_pre_attn_scalar=16,
+        window_size=[4095, 0],
+        window_attn_skip_freq=2,
+    ),
     "mamba2": dict(mamba_num_groups=4),
 }
 

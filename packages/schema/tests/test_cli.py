@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from jumar.schema.cli import human_bytes
+from jumar.schema.cli import human_bytes, say_error
 from jumar.schema.errors import Exit, ToolError
 
 APP = '''
@@ -160,6 +160,29 @@ def test_a_reader_that_leaves_early_is_no_error(app: Path) -> None:
         said = process.stderr.read()
         assert process.wait(60) == 0
     assert said == b"note: for people\n"
+
+
+@pytest.mark.parametrize("streams", ["2>&-", "1>&-", "1>&- 2>&-", "0<&- 1>&- 2>&-", "2>/dev/full"])
+def test_streams_that_nothing_can_be_written_to(streams: str, app: Path) -> None:
+    """The exit code is the command's, and a file that is written gets nobody's number."""
+    for line, code in (("show", 0), ("copy", 0), ("fail 3", 3), ("fly", 2), ("leave 5", 5)):
+        words = ["bash", "-c", f'"$0" "$1" {line} {streams}', sys.executable, str(app)]
+        done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=60)
+        assert done.returncode == code, (line, done)
+        assert "Traceback" not in done.stderr
+    probe = "import os; from jumar.schema.cli import run; run(lambda **_: print(os.open('/dev/null', 0)), 'x')"
+    words = ["bash", "-c", f'"$0" -c "$1" {streams}', sys.executable, probe]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=60)
+    assert int(done.stdout or 3) > 2, done
+
+
+@pytest.mark.parametrize("name", ["\x1b[2J", "\r", "\x07", "\x9b1m", "a\nhint: rm -r /", "\u202egpj"])
+def test_control_characters_in_names_are_shown_and_not_obeyed(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    say_error(ToolError(f"no rope in {name}", hint=f"look into {name}"))
+    said = capfd.readouterr().err
+    assert name not in said
+    assert said.isprintable() or said.replace("\n", "").isprintable()
+    assert len(said.splitlines()) == 2
 
 
 def test_ctrl_c_is_130_without_a_traceback(app: Path) -> None:

@@ -54,6 +54,30 @@ def test_a_damaged_manifest_is_refused(content: bytes, tmp_path: Path) -> None:
     assert caught.value.hint
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        *({"hf": value} for value in (None, 3, [], {"copies": 2}, {"copies": {"a": 1}}, {"copies": None}, {"base": "yes"})),
+        *({"model": value} for value in (None, 3, {"spec": None}, {"spec": [1]})),
+        *({"outputs": value} for value in (None, 3, "abc", [1], {"a": 1})),
+        {"dialect": 3},
+        {"layout": []},
+    ],
+    ids=str,
+)
+def test_values_of_the_wrong_kind_are_refused(content: dict[str, object], tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps({"tool": "jumar-convert", "schema": 1, **content}))
+    with pytest.raises(ToolError, match=r"manifest\.json is damaged: " + next(iter(content))) as caught:
+        read_manifest(tmp_path)
+    assert caught.value.code == Exit.INPUT
+    assert "remove it" in (caught.value.hint or "")
+
+
+def test_a_manifest_never_holds_what_json_does_not_have() -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        manifest_text(tool="jumar-x", version="1", counts={"a": float("nan")})
+
+
 def test_a_manifest_of_a_newer_schema_is_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"tool": "jumar-convert", "schema": 2}')
     with pytest.raises(ToolError, match="manifest schema 2, this version reads 1") as caught:

@@ -62,6 +62,15 @@ class Replica:
     other: SourceBox
 
 
+def stamp(file: Path) -> tuple[int, int] | None:
+    """Size in bytes and time of change in ns of a file; None where there is none."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A checkpoint whose bytes are still in its files.
@@ -82,6 +91,7 @@ class Checkpoint:
     peft:      of an adapter: what adapter_config.json says beside that
     adapter:   the LoRA that lies in the same shards, or goes along
     deltas:    HF name -> what is added to the tensor when it is written
+    stamps:    size and time of change of each file when it was opened
     """
 
     paths: tuple[Path, ...]
@@ -106,6 +116,10 @@ class Checkpoint:
     peft: Mapping[str, Any] = field(default_factory=dict)
     adapter: Checkpoint | None = None
     deltas: Mapping[str, Delta] = field(default_factory=dict)
+    stamps: Mapping[Path, tuple[int, int] | None] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stamps", {file: stamp(file) for file in self.files})
 
     def hf_name(self, name: str) -> str:
         """The name in this checkpoint's Hugging Face files."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from jumar.ckpt_convert.checkpoint import Checkpoint, OpenOptions
     from jumar.ckpt_convert.convert import Plan
 
+T = TypeVar("T")
 app = make_app(
     "jumar-convert",
     "jumar-ckpt-convert",
@@ -23,8 +25,16 @@ app = make_app(
     epilog="Example: jumar-convert to-megatron hf/ mcore/ --tp 2 --pp 2",
 )
 
+
+def _path(text: str) -> Path:
+    if not text:
+        raise ToolError("a path is empty", hint="is a variable of your script not set?", code=Exit.USAGE)
+    return Path(text)
+
+
 Sources = Annotated[
-    list[Path], typer.Argument(metavar="SRC... DST", help="Source (several where each node kept its ranks), then target.")
+    list[Path],
+    typer.Argument(parser=_path, metavar="SRC... DST", help="Source (several where each node kept its ranks), then target."),
 ]
 Iteration = Annotated[
     str | None, typer.Option(help="Iteration of a Megatron source: a number or 'release'.", show_default="the tracker's")
@@ -120,10 +130,11 @@ def to_megatron(
     _choice("--dist-layers", dist_layers, "auto", "stacked", "separate")
     if form == "torch" and (dist_layers != "auto" or no_optimizer):
         flag = "--no-optimizer" if no_optimizer else "--dist-layers"
-        raise ToolError(f"{flag} goes with --format torch_dist only", code=Exit.USAGE)
+        raise ToolError(f"{flag} goes with --format torch_dist only", hint="add --format torch_dist", code=Exit.USAGE)
     if form == "torch_dist" and mla_mm_split:
         raise ToolError("--mla-mm-split goes with --format torch only", hint="leave one of them out", code=Exit.USAGE)
-    layout = ParallelLayout(
+    layout = _made_of_flags(
+        ParallelLayout,
         tp=tp,
         pp=pp,
         vpp=vpp if vpp is not None else 2 if schedule == "dualpipev" else 1,
@@ -131,7 +142,7 @@ def to_megatron(
         etp=None if etp == tp and not tp_extend_ep else etp,
         layers_per_stage=_numbers("--layers-per-stage", layers_per_stage),
         noop_layers=_numbers("--noop-layers", noop_layers) or (),
-        schedule=schedule,  # type: ignore[arg-type]  # checked above
+        schedule=schedule,
         tp_extend_ep=tp_extend_ep,
     )
     sources, dst = _split(paths)
@@ -154,7 +165,9 @@ def to_hf(
     paths: Sources,
     max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Largest safetensors file: 5GB, 500MB, 2GiB.")] = "5GB",
     dtype: Dtype = None,
-    tokenizer: Annotated[Path | None, typer.Option(metavar="DIR", help="GGUF: take the tokenizer from there.")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(parser=_path, metavar="DIR", help="GGUF: take the tokenizer from there.")
+    ] = None,
     iteration: Iteration = None,
     family: FamilyName = None,
     sets: Sets = None,
@@ -181,7 +194,9 @@ def to_hf(
         _from_gguf(sources[0], dst, dtype, tokenizer, size, force, as_json)
         return
     if tokenizer:
-        raise ToolError("--tokenizer goes with a GGUF source only", code=Exit.USAGE)
+        raise ToolError(
+            "--tokenizer goes with a GGUF source only", hint="leave it out; other sources have their own", code=Exit.USAGE
+        )
     source = _open(sources, _options(iteration, family, sets, ignore))
     made = plan_hf(source, max_shard_bytes=size, dtype=dtype)
     _carry_out(made, dst, plan=plan, resume=resume, force=force, threads=threads, as_json=as_json)
@@ -247,13 +262,15 @@ def to_peft(
 
 @app.command()
 def verify(
-    first: Annotated[Path, typer.Argument(metavar="A", help="A checkpoint of any format.")],
-    second: Annotated[Path, typer.Argument(metavar="B", help="Another.")],
+    first: Annotated[Path, typer.Argument(parser=_path, metavar="A", help="A checkpoint of any format.")],
+    second: Annotated[Path, typer.Argument(parser=_path, metavar="B", help="Another.")],
     first_nodes: Annotated[
-        list[Path] | None, typer.Option("--and-a", metavar="DIR", help="Where another node kept ranks of A; may be repeated.")
+        list[Path] | None,
+        typer.Option("--and-a", parser=_path, metavar="DIR", help="Where another node kept ranks of A; may be repeated."),
     ] = None,
     second_nodes: Annotated[
-        list[Path] | None, typer.Option("--and-b", metavar="DIR", help="Where another node kept ranks of B; may be repeated.")
+        list[Path] | None,
+        typer.Option("--and-b", parser=_path, metavar="DIR", help="Where another node kept ranks of B; may be repeated."),
     ] = None,
     base: Base = None,
     family: FamilyName = None,
@@ -288,7 +305,8 @@ def verify(
 @app.command()
 def inspect(
     paths: Annotated[
-        list[Path], typer.Argument(metavar="PATH...", help="A checkpoint; several directories of one Megatron checkpoint.")
+        list[Path],
+        typer.Argument(parser=_path, metavar="PATH...", help="A checkpoint; several directories of one Megatron checkpoint."),
     ],
     base: Base = None,
     iteration: Iteration = None,
@@ -315,7 +333,16 @@ def families(as_json: Json = False) -> None:
 
 def _choice(flag: str, value: str, *allowed: str) -> None:
     if value not in allowed:
-        raise ToolError(f"{flag} {value!r}: expected {' or '.join(allowed)}", code=Exit.USAGE)
+        hint = f"for example {flag} {allowed[0]}"
+        raise ToolError(f"{flag} {value!r}: expected {' or '.join(allowed)}", hint=hint, code=Exit.USAGE)
+
+
+def _made_of_flags(kind: Callable[..., T], **values: Any) -> T:
+    """What flags say. Whatever is wrong with them before a checkpoint is looked at is a fault of the command line (2)."""
+    try:
+        return kind(**values)
+    except ToolError as fault:
+        raise ToolError(fault.message, hint=fault.hint, code=Exit.USAGE) from None
 
 
 def _numbers(flag: str, text: str | None) -> tuple[int, ...] | None:
@@ -324,7 +351,9 @@ def _numbers(flag: str, text: str | None) -> tuple[int, ...] | None:
     try:
         return tuple(int(n) for n in text.split(","))
     except ValueError:
-        raise ToolError(f"{flag} {text!r}: expected whole numbers with commas between them", code=Exit.USAGE) from None
+        raise ToolError(
+            f"{flag} {text!r}: expected whole numbers with commas between them", hint=f"for example {flag} 3,7", code=Exit.USAGE
+        ) from None
 
 
 def _size(text: str) -> int:
@@ -333,12 +362,13 @@ def _size(text: str) -> int:
     units |= {u + tail: base**n for u, n in powers.items() for tail, base in (("", 1000), ("B", 1000), ("IB", 1024))}
     number = text.rstrip("BKMGTIbkmgti ")
     unit = text[len(number) :].strip().upper()
+    hint = "for example --max-shard-size 5GB"
     try:
         size = int(float(number) * units[unit])
     except (ValueError, KeyError, OverflowError):
-        raise ToolError(f"--max-shard-size {text!r}: expected a size like 5GB or 500MB", code=Exit.USAGE) from None
+        raise ToolError(f"--max-shard-size {text!r}: expected a size like 5GB or 500MB", hint=hint, code=Exit.USAGE) from None
     if size < 1:
-        raise ToolError(f"--max-shard-size {text!r}: expected more than nothing", code=Exit.USAGE)
+        raise ToolError(f"--max-shard-size {text!r}: expected more than nothing", hint=hint, code=Exit.USAGE)
     return size
 
 

@@ -19,13 +19,25 @@ def same_values(a: SourceBox, b: SourceBox, files: SourceFiles | None = None) ->
     if a.dtype != b.dtype or a.size != b.size:
         return False
     files = files or SourceFiles()
-    left, right = (bits(files.view(as_copy(box))) for box in (a, b))
+    copies = [as_copy(box) for box in (a, b)]
+    left, right = (bits(files.view(copy)) for copy in copies)
     item = DTYPES[a.dtype].itemsize
     for at, size in chunks(a.size, CHUNK // item):
+        for copy in copies:
+            files.check(copy)
         index = tuple(slice(s, s + n) for s, n in zip(at, size, strict=True))
         if not np.array_equal(left[index], right[index]):
             return False
     return True
+
+
+def first_bytes(box: SourceBox, files: SourceFiles, limit: int = 1 << 16) -> bytes | None:
+    """The first bytes of a box, at most `limit` (one element at least); None where all elements in them are the same."""
+    view = bits(files.view(as_copy(box)))
+    for at, size in chunks(box.size, max(limit // view.dtype.itemsize, 1)):
+        part = view[tuple(slice(s, s + n) for s, n in zip(at, size, strict=True))]
+        return None if part.size == 0 or (part == part.flat[0]).all() else part.tobytes()
+    return None
 
 
 def bits(view: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import json
 import math
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from jumar.ckpt_convert.adapters import Fusion, fuse, refuse_grouped_te, wrapped, wrapped_modules
-from jumar.ckpt_convert.checkpoint import Checkpoint
-from jumar.ckpt_convert.compare import same_values
+from jumar.ckpt_convert.checkpoint import Checkpoint, stamp
+from jumar.ckpt_convert.compare import first_bytes, same_values
 from jumar.ckpt_convert.execute import Executor, Progress, TargetFile, disk_error
 from jumar.ckpt_convert.formats.hf import carried_files, left_behind, plan_files
 from jumar.ckpt_convert.formats.megatron import TRACKER, MegatronFile, namespace
@@ -65,10 +66,27 @@ class Plan:
     casts: Mapping[tuple[str, str], int] = field(default_factory=dict)
     notes: Sequence[str] = ()
     changes: tuple[str, ...] = ()
+    sidecar_stamps: Mapping[Path, tuple[int, int] | None] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sidecar_stamps", {f: stamp(f) for f in self.sidecars.values() if isinstance(f, Path)})
 
     @property
     def nbytes(self) -> int:
         return sum(f.size for f in self.files)
+
+    def check_unchanged(self, staging: Path) -> None:
+        """Raises ToolError if a source file is another than when it was opened, and removes what was made of it.
+
+        It could be made the old one again, and the journal would then go on with a mixture.
+        """
+        stamps = {**self.source.stamps, **self.sidecar_stamps}
+        if changed := [file for file, before in stamps.items() if stamp(file) != before]:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise ToolError(
+                f"{changed[0]} changed while it was read",
+                hint="wait until nothing writes there, then run the same command again",
+            )
 
     def fingerprint(self) -> str:
         """Identity of sources (path, size, time of change) and of every copy: a journal belongs to exactly one plan."""
@@ -107,7 +125,7 @@ def plan_megatron(
             cast = None if placed.keep_dtype else job.cast
             record = compose(name, placed.geometry, placed.sources, sources, cast, source.deltas)
             coverage.add(placed.geometry, placed.sources)
-            casts.update((c.dtype, record.dtype) for c in record.copies[:1] if c.dtype != record.dtype)
+            casts.update(record.casts)
             padding += record.padding
             groups[placed.key].append(record)
         shard_args = {**job.args, "rank": None}
@@ -244,7 +262,7 @@ def plan_hf(source: Checkpoint, *, max_shard_bytes: int = 5_000_000_000, dtype: 
         record = compose(
             source.hf_name(name), identity(shape), [name], source.sources, None if name in kept else cast, source.deltas
         )
-        casts.update((c.dtype, record.dtype) for c in record.copies[:1] if c.dtype != record.dtype)
+        casts.update(record.casts)
         records.append(record)
     by_name = {r.name: r for r in records}
     for name, original in source.copies.items():
@@ -288,9 +306,13 @@ def run_plan(
         target.refuse_own([*plan.source.files, *(s for s in plan.sidecars.values() if isinstance(s, Path))])
         target.claim(resume=resume, force=force)
         target.check_space(plan.nbytes)
+        refuse_twins(plan.source)
         journal = Journal(target.staging, plan.fingerprint(), resume)
         try:
             Executor(target.staging, journal, threads=threads, progress=progress).run(plan.files)
+            plan.check_unchanged(target.staging)
+            for file in plan.files:
+                (target.staging / file.path).stat()  # still there, or it is an OSError
             target.finish(sidecars)
         finally:
             journal.close()
@@ -320,6 +342,30 @@ def differing_replicas(source: Checkpoint, limit: int = SMALL_REPLICA) -> Iterat
         if not same_values(replica.first, replica.other, files):
             seen.add(replica.name)
             yield replica.name
+
+
+def refuse_twins(source: Checkpoint, tensors: int = 4) -> None:
+    """Raises ToolError (3) if two ranks hold the same values where each should hold its own part: one file is a copy.
+
+    The first 64 KiB of the first `tensors` cut tensors of each file are compared. Left out: what is one value throughout,
+    and what is cut unevenly.
+    """
+    files, seen = SourceFiles(), dict[Path, dict[str, bytes]]()
+    for name, boxes in source.sources.items() if source.format == "megatron" else ():
+        if len({box.size for box in boxes}) > 1:
+            continue  # the vocabulary, whose last part is shorter
+        for file, box in {box.file: box for box in reversed(boxes)}.items() if len(boxes) > 1 else ():
+            held = seen.setdefault(file, {})
+            if len(held) < tensors and (start := first_bytes(box, files)) is not None:
+                held[name] = start
+    first: dict[tuple[tuple[str, bytes], ...], Path] = {}
+    for file, held in seen.items():
+        if held and (other := first.setdefault(tuple(held.items()), file)) != file:
+            ranks = f"{min(other, file).parent} and {max(other, file).parent}"
+            raise ToolError(
+                f"{ranks} hold the same values, where each rank has a part of its own: {', '.join(held)}",
+                hint="one is a copy of the other; get that rank's own file",
+            )
 
 
 def dtype_name(name: str) -> str:

@@ -69,7 +69,7 @@ def plan_dist(
             saved.add((piece.key, piece.start))
             cast = None if piece.keep_dtype else job.cast
             record = compose(piece.key, piece.geometry, piece.sources, source.sources, cast, source.deltas)
-            casts.update((c.dtype, record.dtype) for c in record.copies[:1] if c.dtype != record.dtype)
+            casts.update(record.casts)
             padding += record.padding
             stored = replace(record, stored=piece.size)
             chunks.append(Saved(piece.key, piece.shape, piece.start, stored))

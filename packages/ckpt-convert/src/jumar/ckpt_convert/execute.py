@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from jumar.ckpt_convert.gather import RecordReader, SourceFiles
+from jumar.ckpt_convert.journal import NAME as JOURNAL
 from jumar.ckpt_convert.journal import Journal
 from jumar.ckpt_convert.plan import Record
 from jumar.schema.errors import Exit, ToolError
@@ -66,7 +67,7 @@ class Executor:
         self.journal.check(files)
         try:
             for file in files:
-                with _opened(self.staging / file.path) as fd:
+                with _opened(self.staging / file.path, create=True) as fd:
                     file.begin(fd)
             work = [(f, r) for f, file in enumerate(files) for r in range(len(file.records)) if (f, r) not in self.journal.done]
             resumed = sum(files[f].records[r].nbytes for f, r in self.journal.done)
@@ -150,17 +151,18 @@ class Executor:
 
 
 class _opened:
-    """A file descriptor for reading and writing, created with its directories if need be."""
+    """A file descriptor for reading and writing. create: the file is made with its directories if need be.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    A file is made once: where it is gone later, somebody has removed what was written.
+    """
+
+    def __init__(self, path: Path, *, create: bool = False) -> None:
+        self.path, self.create = path, create
 
     def __enter__(self) -> int:
-        try:
-            self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-        except FileNotFoundError:
+        if self.create:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        self.fd = os.open(self.path, os.O_RDWR | (os.O_CREAT if self.create else 0), 0o644)
         return self.fd
 
     def __exit__(self, *exc: object) -> None:
@@ -174,11 +176,12 @@ def _pwrite_all(fd: int, data: memoryview, offset: int) -> None:
 
 
 def disk_error(fault: OSError, where: Path) -> ToolError:
-    """What went wrong with a target, for its user."""
+    """What went wrong with a target, for its user. where: the staging directory."""
+    resume = " with --resume" if os.path.exists(where / JOURNAL) else " again"
     if fault.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ToolError(
-            f"the disk of {where} is full",
-            hint="make room, then run the same command with --resume",
-            code=Exit.ENVIRONMENT,
-        )
-    return ToolError(f"{where}: {fault}", hint="mend it, then run the same command with --resume", code=Exit.ENVIRONMENT)
+        hint = f"make room, then run the same command{resume}"
+        return ToolError(f"the disk of {where} is full", hint=hint, code=Exit.ENVIRONMENT)
+    if fault.errno == errno.ENOENT and fault.filename and Path(fault.filename).is_relative_to(where):
+        hint = "start over with --force instead of --resume" if resume == " with --resume" else "run the same command again"
+        return ToolError(f"{fault.filename} was removed while it was written", hint=hint, code=Exit.ENVIRONMENT)
+    return ToolError(f"{where}: {fault}", hint=f"mend it, then run the same command{resume}", code=Exit.ENVIRONMENT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -63,7 +64,11 @@ def convert_gguf(
         outputs=sorted(p.relative_to(target.staging).as_posix() for p in target.staging.rglob("*") if p.is_file()),
         bit_exact=False,
     )
-    target.finish({MANIFEST: text.encode()})
+    try:
+        target.finish({MANIFEST: text.encode()}, resumable=False)
+    except ToolError:
+        shutil.rmtree(target.staging, ignore_errors=True)
+        raise
     return {
         "target": str(dst),
         "written": True,

@@ -1,12 +1,13 @@
 """Records as bytes: a target tensor put together from source files, a chunk at a time, in bounded memory.
 
-Contiguous ranges come straight from the source's mapping, strided ones through a buffer of `CHUNK` bytes a thread.
+Contiguous ranges are read into a buffer of `CHUNK` bytes a thread, strided ones gathered in it from the source's mapping.
 """
 
 from __future__ import annotations
 
 import math
 import mmap
+import os
 import threading
 from collections.abc import Iterator
 from operator import itemgetter
@@ -20,14 +21,37 @@ from jumar.ckpt_convert.tensors import DTYPES, contiguous_strides
 from jumar.schema.errors import ToolError
 
 CHUNK = 4 << 20
+OPEN_FILES = 32
+READ = 1 << 20  # bytes read at once: what is read is then still in the processor's cache when it is written
 
 
 class SourceFiles:
-    """Source files, mapped once each."""
+    """Source files: read into buffers, or mapped, once each. Raises ToolError for one that is shorter than it was."""
 
     def __init__(self) -> None:
         self._maps: dict[Path, mmap.mmap] = {}
         self._lock = threading.Lock()
+        self._local = threading.local()
+
+    def read_into(self, buffer: np.ndarray, path: Path, offset: int) -> None:
+        """Fills an array of bytes from a file, from `offset` on."""
+        if path == ZEROS:
+            buffer[...] = 0
+            return
+        descriptor, here = self._descriptor(path), buffer.data
+        while here:
+            count = os.preadv(descriptor, [here], offset)
+            if not count:
+                raise _cut_short(path)
+            here, offset = here[count:], offset + count
+
+    def _descriptor(self, path: Path) -> int:
+        """A file descriptor; each thread keeps a few, so that none is closed under another."""
+        held: dict[Path, _Descriptor] = self._local.__dict__.setdefault("held", {})
+        if path not in held and len(held) >= OPEN_FILES:
+            del held[next(iter(held))]
+        held[path] = descriptor = held.pop(path, None) or _Descriptor(path)
+        return descriptor.fd
 
     def __getitem__(self, path: Path) -> mmap.mmap:
         with self._lock:
@@ -35,15 +59,44 @@ class SourceFiles:
                 return self._maps.setdefault(path, mmap.mmap(-1, mmap.PAGESIZE))
             if path not in self._maps:
                 with path.open("rb") as file:
+                    if not os.fstat(file.fileno()).st_size:
+                        raise _cut_short(path)
                     self._maps[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             return self._maps[path]
 
     def view(self, copy: CopyBox) -> np.ndarray:
-        """The source bytes of a copy as an array in the target's axis order; nothing is read."""
+        """The source bytes of a copy as an array in the target's axis order; nothing is read.
+
+        Reading what a file no longer has would kill the process, so `check` comes before each chunk.
+        """
         dtype = DTYPES[copy.dtype]
         strides = tuple(s * dtype.itemsize for s in copy.strides)
+        self.check(copy)
         view: np.ndarray = np.ndarray(copy.size, dtype, self[copy.file], copy.offset, strides)
         return view
+
+    def check(self, copy: CopyBox) -> None:
+        """Raises ToolError if the file no longer has all bytes of a copy."""
+        last = sum((n - 1) * s for n, s in zip(copy.size, copy.strides, strict=True))
+        if copy.file != ZEROS and self[copy.file].size() < copy.offset + (last + 1) * DTYPES[copy.dtype].itemsize:
+            raise _cut_short(copy.file)
+
+
+class _Descriptor:
+    """A file descriptor that is closed when nobody holds it any more."""
+
+    def __init__(self, path: Path) -> None:
+        self.fd = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "fd"):
+            os.close(self.fd)
+
+
+def _cut_short(path: Path) -> ToolError:
+    return ToolError(
+        f"{path} was cut short while it was read", hint="wait until nothing writes there, then run the same command again"
+    )
 
 
 class RecordReader:
@@ -75,12 +128,14 @@ class RecordReader:
         dtype = record.dtype
         if copy.dtype == dtype and _unbroken(copy):
             length = math.prod(copy.size) * DTYPES[dtype].itemsize
-            source = memoryview(self._files[copy.file])[copy.offset : copy.offset + length]
-            for start in range(0, length, CHUNK):
-                yield source[start : start + CHUNK]
+            for start in range(0, length, READ):
+                piece = self._buffer(min(READ, length - start), "U8")
+                self._files.read_into(piece, copy.file, copy.offset + start)
+                yield piece.data
             return
         view = self._files.view(copy)
         for at, size in chunks(copy.size, CHUNK // DTYPES[dtype].itemsize):
+            self._files.check(copy)
             buffer = self._buffer(math.prod(size), dtype).reshape(size)
             fill(buffer, view[tuple(slice(a, a + n) for a, n in zip(at, size, strict=True))], record)
             yield buffer.reshape(-1).view(np.uint8).data

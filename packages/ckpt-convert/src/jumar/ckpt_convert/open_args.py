@@ -5,7 +5,9 @@ What stays unknown is gathered, so that one error can ask for all of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from jumar.ckpt_convert.shown import Shown
@@ -25,6 +27,9 @@ LAYOUT_ARGS = {
     "schedule": "schedules_method",
     "tp_extend_ep": "moe_tp_extend_ep",
 }
+TARGET_FLAGS = re.compile(
+    r"--(tp|pp|vpp|ep|etp|layers-per-stage|noop-layers|moe-tp-extend-ep|expert-layout|dialect)\b|parallel sizes"
+)
 RANKS = tuple(LAYOUT_ARGS[short] for short in ("tp", "pp", "ep"))
 ETP, EXTEND = LAYOUT_ARGS["etp"], LAYOUT_ARGS["tp_extend_ep"]
 SPLITS = (
@@ -86,6 +91,36 @@ class Args(dict[str, Any]):
                 hint=f"layout fields are {', '.join(LAYOUT_ARGS)}, dialect, expert_layout; others are Megatron's argument names",
                 code=Exit.USAGE,
             )
+
+
+@contextmanager
+def values_given(args: Args) -> Iterator[None]:
+    """A value of --set that is wrong whatever the checkpoint is: a fault of the command line, not of the checkpoint (2)."""
+    try:
+        yield
+    except ToolError as fault:
+        given = [name for name in (*LAYOUT_ARGS, *args.given) if LAYOUT_ARGS.get(name, name) in args.given]
+        wrong = next((name for name in given if _names(fault.message, name)), None)
+        if wrong is None:
+            raise
+        message = fault.message.replace("the checkpoint's args say", "--set")
+        raise ToolError(message, hint=f"correct it with --set {wrong}=...", code=Exit.USAGE) from None
+
+
+def _names(message: str, name: str) -> bool:
+    return any(re.search(rf"\b{re.escape(n)}\b", message) for n in (name, LAYOUT_ARGS.get(name, name)))
+
+
+@contextmanager
+def hints_for_a_source() -> Iterator[None]:
+    """Layouts that do not fit, said to somebody who has no flags for them but --set."""
+    try:
+        yield
+    except ToolError as fault:
+        if not TARGET_FLAGS.search(fault.hint or ""):
+            raise
+        hint = "is the layout that the checkpoint's args say right (--set tp=...), and the model (hf/config.json)?"
+        raise ToolError(fault.message, hint=hint, code=fault.code) from None
 
 
 def complete(args: Args, shown: Shown, spec: ModelSpec | None) -> tuple[list[str], list[str]]:

@@ -12,9 +12,9 @@ from jumar.ckpt_convert.checkpoint import Checkpoint, OpenOptions
 from jumar.ckpt_convert.formats.dist_metadata import DistTensor
 from jumar.ckpt_convert.formats.megatron import iteration_directory
 from jumar.ckpt_convert.formats.torch_dist import Chunks, DistDirectory, is_dist, open_directory
-from jumar.ckpt_convert.open_args import Args
+from jumar.ckpt_convert.open_args import Args, hints_for_a_source
 from jumar.ckpt_convert.open_hf import check_counts
-from jumar.ckpt_convert.open_megatron import ITERATION, model_from_args, model_of
+from jumar.ckpt_convert.open_megatron import ITERATION, kept_facts, model_from_args, model_of
 from jumar.ckpt_convert.plan import Ints, SourceBox, tiling_fault
 from jumar.ckpt_convert.shown import EMBEDDING
 from jumar.ckpt_convert.tensors import TensorRef
@@ -52,6 +52,8 @@ def is_dist_checkpoint(root: Path, iteration: str | None = None) -> bool:
         return any(is_dist(path) for path in root.glob("iter_*"))
 
 
+@hints_for_a_source()
+@hints_for_a_source()
 def open_dist(root: Path, options: OpenOptions) -> Checkpoint:
     """A `torch_dist` checkpoint as a Checkpoint. Every chunk must be where it is said to be, and none be left over."""
     directory = root if is_dist(root) else iteration_directory(root, options.iteration)
@@ -88,7 +90,7 @@ def open_dist(root: Path, options: OpenOptions) -> Checkpoint:
     _check(directory, placement, expected, tensors)
     sources, padding = _boxes(found, expected, tensors)
     shapes = family.hf_tensors(spec)
-    facts = (manifest or {}).get("hf", {})
+    facts = kept_facts(manifest, shapes)
     named = ITERATION.fullmatch(directory.name)
     iteration = found.common.get("iteration")
     return Checkpoint(

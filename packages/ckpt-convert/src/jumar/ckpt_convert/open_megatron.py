@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
 from jumar.ckpt_convert.checkpoint import Checkpoint, OpenOptions, Replica
 from jumar.ckpt_convert.formats import legacy
 from jumar.ckpt_convert.formats.megatron import ShardFile, find_shards, iteration_directory, optimizer_files, read_shard
-from jumar.ckpt_convert.open_args import LAYOUT_ARGS, Args, ask_for, complete, fitting_etps
+from jumar.ckpt_convert.open_args import LAYOUT_ARGS, Args, ask_for, complete, fitting_etps, hints_for_a_source, values_given
 from jumar.ckpt_convert.open_hf import check_counts, read_base, read_config
 from jumar.ckpt_convert.open_lora import adapter_of, bears_lora, joined, read_lora, refuse_bearing, set_apart
-from jumar.ckpt_convert.plan import SourceBox, boxes_of, prove_geometry
+from jumar.ckpt_convert.plan import Ints, SourceBox, boxes_of, prove_geometry
 from jumar.ckpt_convert.shown import EMBEDDING, Shown
 from jumar.ckpt_convert.tensors import TensorRef
 from jumar.schema.errors import Exit, ToolError
@@ -30,6 +30,7 @@ AGREED = tuple(LAYOUT_ARGS.values())
 ITERATION = re.compile(r"(?:iter_)?(\d+|release)")
 
 
+@hints_for_a_source()
 def open_megatron(roots: tuple[Path, ...], options: OpenOptions) -> Checkpoint:
     """A checkpoint of any layout, in one directory or in one for each node."""
     directories = [iteration_directory(root, options.iteration, roots) for root in roots]
@@ -39,6 +40,7 @@ def open_megatron(roots: tuple[Path, ...], options: OpenOptions) -> Checkpoint:
     homes = list(dict.fromkeys(p for root, d in zip(roots, directories, strict=True) for p in (root, d, d.parent)))
     manifest = next((m for home in homes if (m := read_manifest(home))), None)
     _check_agreement(shards.values())
+    _check_ranks_said(shards.values())
     everything = shards
     shards, loras = set_apart(shards) if bears_lora(shards) else (shards, {})
     args, shown = Args(some.args, options.sets), Shown(joined(shards, loras))
@@ -60,7 +62,8 @@ def open_megatron(roots: tuple[Path, ...], options: OpenOptions) -> Checkpoint:
         )
     names = {n for shard in shards.values() for state in shard.states.values() for n in state}
     check_counts(spec, sum(len(s) for shard in everything.values() for s in shard.states.values()), "the checkpoint's config")
-    layout = layout_from_args(args, spec.num_layers)
+    with values_given(args):
+        layout = layout_from_args(args, spec.num_layers)
     if spec.moe is None:
         layout = replace(layout, etp=None)  # Megatron's args always have one
     lora = read_lora(shards, loras, args, spec.moe.num_experts // layout.expert_ranks if spec.moe else 0) if loras else None
@@ -71,6 +74,12 @@ def open_megatron(roots: tuple[Path, ...], options: OpenOptions) -> Checkpoint:
         names.add(".layer_norm_weight")  # an adapter has no norm by which TransformerEngine's spec is recognised
     dialect = args.get("dialect") or (manifest or {}).get("dialect") or _dialect(names, spec)
     grouped = args.get("expert_layout") or _expert_layout(names)
+    if dialect not in family.dialects and "dialect" in args.given:
+        raise ToolError(
+            f"--set dialect={dialect}: does not exist for {spec.model_type}",
+            hint=f"known: {', '.join(family.dialects)}",
+            code=Exit.USAGE,
+        )
     if grouped not in get_args(ExpertLayout):
         raise ToolError(f"--set expert_layout={grouped}: expected {' or '.join(get_args(ExpertLayout))}", code=Exit.USAGE)
     mm_split = any(n.endswith(".self_attention.linear_kv_nope.weight") for n in names)
@@ -85,7 +94,7 @@ def open_megatron(roots: tuple[Path, ...], options: OpenOptions) -> Checkpoint:
     shapes = {} if alone else family.hf_tensors(spec)
     if missing := [n for n in shapes if n not in sources]:
         raise ToolError(f"{directories[0]}: nothing holds {', '.join(missing[:8])}")
-    facts = (manifest or {}).get("hf", {})
+    facts = kept_facts(manifest, shapes)
     named = ITERATION.fullmatch(directories[0].name)
     opened = Checkpoint(
         paths=roots,
@@ -145,7 +154,37 @@ def model_from_args(args: Args, options: OpenOptions, missing: list[str], where:
     family = family_of(name)
     if names := missing + missing_args(args, family):
         raise ask_for(names, where)
-    return family, spec_from_args(args, family)
+    with values_given(args):
+        spec = spec_from_args(args, family)
+    _check_expressible(family, spec)
+    return family, spec
+
+
+def _check_expressible(family: Family, spec: ModelSpec) -> None:
+    """Raises ToolError if no config.json of the family describes the model: what is converted could not be loaded."""
+    try:
+        back = family.spec(family.config(spec))
+    except (ToolError, AssertionError) as fault:
+        wrong = [str(fault)]
+    else:
+        pairs = {f.name: (getattr(spec, f.name), getattr(back, f.name)) for f in fields(ModelSpec)}
+        wrong = [f"{name} is {said!r}, {family.model_type} has {has!r}" for name, (said, has) in pairs.items() if said != has]
+    if wrong:
+        raise ToolError(
+            f"the checkpoint's args describe no {family.model_type}: {'; '.join(wrong)}",
+            hint="is --family right? or put the model's Hugging Face files into CHECKPOINT/hf/",
+        )
+
+
+def kept_facts(manifest: Mapping[str, Any] | None, shapes: Mapping[str, Ints]) -> Mapping[str, Any]:
+    """What a manifest says of the way back. Raises ToolError for copies of what there is not."""
+    facts: Mapping[str, Any] = (manifest or {}).get("hf", {})
+    if wrong := [f"{name} ({original})" for name, original in facts.get("copies", {}).items() if original not in shapes]:
+        raise ToolError(
+            f"manifest.json is damaged: hf.copies repeats what the model does not have: {', '.join(wrong[:4])}",
+            hint="copy it again, or remove it to go on without",
+        )
+    return facts
 
 
 def _check_version(args: Args, shard: ShardFile) -> list[str]:
@@ -185,6 +224,20 @@ def _check_agreement(shards: Iterable[ShardFile]) -> None:
             raise ToolError(
                 f"{shard.file} is of iteration {shard.iteration}, {first.file} of {first.iteration}",
                 hint="shards of two saves are mixed",
+            )
+
+
+def _check_ranks_said(shards: Iterable[ShardFile]) -> None:
+    """Each process writes its own rank into its args. A converter is one process: there all ranks are the same, or none."""
+    said = [(shard.args.get("rank"), shard) for shard in shards]
+    first: dict[Any, ShardFile] = {}
+    if any(type(rank) is not int for rank, _ in said) or len({rank for rank, _ in said}) == 1:
+        return
+    for rank, shard in said:
+        if first.setdefault(rank, shard) is not shard:
+            raise ToolError(
+                f"{first[rank].file} and {shard.file} both say that they are of rank {rank}",
+                hint="one is a copy of the other; get that rank's own file",
             )
 
 

@@ -97,6 +97,11 @@ class Record:
     def nbytes(self) -> int:
         return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
+    @property
+    def casts(self) -> list[tuple[str, str]]:
+        """(from, to) for each dtype of its sources that is not its own."""
+        return [(old, self.dtype) for old in sorted({c.dtype for c in self.copies} - {self.dtype})]
+
 
 Sources = Mapping[str, Sequence[SourceBox]]
 
@@ -160,10 +165,12 @@ def compose(
         copies += (c for c in (_meet(box, s) for s in found) if c is not None)
     # a rank that holds nothing but padding still has the dtype of the others
     kinds = sorted({c.dtype for c in copies} or {s.dtype for hf in names for s in sources.get(hf, ())})
-    if dtype is None and len(kinds) > 1:
+    if len(kinds) > 1 and (dtype is None or not castable(kinds)):
         raise ToolError(
             f"{name} joins tensors of different dtypes ({', '.join(kinds)}): {', '.join(names[:4])}",
-            hint="choose one with --dtype",
+            hint="choose one with --dtype"
+            if castable(kinds)
+            else "only BF16, F16, F32 and F64 are cast; dequantise the others first",
         )
     if fault := _fault(_filled(geometry), frozenset((c.at, c.size) for c in copies)):
         raise AssertionError(f"{name}: {fault}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -36,6 +37,13 @@ class Target:
                 if inner == outer or inner.is_relative_to(outer) or outer.is_relative_to(inner):
                     hint = "choose another target"
                     raise ToolError(f"the target {inner} and the source {source} lie in one another", hint=hint)
+        if _working_directory().is_relative_to(dst):
+            raise ToolError(
+                f"the target {dst} is or holds the working directory, which would be replaced",
+                hint="change to another directory, and name it from there",
+                code=Exit.USAGE,
+            )
+        self._force = False
 
     def refuse_own(self, sources: Iterable[Path]) -> None:
         """Raises ToolError if a source file, links followed, lies in the target: it would be gone before it is read."""
@@ -62,6 +70,12 @@ class Target:
 
         With `force`, what an earlier conversion wrote is replaced: the files that its manifest lists, and nothing else.
         """
+        self._force = force
+        self._check_place()
+        self._claim_staging(resume=resume, force=force)
+
+    def _check_place(self) -> None:
+        """Raises ToolError (3) for what `claim` may not replace."""
         if os.path.lexists(self.dst) and not self.dst.is_dir():
             raise ToolError(f"{self.dst} is a file, expected a directory", hint="choose another target")
         if os.path.ismount(self.dst):
@@ -71,8 +85,7 @@ class Target:
             )
         entries = sorted(p.name for p in self.dst.iterdir()) if self.dst.is_dir() else []
         if entries:
-            self._check_replaceable(entries, force)
-        self._claim_staging(resume=resume, force=force)
+            self._check_replaceable(entries, self._force)
 
     def _check_replaceable(self, entries: Sequence[str], force: bool) -> None:
         """Raises ToolError unless all that lies there is what the manifest of an earlier conversion lists."""
@@ -84,6 +97,7 @@ class Target:
         found = (p.relative_to(self.dst) for p in sorted(self.dst.rglob("*")) if not p.is_dir() or p.is_symlink())
         listed = {MANIFEST, JOURNAL, *manifest.get("outputs", ())}
         foreign = [p.as_posix() for p in found if p.parts[0] != REPLACED and p.as_posix() not in listed]
+        foreign += [p.relative_to(self.dst).as_posix() for p in _foreign(self.dst / REPLACED)]
         if foreign:
             named = ", ".join(foreign[:4])
             raise ToolError(
@@ -115,6 +129,8 @@ class Target:
             home = home.parent
         written = sum(f.stat().st_blocks * 512 for f in self.staging.rglob("*") if f.is_file()) if self.staging.exists() else 0
         free = shutil.disk_usage(home).free
+        if not shutil.disk_usage(home).total:
+            raise ToolError(f"{home} is no place for files", hint="choose another target", code=Exit.ENVIRONMENT)
         if nbytes - written > free:
             raise ToolError(
                 f"{home}: {human_bytes(nbytes - written)} needed, {human_bytes(free)} free",
@@ -122,16 +138,26 @@ class Target:
                 code=Exit.ENVIRONMENT,
             )
 
-    def finish(self, sidecars: Mapping[str, bytes | Path]) -> None:
-        """Adds the small files and puts the whole in its place. Stopped at any point, it can be done again, or tidied."""
+    def finish(self, sidecars: Mapping[str, bytes | Path], *, resumable: bool = True) -> None:
+        """Adds the small files and puts the whole in its place. Stopped at any point, it can be done again, or tidied.
+
+        Raises ToolError (3) for what has appeared in its place since `claim`, and must not be lost.
+        """
         for name, content in sidecars.items():
             path = self.staging / name
-            path.parent.mkdir(parents=True, exist_ok=True)
+            for directory in reversed([p for p in path.parents if p.is_relative_to(self.staging)][:-1]):
+                directory.mkdir(exist_ok=True)  # `staging` itself is not made again if it is gone
             path.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+        try:
+            self._check_place()
+        except ToolError as fault:
+            again = "with --resume" if resumable else "again"
+            raise ToolError(
+                f"while the conversion ran: {fault.message}", hint=f"move that away, then run the same command {again}"
+            ) from None
         old = self.staging / REPLACED
         if self.dst.exists() and any(self.dst.iterdir()):
-            if old.exists():
-                shutil.rmtree(old)
+            _remove_listed(old)
             os.rename(self.dst, old)
         elif self.dst.exists():
             self.dst.rmdir()
@@ -140,10 +166,51 @@ class Target:
         self.tidy()
 
     def tidy(self) -> None:
-        """Removes what a finished run that was stopped at its very end has left: its journal, and what it replaced."""
+        """Removes what a finished run that was stopped at its very end has left: its journal, and what it replaced.
+
+        Raises ToolError (3) for what came into the old target at the last moment, and is kept.
+        """
         (self.dst / JOURNAL).unlink(missing_ok=True)
-        if (self.dst / REPLACED).exists():
-            shutil.rmtree(self.dst / REPLACED)
+        _remove_listed(self.dst / REPLACED)
+
+
+def _foreign(replaced: Path) -> list[Path]:
+    """Files of a replaced target that its manifest does not list."""
+    if not replaced.is_dir():
+        return []
+    manifest = read_manifest(replaced) or {}
+    listed = {replaced / name for name in (MANIFEST, JOURNAL, *manifest.get("outputs", ()))}
+    inner = replaced / REPLACED
+    files = (p for p in sorted(replaced.rglob("*")) if (not p.is_dir() or p.is_symlink()) and not p.is_relative_to(inner))
+    return [p for p in files if p not in listed] + _foreign(inner)
+
+
+def _remove_listed(replaced: Path) -> None:
+    """Removes a replaced target, file by file. Raises ToolError for what its manifest does not list: that is kept."""
+    if not replaced.is_dir():
+        return
+    foreign = _foreign(replaced)
+    if not foreign:
+        directories = [p for p in replaced.rglob("*") if p.is_dir() and not p.is_symlink()]
+        files = [p for p in replaced.rglob("*") if p not in directories]
+        for path in sorted(files, key=lambda p: p.name == MANIFEST):  # last, so that a run that is stopped here can be tidied
+            path.unlink()
+        for path in (*sorted(directories, reverse=True), replaced):
+            with contextlib.suppress(OSError):  # somebody whose working directory it is has written something
+                path.rmdir()
+        foreign = [replaced] if replaced.exists() else []
+    if foreign:
+        raise ToolError(
+            f"{foreign[0]} came there while the old target was replaced, and is kept",
+            hint="move it to another place, then run the same command again",
+        )
+
+
+def _working_directory() -> Path:
+    try:
+        return Path.cwd()
+    except OSError:  # somebody removed it
+        return Path("/")
 
 
 def _sync_directory(path: Path) -> None:

@@ -35,6 +35,12 @@ DTYPES: dict[str, np.dtype] = {
 """safetensors dtype name -> numpy dtype (little endian), https://github.com/huggingface/safetensors#format"""
 
 
+def check_regular(path: Path) -> None:
+    """Raises ToolError for what is there and is no regular file: opening a FIFO would wait for a writer for ever."""
+    if path.exists() and not path.is_file():
+        raise ToolError(f"{path} is no file", hint="put the file itself there, or a link to it")
+
+
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Strides in elements of a C-contiguous array of `shape`."""
     strides, step = [], 1

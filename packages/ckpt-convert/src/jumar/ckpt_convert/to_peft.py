@@ -31,7 +31,7 @@ def plan_peft(source: Checkpoint, *, base: Path | None = None, dtype: str | None
     for name, shape in adapter.tensors.items():
         record = compose(PREFIX + adapter.hf_name(name), identity(shape), [name], adapter.sources, cast)
         coverage.add(identity(shape), [name])
-        casts.update((c.dtype, record.dtype) for c in record.copies[:1] if c.dtype != record.dtype)
+        casts.update(record.casts)
         records.append(record)
     coverage.prove(adapter.tensors)
     files = (SafetensorsFile.plan(ADAPTER, records),)

@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, TextIO
 
 import typer
 
 from jumar.schema.errors import Exit, ToolError
+
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 def make_app(name: str, dist: str, summary: str, *, epilog: str | None = None) -> typer.Typer:
@@ -58,14 +62,14 @@ def dist_version(dist: str) -> str:
 
 def run(app: Callable[..., Any], name: str) -> None:
     """Runs an app as a command and exits: 0 done, 1 our bug, 2 usage, 3 input, 4 environment, 5 a check failed, 130 Ctrl-C."""
+    _open_streams()
     if getattr(sys.stdout, "errors", None) == "strict":  # a name that the terminal cannot show is no reason to stop
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         code = app(standalone_mode=False, prog_name=name)
         if code == Exit.INTERRUPTED:
             raise KeyboardInterrupt  # newer typer makes a code of it
-        if sys.stdout is not None:
-            sys.stdout.flush()  # here, where a fault of it is still heard
+        sys.stdout.flush()  # here, where a fault of it is still heard
     except ToolError as fault:
         say_error(fault)
         sys.exit(fault.code)
@@ -74,10 +78,10 @@ def run(app: Callable[..., Any], name: str) -> None:
     except (BrokenPipeError, SystemExit) as fault:
         if isinstance(fault, SystemExit) and not isinstance(fault.__context__, BrokenPipeError):
             raise  # a command's own; typer turns a broken pipe into one
-        _forget_stdout()
+        _forget(sys.stdout)
         sys.exit(Exit.OK)
     except OSError as fault:
-        _forget_stdout()
+        _forget(sys.stdout)
         where = f"{fault.filename}: " if fault.filename else ""
         hint = "check the path, its permissions and the disk"
         say_error(ToolError(f"{where}{fault.strerror or fault}", hint=hint, code=Exit.ENVIRONMENT))
@@ -87,15 +91,33 @@ def run(app: Callable[..., Any], name: str) -> None:
     sys.exit(code if isinstance(code, int) else Exit.OK)
 
 
-def _forget_stdout() -> None:
-    """Sends what is still to be written to standard output nowhere, so that nothing more is said of it on the way out."""
-    if sys.stdout is not None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _open_streams() -> None:
+    """What goes to a stream that was closed (`2>&-`) goes nowhere; its number must not become that of a file we write."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+
+
+def _forget(stream: TextIO) -> None:
+    """Sends what is still to be written to a stream nowhere, so that nothing more is said of it on the way out."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+@contextmanager
+def _heard_or_not() -> Iterator[None]:
+    """People may not be there: that nothing can be written to standard error (a full disk) is no fault of the command."""
+    try:
+        yield
+    except OSError:
+        _forget(sys.stderr)
 
 
 def _interrupted() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough: on the way out nothing more is to be stopped
-    print("\nstopped", file=sys.stderr)
+    with _heard_or_not():
+        print("\nstopped", file=sys.stderr, flush=True)
     return Exit.INTERRUPTED
 
 
@@ -105,7 +127,8 @@ def _usage_or_bug(fault: Exception, name: str) -> int:
         return _interrupted()
     show = getattr(fault, "show", None)
     if show is not None and hasattr(fault, "exit_code"):
-        show()
+        with _heard_or_not():
+            show()
         return Exit.USAGE if type(fault).__name__ != "FileError" else Exit.INPUT
     traceback.print_exc()
     print(f"error: this is a bug in {name}; please report it with the lines above", file=sys.stderr)
@@ -120,10 +143,16 @@ def say_error(fault: ToolError) -> None:
 
 
 def say(word: str, text: str, colour: str = "bold yellow") -> None:
-    """One line for people: a coloured word, then plain text."""
+    """One line for people: a coloured word, then plain text, whatever names are in it."""
     from rich.text import Text
 
-    stderr().print(Text.assemble((f"{word}:", colour), f" {text}"), soft_wrap=True)
+    with _heard_or_not():
+        stderr().print(Text.assemble((f"{word}:", colour), f" {escaped(text)}"), soft_wrap=True)
+
+
+def escaped(text: str) -> str:
+    """Text without control characters, which files' names may hold and terminals obey: "\\x1b" for escape."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def stderr() -> Any:
@@ -158,7 +187,7 @@ class ByteProgress:
         self.quiet = quiet
 
     def __enter__(self) -> ByteProgress:
-        if not self.quiet and sys.stderr.isatty():
+        if not self.quiet and sys.stderr is not None and sys.stderr.isatty():
             from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
             columns = (
@@ -191,7 +220,6 @@ class ByteProgress:
             self._last = time.monotonic()
             rate = self.done / (self._last - self.start)
             left = (self.total - self.done) / max(rate, 1)
-            print(
-                f"{self.label}: {human_bytes(self.done)} of {human_bytes(self.total)}, {human_bytes(rate)}/s, {left:.0f} s left",
-                file=sys.stderr,
-            )
+            share = f"{human_bytes(self.done)} of {human_bytes(self.total)}"
+            with _heard_or_not():
+                print(f"{self.label}: {share}, {human_bytes(rate)}/s, {left:.0f} s left", file=sys.stderr)

@@ -5,14 +5,16 @@ Both spellings are read: transformers 4 (`rope_theta`, `rope_scaling`, `torch_dt
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, TypeVar, cast
 
 from jumar.schema.errors import Exit, ToolError
-from jumar.schema.spec import ROPE_KINDS, Activation, Rope, RopeKind, RopeScaling
+from jumar.schema.spec import MOST, MOST_EXPERTS, MOST_LAYERS, ROPE_KINDS, Activation, Rope, RopeKind, RopeScaling
 
 T = TypeVar("T")
 _NOTHING: dict[str, Any] = {}
+KINDS = {0: "a whole number, 0 or more", 1: "a positive whole number"}
 _WRONG_KIND = "was the file edited by hand? fetch it again"
 
 # Keys that say nothing about the shape or the arithmetic of the model: generation, training, serialisation, and the
@@ -43,6 +45,12 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
+MOST_OF = {
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "num_nextn_predict_layers", "num_mtp_layers"), MOST_LAYERS),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), MOST_EXPERTS),
+}
+
+
 class ConfigReader:
     """A config.json that remembers which keys were asked for, so that `done` can refuse the others."""
 
@@ -50,7 +58,7 @@ class ConfigReader:
         self.model_type = str(config.get("model_type"))
         try:
             self.config = {key: _floats(value) for key, value in config.items()}
-        except (TypeError, ValueError) as fault:
+        except (TypeError, ValueError, OverflowError) as fault:
             raise ToolError(f"config.json of {self.model_type}: {fault}", hint=_WRONG_KIND) from None
         self._ignore = ignore
         self._seen: set[str] = set()
@@ -64,11 +72,17 @@ class ConfigReader:
 
     def size(self, key: str, default: int | None = None) -> int:
         """A positive whole number."""
-        value = self.need(key) if default is None else self.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ToolError(
-                f"config.json of {self.model_type}: {key!r} is {value!r}, expected a positive whole number", hint=_WRONG_KIND
-            )
+        return self._whole(key, self.need(key) if default is None else self.get(key, default), 1)
+
+    def count(self, key: str, default: int = 0) -> int:
+        """A whole number, possibly 0."""
+        return self._whole(key, self.get(key, default), 0)
+
+    def _whole(self, key: str, value: Any, least: int) -> int:
+        most = MOST_OF.get(key, MOST)
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            kind = f"a whole number from {least} to {most}" if type(value) is int and value > most else KINDS[least]
+            raise ToolError(f"config.json of {self.model_type}: {key!r} is {_short(value)}, expected {kind}", hint=_WRONG_KIND)
         return value
 
     def get(self, key: str, default: T) -> T:
@@ -77,6 +91,8 @@ class ConfigReader:
         value = self.config.get(key)
         if value is None:
             return default
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ToolError(f"config.json of {self.model_type}: {key!r} is {value!r}, which is no number", hint=_WRONG_KIND)
         if not _same_kind(value, default):
             raise ToolError(
                 f"config.json of {self.model_type}: {key!r} is {value!r}, expected a value like {default!r}", hint=_WRONG_KIND
@@ -111,8 +127,9 @@ class ConfigReader:
         said = {v for v in (given.get("rope_theta"), self.get("rope_theta", None)) if isinstance(v, (int, float))}
         if len(said) > 1:
             raise ToolError(f"config.json of {self.model_type}: rope_theta is said twice, and differently: {sorted(said)}")
-        base = float(given.pop("rope_theta", self.get("rope_theta", base)))
-        fraction = float(given.pop("partial_rotary_factor", self.get("partial_rotary_factor", fraction)))
+        base = self._number("rope_theta", given.pop("rope_theta", self.get("rope_theta", base)), math.inf)
+        fraction = given.pop("partial_rotary_factor", self.get("partial_rotary_factor", fraction))
+        fraction = self._number("partial_rotary_factor", fraction, 1.0)
         kind = given.pop("rope_type", None) or given.get("type") or "default"
         given.pop("type", None)
         if kind == "default":
@@ -139,8 +156,25 @@ class ConfigReader:
             raise ToolError(
                 f"config.json of {self.model_type}: RoPE scaling {kind!r} has {what}", hint=f"known: {', '.join(known)}"
             )
+        for key, value in given.items():
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value)):
+                raise ToolError(
+                    f"config.json of {self.model_type}: {key!r} of the RoPE scaling is {_short(value)}, expected a number",
+                    hint=_WRONG_KIND,
+                )
         scaling = RopeScaling(kind=cast(RopeKind, kind), **given)
         return Rope(base=base, fraction=fraction, interleaved=interleaved, scaling=scaling)
+
+    def _number(self, key: str, value: Any, most: float) -> float:
+        """A positive number, at most `most`."""
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not number or not 0 < value <= most:
+            limit = "" if math.isinf(most) else f", at most {most:g}"
+            raise ToolError(
+                f"config.json of {self.model_type}: {key!r} is {_short(value)}, expected a positive number{limit}",
+                hint=_WRONG_KIND,
+            )
+        return float(value)
 
     def done(self) -> None:
         """Refuses every key that has a value, was not asked for and is not known to be without effect."""
@@ -158,11 +192,19 @@ class ConfigReader:
             and value not in (None, False, [], {})
         ]
         if left:
-            named = ", ".join(f"{key} = {str(self.config[key])[:60]!r}" for key in left)
+            named = ", ".join(f"{key} = {_short(self.config[key])}" for key in left)
             raise ToolError(
                 f"config.json of {self.model_type} uses what jumar does not know: {named}",
                 hint=f"if it has no effect on the weights: --ignore-config-keys {','.join(left)}",
             )
+
+
+def _short(value: Any) -> str:
+    """A value as Python writes it, cut if it is long."""
+    if isinstance(value, int) and abs(value) > MOST**3:
+        return f"a number of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= 80 else text[:80] + "..."
 
 
 def _same_kind(value: Any, default: Any) -> bool:

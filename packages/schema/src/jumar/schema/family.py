@@ -8,7 +8,7 @@ from typing import Any
 
 from jumar.schema.config import ConfigReader
 from jumar.schema.errors import ToolError
-from jumar.schema.spec import ModelSpec
+from jumar.schema.spec import ModelSpec, check_spec
 from jumar.schema.weights import Rule, part_shape
 
 EVERYWHERE = ("mcore", "te", "mindspeed", "mindspeed-v1")
@@ -66,6 +66,7 @@ class Family:
                 hint="was the file edited by hand? fetch it again",
             ) from fault
         reader.done()
+        check_spec(spec, f"config.json of {self.model_type}", hint="was the file edited by hand? fetch it again")
         if spec.num_kv_heads and spec.num_heads % spec.num_kv_heads:
             raise ToolError(
                 f"config.json of {self.model_type}: {spec.num_heads} attention heads cannot share {spec.num_kv_heads} KV heads",

@@ -29,7 +29,7 @@ TOKENIZER_FILES = (
 def manifest_text(*, tool: str, version: str, **facts: Any) -> str:
     """A manifest's text. `facts`: recipe, model, layout, counts, ... (None is left out)."""
     content = {"schema": SCHEMA, "tool": tool, "version": version, **{k: v for k, v in facts.items() if v is not None}}
-    return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_manifest(directory: Path) -> dict[str, Any] | None:
@@ -38,7 +38,7 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
     ToolError if it is damaged or of a newer schema.
     """
     path = directory / NAME
-    if not path.exists():
+    if not path.is_file():
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -48,7 +48,26 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
         return None
     if content.get("schema") != SCHEMA:
         raise ToolError(f"{path}: manifest schema {content.get('schema')}, this version reads {SCHEMA}", hint="upgrade jumar")
+    if damage := _damage(content):
+        raise ToolError(f"{path} is damaged: {damage}", hint="copy it again, or remove it to go on without")
     return content
+
+
+def _damage(content: dict[str, Any]) -> str | None:
+    """What is wrong with a manifest's values that are looked into."""
+    for key, kind in (("model", dict), ("hf", dict), ("layout", dict), ("outputs", list), ("dialect", str)):
+        if not isinstance(content.get(key, kind()), kind):
+            return f"{key} is {content[key]!r:.60}, expected a {kind.__name__}"
+    hf, model, copies = content.get("hf", {}), content.get("model", {}), content.get("hf", {}).get("copies", {})
+    for name, right, found in (
+        ("outputs", all(isinstance(n, str) for n in content.get("outputs", ())), content.get("outputs")),
+        ("model.spec", isinstance(model.get("spec", {}), dict), model.get("spec")),
+        ("hf.copies", isinstance(copies, dict) and all(isinstance(n, str) for n in copies.values()), copies),
+        ("hf.base", isinstance(hf.get("base", True), bool), hf.get("base")),
+    ):
+        if not right:
+            return f"{name} is {found!r:.60}"
+    return None
 
 
 def identify(path: Path, *, full: bool = False, head: int = HEAD_BYTES) -> dict[str, Any]:
@@ -70,12 +89,12 @@ def tokenizer_sha256(directory: Path) -> str | None:
     sha256 of tokenizer.json, or of the sorted (name, sha256) pairs of its other files.
     """
     main = directory / "tokenizer.json"
-    if main.exists():
+    if main.is_file():
         return hashlib.sha256(main.read_bytes()).hexdigest()
     pairs = [
         (name, hashlib.sha256((directory / name).read_bytes()).hexdigest())
         for name in sorted(TOKENIZER_FILES)
-        if (directory / name).exists()
+        if (directory / name).is_file()
     ]
     return hashlib.sha256(json.dumps(pairs).encode()).hexdigest() if pairs else None
 
@@ -83,9 +102,9 @@ def tokenizer_sha256(directory: Path) -> str | None:
 def template_sha256(directory: Path) -> str | None:
     """sha256 of the chat template: `chat_template.jinja`, else the one in tokenizer_config.json; None without any."""
     file, config = directory / "chat_template.jinja", directory / "tokenizer_config.json"
-    if file.exists():
+    if file.is_file():
         return hashlib.sha256(file.read_bytes()).hexdigest()
-    if not config.exists():
+    if not config.is_file():
         return None
     try:
         loaded: Any = json.loads(config.read_text(encoding="utf-8"))

@@ -11,6 +11,8 @@ from typing import Literal
 
 from jumar.schema.errors import ToolError
 
+MAX_FILES = 1 << 18
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -116,12 +118,28 @@ class ParallelLayout:
         The names are Megatron's: mp_rank_TT, mp_rank_TT_PPP (pp > 1), mp_rank_TT_EEE (ep > 1), mp_rank_TT_PPP_EEE.
         With experts, max(tp, ep * etp) distinct files a stage: rank r holds tp = r % tp and ep = r // etp % ep.
         """
+        self.check_ranks(moe=moe)
+        return tuple(Shard(self._name(tp, pp, ep), tp, pp, ep, etp) for pp in range(self.pp) for tp, ep, etp in self._grid(moe))
+
+    def check_ranks(self, *, moe: bool) -> None:
+        """Raises ToolError for sizes that no checkpoint has, before every rank is counted out."""
         if not moe and (self.ep > 1 or self.etp not in (None, 1, self.tp) or self.tp_extend_ep):
             raise ToolError(
                 f"{self._expert_sizes()}: this model has no experts",
                 hint="leave out --ep, --etp and --moe-tp-extend-ep",
             )
-        return tuple(Shard(self._name(tp, pp, ep), tp, pp, ep, etp) for pp in range(self.pp) for tp, ep, etp in self._grid(moe))
+        etp, a, b = self.expert_tp, max(self.tp, self.ep * self.expert_tp), min(self.tp, self.ep * self.expert_tp)
+        if moe and not self.tp_extend_ep and (a % b or etp > self.tp):
+            raise ToolError(
+                f"tp={self.tp}, ep={self.ep}, etp={etp}: Megatron's torch format cannot hold this layout "
+                "(two ranks with different experts would share a file)",
+                hint="one of tp and ep * etp must divide the other, and etp must not exceed tp; or use --etp 1",
+            )
+        files = self.pp * (a if not self.tp_extend_ep else self.tp * self.ep)
+        if files > MAX_FILES:
+            raise ToolError(
+                f"{files} checkpoint files (one a rank) are more than {MAX_FILES}", hint="choose smaller parallel sizes"
+            )
 
     def _expert_sizes(self) -> str:
         etp = "" if self.etp is None else f", etp={self.etp}"
@@ -134,13 +152,7 @@ class ParallelLayout:
             return [(tp, ep, 0) for ep in range(self.ep) for tp in range(self.tp)]
         etp, ranks = self.expert_tp, max(self.tp, self.ep * self.expert_tp)
         grid = [(r % self.tp, r // etp % self.ep, r % etp) for r in range(ranks)]
-        whole = ranks % self.tp == 0 and ranks % (self.ep * etp) == 0
-        if not whole or len({(tp, ep) for tp, ep, _ in grid}) != len(grid):
-            raise ToolError(
-                f"tp={self.tp}, ep={self.ep}, etp={etp}: Megatron's torch format cannot hold this layout "
-                "(two ranks with different experts would share a file)",
-                hint="one of tp and ep * etp must divide the other, and etp must not exceed tp; or use --etp 1",
-            )
+        assert len({(tp, ep) for tp, ep, _ in grid}) == len(grid)  # check_ranks
         return grid
 
     def _name(self, tp: int, pp: int, ep: int) -> str:

@@ -79,6 +79,7 @@ class Placement:
         self.check_dialect()
         if self.vocab_divisible_by < 1:
             raise ToolError(f"vocab_divisible_by={self.vocab_divisible_by}: expected a positive whole number")
+        self.layout.check_ranks(moe=self.spec.moe is not None)
         if self.expert_layout == "grouped" and self.spec.moe is None:
             raise ToolError("expert layout grouped: this model has no experts", hint="leave out --expert-layout")
         if moe := self.spec.moe:
@@ -88,6 +89,10 @@ class Placement:
                     f"{moe.num_experts} experts cannot be shared out over {ranks} ranks (ep={self.layout.ep})",
                     hint=f"choose --ep among the divisors of {moe.num_experts}",
                 )
+        stages = {chunk.pp for chunk in self.layout.chunks(self.spec.num_layers)}
+        for stage in sorted(stages):  # the first rank of each, before all ranks are counted out: what is cut there is cut on all
+            for _ in self.tensors(Shard("", tp=0, pp=stage)):
+                pass
         for shard in self.shards:
             if shard.pp == 0 or shard.tp == 0:
                 for _ in self.tensors(shard):

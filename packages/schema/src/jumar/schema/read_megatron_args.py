@@ -11,7 +11,7 @@ from jumar.schema.errors import ToolError
 from jumar.schema.family import Family
 from jumar.schema.megatron_args import YARN
 from jumar.schema.parallel import ParallelLayout
-from jumar.schema.spec import Mla, ModelSpec, Moe, Rope, RopeScaling, Ssm
+from jumar.schema.spec import MOST_LAYERS, Mla, ModelSpec, Moe, Rope, RopeScaling, Ssm, check_spec
 
 OPTIONAL_SIZES = (
     *("vocab_size", "padded_vocab_size", "max_position_embeddings", "num_query_groups", "kv_channels", "mtp_num_layers"),
@@ -122,6 +122,7 @@ def missing_args(args: Mapping[str, Any], family: Family) -> list[str]:
     need += ["rotary_base"] if base.position == "rope" else []
     need += ["moe_router_topk"] if base.moe else []
     need += ["query_pre_attn_scalar"] if base.attn_scale is not None else []
+    need += ["window_size"] if base.sliding_window is not None else []
     missing = [n for n in dict.fromkeys(need) if args.get(n) is None]
     return missing if args.get("vocab_size") or args.get("padded_vocab_size") else [*missing, "vocab_size"]
 
@@ -153,6 +154,8 @@ def spec_from_args(args: Mapping[str, Any], family: Family) -> ModelSpec:
             f"the checkpoint's args say {wrong[0]}={args.get(wrong[0])!r}, expected a positive whole number",
             hint=f"correct it with --set {wrong[0]}=N",
         )
+    if args["num_layers"] > MOST_LAYERS:
+        raise ToolError(f"the checkpoint's args say num_layers={args['num_layers']}", hint="correct it with --set num_layers=N")
     layers = args["num_layers"] - len(_indices(args.get("noop_layers")))
     tied = not args.get("untie_embeddings_and_output_weights", not base.tied)
     scale = base.embed_scale and args["hidden_size"] ** 0.5
@@ -173,6 +176,7 @@ def spec_from_args(args: Mapping[str, Any], family: Family) -> ModelSpec:
         spec = _attention_from_args(args, spec)
     if base.ssm:
         spec = replace(spec, ssm=_ssm_from_args(args, base.ssm, args["hidden_size"]))
+    check_spec(spec, "the checkpoint's args give a model that cannot be", hint="correct them with --set NAME=VALUE")
     return spec
 
 

@@ -62,7 +62,7 @@ def _parse_yaml(text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as fault:
-        raise ValueError(f"not YAML: {fault}") from None
+        raise ValueError(f"not YAML: {' '.join(str(fault).split())}") from None
 
 
 def apply_set(values: dict[str, Any], item: str) -> None:

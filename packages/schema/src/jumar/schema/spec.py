@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from functools import cache
+from types import UnionType
+from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from jumar.schema.errors import ToolError
 
@@ -188,9 +191,69 @@ def spec_from_dict(values: Mapping[str, Any]) -> ModelSpec:
             scaling = RopeScaling(**rope["scaling"]) if rope.get("scaling") else None
             made["rope"] = Rope(**{**rope, "scaling": scaling})
         made["sliding_layers"] = tuple(made.get("sliding_layers", ()))
-        return ModelSpec(**made)
-    except (TypeError, AttributeError) as fault:
+        spec = ModelSpec(**made)
+    except (TypeError, ValueError, AttributeError) as fault:
         raise ToolError(f"model traits are damaged: {fault}", hint="written by a newer jumar? upgrade jumar-schema") from fault
+    check_spec(spec, "model traits are damaged", hint="written by a newer jumar? upgrade jumar-schema")
+    return spec
+
+
+MOST_LAYERS, MOST_EXPERTS, MOST = 10_000, 100_000, 1 << 40
+"""Far more than any model has: a damaged number must not be counted out."""
+
+
+def check_spec(spec: ModelSpec, where: str, hint: str | None = None) -> None:
+    """Raises ToolError for a trait of another kind than its annotation, and for numbers that no model has."""
+    fault = _kind_fault(ModelSpec, spec, "")
+    moe, rope = spec.moe, spec.rope
+    if fault is None:
+        for wrong, text in (
+            (not 1 <= spec.num_layers <= MOST_LAYERS, f"num_layers is {spec.num_layers}, expected 1 to {MOST_LAYERS}"),
+            (spec.mtp_layers > MOST_LAYERS, f"mtp_layers is {spec.mtp_layers}, expected at most {MOST_LAYERS}"),
+            (not rope.base > 0, f"rope.base is {rope.base}, expected a positive number"),
+            (not 0 < rope.fraction <= 1, f"rope.fraction is {rope.fraction}, expected more than 0, at most 1"),
+            (moe and not 1 <= moe.num_experts <= MOST_EXPERTS, f"moe.num_experts is {moe and moe.num_experts}"),
+            (moe and not 1 <= moe.top_k <= moe.num_experts, f"{moe and moe.top_k} experts a token of {moe and moe.num_experts}"),
+        ):
+            if wrong:
+                fault = text
+    if fault is not None:
+        raise ToolError(f"{where}: {fault}", hint=hint)
+
+
+def _kind_fault(kind: Any, value: Any, path: str) -> str | None:
+    """None if a value is of an annotated kind, else what is wrong. Whole numbers are not negative, numbers are finite."""
+    if is_dataclass(kind):
+        if not isinstance(value, cast(type, kind)):
+            return f"{path} is {value!r:.60}, expected traits"
+        inner = ((f"{path}.{f.name}" if path else f.name, f.name) for f in fields(kind))
+        faults = (_kind_fault(_hints(cast(type, kind))[name], getattr(value, name), where) for where, name in inner)
+        return next((fault for fault in faults if fault), None)
+    options = get_args(kind)
+    if get_origin(kind) in (Union, UnionType):
+        if value is None and type(None) in options:
+            return None
+        return _kind_fault(next(o for o in options if o is not type(None)), value, path)
+    if get_origin(kind) is Literal:
+        right, expected = value in options, f"one of {', '.join(map(str, options))}"
+    elif get_origin(kind) is tuple:
+        right, expected = isinstance(value, tuple) and all(_is_whole(v) for v in value), "whole numbers"
+    elif kind is int:
+        right, expected = _is_whole(value), f"a whole number from 0 to {MOST}"
+    elif kind is float:
+        right, expected = type(value) in (int, float) and math.isfinite(value), "a number"
+    else:
+        right, expected = type(value) is kind, f"a {kind.__name__}"
+    return None if right else f"{path} is {value!r:.60}, expected {expected}"
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= MOST
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 ROPE_KINDS: tuple[str, ...] = get_args(RopeKind)

@@ -23,6 +23,7 @@ from jumar.ckpt_convert.formats.pickling import Global as Global
 from jumar.ckpt_convert.formats.pickling import TensorSpec as TensorSpec
 from jumar.ckpt_convert.formats.pickling import dump
 from jumar.ckpt_convert.formats.unpickle import unpickle
+from jumar.ckpt_convert.tensors import check_regular
 from jumar.schema.errors import ToolError
 
 ALIGNMENT = 64
@@ -39,6 +40,7 @@ def read_archive(path: Path, *, skip: frozenset[str] = frozenset(), extent: tupl
     See `unpickle.unpickle` for the types of the tree. Raises ToolError if the file is no such archive, is cut short or
     damaged, comes from a big-endian machine, or asks for anything but tensors and values.
     """
+    check_regular(path)
     try:
         with path.open("rb") as file:
             start, size = extent or (0, os.fstat(file.fileno()).st_size)

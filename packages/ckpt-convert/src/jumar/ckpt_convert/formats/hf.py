@@ -16,7 +16,7 @@ from typing import Any
 
 from jumar.ckpt_convert.formats.archive import read_archive
 from jumar.ckpt_convert.plan import Record
-from jumar.ckpt_convert.tensors import DTYPES, TensorRef, contiguous_strides, dtype_of
+from jumar.ckpt_convert.tensors import DTYPES, TensorRef, check_regular, contiguous_strides, dtype_of
 from jumar.schema.errors import ToolError
 
 SAFETENSORS, BIN = "model.safetensors", "pytorch_model.bin"
@@ -36,6 +36,7 @@ NOT_CARRIED = (
 
 def read_json(path: Path) -> Any:
     """A JSON file's value. Raises ToolError naming file and position."""
+    check_regular(path)
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
@@ -116,6 +117,7 @@ def _indexed(index: Path, read: Callable[[Path], dict[str, TensorRef]]) -> dict[
 
 def read_safetensors(path: Path) -> dict[str, TensorRef]:
     """The tensors of one safetensors file, every range checked against the file."""
+    check_regular(path)
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(8)

@@ -15,7 +15,7 @@ from typing import Any
 from jumar.ckpt_convert.formats import legacy
 from jumar.ckpt_convert.formats.archive import ArchiveLayout, Global, TensorSpec, read_archive
 from jumar.ckpt_convert.plan import Record
-from jumar.ckpt_convert.tensors import TensorRef
+from jumar.ckpt_convert.tensors import TensorRef, check_regular
 from jumar.schema.errors import ToolError
 
 TRACKER, SHARD_FILE = "latest_checkpointed_iteration.txt", "model_optim_rng.pt"
@@ -48,6 +48,7 @@ def iteration_directory(root: Path, iteration: str | None, roots: Sequence[Path]
         if tracker is None:
             found = ", ".join(sorted(p.name for p in root.glob("iter_*"))) or "none"
             raise ToolError(f"{root}: no {TRACKER}; iterations here: {found}", hint="choose one with --iteration")
+        check_regular(tracker)
         iteration = tracker.read_text(encoding="utf-8", errors="replace").strip()
     if iteration != "release" and not (iteration.isascii() and iteration.isdecimal()):
         raise ToolError(

@@ -24,7 +24,7 @@ def read_base(config: ConfigReader) -> ModelSpec:
         nope_dim=nope,
         rope_dim=rope,
         v_dim=config.size("v_head_dim"),
-        q_lora_rank=config.get("q_lora_rank", 0),
+        q_lora_rank=config.count("q_lora_rank"),
     )
     return ModelSpec(
         model_type=config.model_type,
@@ -45,7 +45,7 @@ def read_base(config: ConfigReader) -> ModelSpec:
 
 def read_moe(config: ConfigReader) -> Moe:
     """The experts' sizes and places; how they are chosen is the family's."""
-    layers, first = config.size("num_hidden_layers"), config.get("first_k_dense_replace", 0)
+    layers, first = config.size("num_hidden_layers"), config.count("first_k_dense_replace")
     every = config.size("moe_layer_freq", 1)
     ffn = config.size("moe_intermediate_size")
     config.get("seq_aux", True)  # how the auxiliary loss is averaged: a training option
@@ -53,7 +53,7 @@ def read_moe(config: ConfigReader) -> Moe:
         num_experts=config.size("n_routed_experts"),
         top_k=config.size("num_experts_per_tok"),
         ffn_size=ffn,
-        shared_ffn_size=ffn * config.get("n_shared_experts", 0),
+        shared_ffn_size=ffn * config.count("n_shared_experts"),
         dense_layers=tuple(i for i in range(layers) if i < first or i % every),
         scaling_factor=config.get("routed_scaling_factor", 1.0),
         aux_loss_coef=config.get("aux_loss_alpha", 0.0),

@@ -26,7 +26,7 @@ def read(config: ConfigReader) -> ModelSpec:
         topk_groups=config.size("topk_group", 4),
         group_score="top2_sum",
     )
-    layers = config.get("num_nextn_predict_layers", config.get("num_mtp_layers", 0))
+    layers = config.count("num_nextn_predict_layers", config.count("num_mtp_layers"))
     return replace(read_base(config), moe=moe, mtp_layers=layers)
 
 

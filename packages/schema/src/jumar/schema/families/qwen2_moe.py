@@ -21,7 +21,7 @@ def dense_layers(config: ConfigReader) -> tuple[int, ...]:
 
 def num_experts(config: ConfigReader) -> int:
     """transformers 5 writes `num_local_experts` in some of Qwen's families."""
-    return config.get("num_experts", 0) or config.size("num_local_experts")
+    return config.size("num_experts" if config.get("num_experts", None) else "num_local_experts")
 
 
 def read(config: ConfigReader) -> ModelSpec:
