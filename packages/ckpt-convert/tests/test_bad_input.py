@@ -394,6 +394,8 @@ def test_gguf_that_is_none(llama: Path, tmp_path: Path) -> None:
     refused(run("to-hf", tmp_path / "model.gguf", tmp_path / "out"), 3, "model.gguf does not exist")
     (tmp_path / "model.gguf").write_bytes(b"GGML" + bytes(60))
     refused(run("to-hf", tmp_path / "model.gguf", tmp_path / "out"), 3, "model.gguf", "not a GGUF file")
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    refused(run("to-hf", tmp_path / "model.gguf", tmp_path / "out"), 3, "model.gguf: cut short: 4 bytes")
     (tmp_path / "model.gguf").write_bytes(b"GGUF\3\0\0\0")
     refused(run("to-hf", tmp_path / "model.gguf", tmp_path / "out"), 3, "model.gguf")
     refused(run("to-megatron", tmp_path / "model.gguf", tmp_path / "out"), 3, "model.gguf")

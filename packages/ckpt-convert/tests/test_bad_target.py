@@ -393,7 +393,7 @@ import time
 import jumar.ckpt_convert.execute as execute
 write = execute.Executor._write
 def slow(self, *args):
-    time.sleep(0.05)
+    time.sleep(0.3)
     write(self, *args)
 execute.Executor._write = slow
 """

@@ -19,10 +19,12 @@ import pytest
 
 import failing
 from failing import ITERATION, contents, copied, edit_shard, execute, flip_tensor, huggingface, megatron, ok, refused, run, shard
+from jumar.schema.cli import escaped
 
 COMMANDS = ["to-megatron", "to-hf", "merge-lora", "to-peft", "verify", "inspect", "families"]
 HF = "self_attn.q_proj.weight"
 ESCAPE = "\x1b"
+EMBEDDED = "embedding.word_embeddings.weight"
 
 
 def as_json(*args: object) -> dict[str, Any]:
@@ -419,13 +421,13 @@ def test_names_of_any_kind(name: str, llama: Path, tmp_path: Path) -> None:
     source = copied(llama, tmp_path / name / "bold]" / "hf")
     mcore, back = tmp_path / name / "mcore", tmp_path / name / "back"
     result = ok(run("to-megatron", source, mcore, "--tp", 2))
-    assert f"done {mcore}:" in result.out
-    assert str(mcore) in ok(run("to-megatron", source, mcore, "--tp", 2)).out
+    assert f"done {escaped(str(mcore))}:" in result.out
+    assert escaped(str(mcore)) in ok(run("to-megatron", source, mcore, "--tp", 2)).out
     ok(run("to-hf", mcore, back))
-    assert f"equal {source} and {back}:" in ok(run("verify", source, back)).out
-    assert name in ok(run("inspect", mcore)).out or "\n" in name
+    assert escaped(f"equal {source} and {back}:") in ok(run("verify", source, back)).out
+    assert escaped(name) in ok(run("inspect", mcore)).out
     assert as_json("inspect", mcore)["path"] == [str(mcore)]
-    assert f"error: {mcore} is not empty" in run("to-megatron", source, mcore).err
+    assert escaped(f"error: {mcore} is not empty") in run("to-megatron", source, mcore).err
     assert contents(back) == contents(huggingface(tmp_path / "like", mcore))
 
 
@@ -476,3 +478,38 @@ def test_gguf_is_named_where_it_is_not_read(tmp_path: Path) -> None:
 def test_shard_sizes_as_people_write_them(size: str, sharded: Path, tmp_path: Path) -> None:
     ok(run("to-hf", sharded, tmp_path / "out", "--max-shard-size", size))
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 2
+
+
+# Pipes, iterations
+
+
+def test_lines_in_a_pipe_end_where_their_text_ends(sharded: Path, llama: Path, tmp_path: Path) -> None:
+    """Not in hundreds of blanks, where one value is long."""
+    commands = (["inspect", sharded], ["families"], ["to-hf", sharded, tmp_path / "out", "--plan"], ["verify", llama, llama])
+    for command in commands:
+        for line in ok(run(*command)).out.splitlines():
+            assert line == line.rstrip()
+
+
+def test_verify_of_an_iteration(sharded: Path, llama: Path, tmp_path: Path) -> None:
+    """Two saves of one run lie in one directory."""
+    source = copied(sharded, tmp_path / "mcore")
+    shutil.copytree(source / ITERATION, source / "iter_0000002")
+    for file in (source / "iter_0000002").glob("*/*.pt"):
+        edit_shard(file, lambda tree: tree.update(iteration=2))
+    flip_tensor(shard(source, "00_000").parent.parent.parent / "iter_0000002" / "mp_rank_00_000" / "model_optim_rng.pt", EMBEDDED)
+    ok(run("verify", source, source, "--iteration-a", 1))
+    ok(run("verify", source, source, "--iteration-a", 2, "--iteration-b", "iter_0000002"))
+    assert run("verify", source, source, "--iteration-b", 2).code == 5
+    assert run("verify", llama, source, "--iteration-b", 2).code == 5
+    refused(run("verify", source, source, "--iteration-a", 3), 3, "iter_0000003")
+    refused(run("verify", llama, source, "--iteration-a", 1), 2, "is a Hugging Face directory")
+
+
+def test_control_characters_in_a_path_are_not_obeyed(llama: Path, tmp_path: Path) -> None:
+    source = copied(llama, tmp_path / f"hf{ESCAPE}[2J")
+    for command in (["inspect", source], ["verify", source, source], ["to-hf", source, tmp_path / f"out{ESCAPE}[2J"]):
+        said = ok(run(*command))
+        assert ESCAPE not in said.out + said.err
+        assert "\\x1b[2J" in said.out
+    assert ESCAPE not in refused(run("inspect", tmp_path / f"none{ESCAPE}[2J"), 3, "\\x1b[2J")

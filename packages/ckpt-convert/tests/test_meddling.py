@@ -91,6 +91,17 @@ def test_file_that_appears_during_the_renaming_is_kept(llama: Path, tmp_path: Pa
     assert not (dst / ".replaced").exists()
 
 
+@pytest.mark.parametrize("what", ["file", "link"])
+def test_what_only_has_the_name_of_a_replaced_target_is_kept(what: str, llama: Path, tmp_path: Path) -> None:
+    dst, own = megatron(tmp_path / "out", llama), copied(llama, tmp_path / "own")
+    (own / "manifest.json").write_bytes((dst / "manifest.json").read_bytes())
+    (dst / ".replaced").write_text("mine") if what == "file" else (dst / ".replaced").symlink_to(own)
+    before = contents(tmp_path)
+    refused(run("to-megatron", llama, dst, "--tp", 2, "--force"), 3, "holds what the conversion did not write: .replaced")
+    refused(run("to-megatron", llama, dst), 3, ".replaced")
+    assert contents(tmp_path) == before
+
+
 # The staging directory
 
 

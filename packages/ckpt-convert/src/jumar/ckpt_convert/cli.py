@@ -273,6 +273,12 @@ def verify(
         typer.Option("--and-b", parser=_path, metavar="DIR", help="Where another node kept ranks of B; may be repeated."),
     ] = None,
     base: Base = None,
+    first_iteration: Annotated[
+        str | None, typer.Option("--iteration-a", help="Iteration of A, a Megatron checkpoint.", show_default="the tracker's")
+    ] = None,
+    second_iteration: Annotated[
+        str | None, typer.Option("--iteration-b", help="Iteration of B, a Megatron checkpoint.", show_default="the tracker's")
+    ] = None,
     family: FamilyName = None,
     sets: Sets = None,
     ignore: Ignore = None,
@@ -289,12 +295,14 @@ def verify(
     from jumar.ckpt_convert.verification import verify as compare
     from jumar.schema.cli import ByteProgress
 
-    def opened(paths: list[Path]) -> Checkpoint:
+    def opened(paths: list[Path], iteration: str | None) -> Checkpoint:
         megatron = paths[0].is_dir() and is_checkpoint(paths[0])
         own = (family, sets) if megatron else (None, None)
-        return _open(paths, _options(None, *own, ignore, base if megatron or is_adapter(paths[0]) else None, bearing=True))
+        found = base if megatron or is_adapter(paths[0]) else None
+        return _open(paths, _options(iteration, *own, ignore, found, bearing=True))
 
-    a, b = opened([first, *(first_nodes or ())]), opened([second, *(second_nodes or ())])
+    a = opened([first, *(first_nodes or ())], first_iteration)
+    b = opened([second, *(second_nodes or ())], second_iteration)
     with ByteProgress("verify", sum(x.nbytes for boxes in a.sources.values() for x in boxes), quiet=as_json) as progress:
         report = compare(a, b, threads=threads, progress=progress)
     show.report(report, str(first), str(second), as_json)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from jumar.ckpt_convert.checkpoint import stamp
 from jumar.ckpt_convert.convert import dtype_name
 from jumar.ckpt_convert.formats.gguf import import_gguf
 from jumar.ckpt_convert.formats.gguf_header import read_header
@@ -50,9 +51,14 @@ def convert_gguf(
         return {"target": str(dst), "written": False}
     target.claim(resume=False, force=force)
     target.check_space(_dequantised_bytes(path, kind))
+    before = stamp(path)
     made = import_gguf(
         path, target.staging, dtype=kind, tokenizer=tokenizer, max_shard_bytes=max_shard_bytes, on_progress=on_progress
     )
+    if stamp(path) != before:
+        shutil.rmtree(target.staging, ignore_errors=True)
+        hint = "wait until nothing writes there, then run the same command again"
+        raise ToolError(f"{path} changed while it was read", hint=hint)
     text = manifest_text(
         tool="jumar-convert",
         version=dist_version("jumar-ckpt-convert"),

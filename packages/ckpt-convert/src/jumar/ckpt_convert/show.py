@@ -14,7 +14,7 @@ from rich.text import Text
 
 from jumar.ckpt_convert.convert import Plan
 from jumar.ckpt_convert.verification import Report
-from jumar.schema.cli import human_bytes, print_json
+from jumar.schema.cli import escaped, human_bytes, print_json
 from jumar.schema.registry import families as all_families
 
 MANY = 24
@@ -37,7 +37,18 @@ def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
 
 def _say(console: Console, colour: str, word: str, text: str) -> None:
     """A coloured word, then plain text (never read as markup)."""
-    console.print(Text.assemble((word, colour), f" {text}"), soft_wrap=True)
+    console.print(Text.assemble((word, colour), f" {escaped(text)}"), soft_wrap=True)
+
+
+def _print(console: Console, table: Table) -> None:
+    """A table; in a pipe its lines end where their text ends."""
+    if console.is_terminal:
+        console.print(table)
+        return
+    with console.capture() as captured:
+        console.print(table)
+    for line in captured.get().splitlines():
+        console.print(line.rstrip(), soft_wrap=True)
 
 
 def _already(console: Console, target: object) -> None:
@@ -82,7 +93,7 @@ def plan(made: Plan, as_json: bool) -> None:
     for file in made.files[:MANY]:
         copies = sum(len(r.copies) for r in file.records)
         table.add_row(file.path, human_bytes(file.size), str(len(file.records)), str(copies))
-    console.print(table)
+    _print(console, table)
     if len(made.files) > MANY:
         console.print(f"... and {len(made.files) - MANY} more files")
     beside = ", ".join(sorted(map(str, made.sidecars))[:12])
@@ -123,8 +134,8 @@ def report(found: Report, first: str, second: str, as_json: bool) -> None:
     if found.differences:
         table = _table("tensor", "difference", "largest", right=("largest",))
         for d in found.differences[:MANY]:
-            table.add_row(d.name, d.what, "" if d.largest is None else f"{d.largest:.3g}")
-        console.print(table)
+            table.add_row(escaped(d.name), d.what, "" if d.largest is None else f"{d.largest:.3g}")
+        _print(console, table)
         count = len(found.differences)
         if count > MANY:
             console.print(f"... and {count - MANY} more")
@@ -164,16 +175,16 @@ def description(facts: dict[str, Any], as_json: bool) -> None:
     ]
     for key, value in rows:
         if value is not None:
-            table.add_row(key, str(value))
+            table.add_row(key, escaped(str(value)))
     for key, value in spec.items():
         if key not in ("model_type", "vocab_size"):
             table.add_row(f"  {key}", _plain(value))
-    console.print(table)
+    _print(console, table)
     if "ranks" in facts:
         ranks = _table("rank", "weights", right=("weights",))
         for name, size in list(facts["ranks"].items())[:MANY]:
             ranks.add_row(name, human_bytes(size))
-        console.print(ranks)
+        _print(console, ranks)
         if len(facts["ranks"]) > MANY:
             console.print(f"... and {len(facts['ranks']) - MANY} more ranks")
 
@@ -215,7 +226,7 @@ def families(as_json: bool) -> None:
     table = _table("model_type", "architecture", "dialects")
     for name, family in found.items():
         table.add_row(name, family.architecture, ", ".join(family.dialects))
-    _console().print(table)
+    _print(_console(), table)
 
 
 def gguf(facts: dict[str, Any], as_json: bool) -> None:

@@ -176,8 +176,8 @@ class Target:
 
 def _foreign(replaced: Path) -> list[Path]:
     """Files of a replaced target that its manifest does not list."""
-    if not replaced.is_dir():
-        return []
+    if replaced.is_symlink() or not replaced.is_dir():
+        return [replaced] if os.path.lexists(replaced) else []  # somebody's own, that has the name
     manifest = read_manifest(replaced) or {}
     listed = {replaced / name for name in (MANIFEST, JOURNAL, *manifest.get("outputs", ()))}
     inner = replaced / REPLACED
@@ -187,7 +187,7 @@ def _foreign(replaced: Path) -> list[Path]:
 
 def _remove_listed(replaced: Path) -> None:
     """Removes a replaced target, file by file. Raises ToolError for what its manifest does not list: that is kept."""
-    if not replaced.is_dir():
+    if not os.path.lexists(replaced):
         return
     foreign = _foreign(replaced)
     if not foreign:

@@ -130,7 +130,9 @@ def read_header(path: Path) -> tuple[Fields, dict[str, GgufTensor]]:
     try:
         with path.open("rb") as file:
             start = file.read(8)
-            if start[:4] != b"GGUF" or len(start) < 8:
+            if start[:4] == b"GGUF" and len(start) < 8:
+                raise ToolError(f"{path}: cut short: {len(start)} bytes", hint="get the file again")
+            if start[:4] != b"GGUF":
                 found = repr(start[:4]) if start else "an empty file"
                 raise ToolError(
                     f"{path}: not a GGUF file: it starts with {found}, expected b'GGUF'",
