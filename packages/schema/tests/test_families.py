@@ -254,6 +254,9 @@ def test_damaged_traits_are_refused(family: Family) -> None:
     spec = family.spec(family.tiny)
     good = json.loads(json.dumps({f.name: getattr(spec, f.name) for f in fields(spec)}, default=asdict))
     assert spec_from_dict(good) == spec
+    for name in ("head_dim", "num_kv_heads") if spec.num_heads and not spec.mla else ():
+        with pytest.raises(ToolError, match="is 0"):
+            spec_from_dict({**good, name: 0})
     floats = {f.name for f in fields(spec) if "float" in str(f.type)}
     for name, value in good.items():
         inner = [{**value, key: wrong} for key in value for wrong in ("x", [1.5], {"a": 1})] if isinstance(value, dict) else []

@@ -134,7 +134,8 @@ class Checkpoint:
         """Every file that holds tensors, once."""
         own = (box.file for boxes in self.sources.values() for box in boxes if box.file != ZEROS)
         added = (box.file for delta in self.deltas.values() for box in (*delta.a, *delta.b))
-        return list(dict.fromkeys((*own, *added, *(self.adapter.files if self.adapter else ()))))
+        kept = self.training.files if self.training else []
+        return list(dict.fromkeys((*own, *added, *kept, *(self.adapter.files if self.adapter else ()))))
 
     def dtype(self, name: str) -> str:
         """safetensors dtype of an HF tensor."""

@@ -12,7 +12,7 @@ from jumar.ckpt_convert.checkpoint import Checkpoint, OpenOptions
 from jumar.ckpt_convert.formats.dist_metadata import DistTensor
 from jumar.ckpt_convert.formats.megatron import iteration_directory
 from jumar.ckpt_convert.formats.torch_dist import Chunks, DistDirectory, is_dist, open_directory
-from jumar.ckpt_convert.open_args import Args, hints_for_a_source
+from jumar.ckpt_convert.open_args import Args, hints_for_a_source, values_given
 from jumar.ckpt_convert.open_hf import check_counts
 from jumar.ckpt_convert.open_megatron import ITERATION, kept_facts, model_from_args, model_of
 from jumar.ckpt_convert.plan import Ints, SourceBox, tiling_fault
@@ -75,7 +75,8 @@ def open_dist(root: Path, options: OpenOptions) -> Checkpoint:
             hint=f"does {extras or 'the manifest'} belong to these weights?",
         )
     check_counts(spec, sum(len(t.chunks) for t in tensors.values()), "the checkpoint's config")
-    saved = layout_from_args({"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1, **args}, spec.num_layers)
+    with values_given(args):
+        saved = layout_from_args({"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1, **args}, spec.num_layers)
     args.seen.update(args.given)  # a layout has nothing to say here but for its no-op slots
     whole = ParallelLayout(noop_layers=saved.noop_layers)
     rows = tensors[EMBEDDING].shape[0] if EMBEDDING in tensors else spec.vocab_size

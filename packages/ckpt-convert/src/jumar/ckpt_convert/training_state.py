@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from jumar.ckpt_convert.plan import SourceBox
@@ -40,6 +41,12 @@ class TrainingState:
     facts: Mapping[str, Any] = field(default_factory=dict)
     refused: str | None = None
     rng: bool = False
+
+    @property
+    def files(self) -> list[Path]:
+        """Every file that holds state, once."""
+        boxes = (box for kind in self.kinds.values() for found in kind.values() for box in found)
+        return list(dict.fromkeys(box.file for box in boxes))
 
     @property
     def there(self) -> bool:

@@ -212,6 +212,7 @@ def check_spec(spec: ModelSpec, where: str, hint: str | None = None) -> None:
             (spec.mtp_layers > MOST_LAYERS, f"mtp_layers is {spec.mtp_layers}, expected at most {MOST_LAYERS}"),
             (not rope.base > 0, f"rope.base is {rope.base}, expected a positive number"),
             (not 0 < rope.fraction <= 1, f"rope.fraction is {rope.fraction}, expected more than 0, at most 1"),
+            (spec.num_heads and not spec.mla and not spec.num_kv_heads * spec.head_dim, "num_kv_heads or head_dim is 0"),
             (moe and not 1 <= moe.num_experts <= MOST_EXPERTS, f"moe.num_experts is {moe and moe.num_experts}"),
             (moe and not 1 <= moe.top_k <= moe.num_experts, f"{moe and moe.top_k} experts a token of {moe and moe.num_experts}"),
         ):

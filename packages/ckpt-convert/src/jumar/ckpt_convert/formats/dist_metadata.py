@@ -16,6 +16,7 @@ from jumar.ckpt_convert.formats.inert import Inert, check_tree
 from jumar.ckpt_convert.formats.pickling import Fields, Global, Made, dump
 from jumar.ckpt_convert.formats.torch_names import TORCH_DTYPES
 from jumar.ckpt_convert.formats.unpickle import Unpickler, guarded
+from jumar.ckpt_convert.tensors import check_regular
 from jumar.schema.errors import ToolError
 
 NAME = ".metadata"
@@ -130,6 +131,7 @@ def read_metadata(directory: Path) -> DistMetadata:
     """
     file = directory / NAME
     try:
+        check_regular(file)
         data = file.read_bytes()
     except OSError as fault:
         raise ToolError(f"{file}: cannot be read: {fault.strerror or fault}", hint="copy the whole directory again") from fault
