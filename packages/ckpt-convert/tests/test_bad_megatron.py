@@ -315,6 +315,14 @@ def test_nothing_says_which_model(sharded: Path, llama: Path, tmp_path: Path) ->
     ok(run("verify", llama, tmp_path / "out"))
 
 
+def test_a_head_that_is_no_copy_of_the_embedding(sharded: Path, tmp_path: Path) -> None:
+    """An untied model that is said to be tied would lose its head."""
+    source = bare(sharded, tmp_path / "mcore")
+    line = ("to-hf", source, tmp_path / "out", "--family", "llama", "--set", "untie_embeddings_and_output_weights=false")
+    refused(run(*line), 3, "output_layer.weight is no copy of the embedding", "--set untie_embeddings_and_output_weights")
+    untouched(tmp_path / "out")
+
+
 def test_args_are_missing(sharded: Path, llama: Path, tmp_path: Path) -> None:
     """What the files show is not asked for; what they do not show is asked for at once."""
     source = bare(sharded, tmp_path / "mcore")

@@ -124,6 +124,19 @@ def test_verify_finds_another_factor_and_another_adapter(peft: Path, alone: Path
     assert "layers.2.self_attn" in found.out
 
 
+def test_a_product_that_is_not_finite(llama: Path, peft: Path, tmp_path: Path) -> None:
+    broken = copied(peft, tmp_path / "peft")
+
+    def grow(tensors: failing.Tensors) -> None:
+        for name, (dtype, shape, data) in tensors.items():
+            tensors[name] = dtype, shape, (np.frombuffer(data, np.float32) * np.float32(1e30)).tobytes()
+
+    failing.edit_tensors(broken / "adapter_model.safetensors", grow)
+    said = refused(run("merge-lora", llama, broken, tmp_path / "out"), 3, "no finite numbers")
+    assert "Warning" not in said
+    untouched(tmp_path / "out")
+
+
 def test_plan_and_json(llama: Path, peft: Path, tmp_path: Path) -> None:
     planned = json.loads(ok(run("merge-lora", llama, peft, tmp_path / "out", "--plan", "--json")).out)
     assert planned["changes"] == ["28 weights are W + scale * B @ A of the adapter, computed in fp32 and rounded once"]

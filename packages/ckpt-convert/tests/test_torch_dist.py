@@ -23,6 +23,7 @@ import tiny_hf
 from failing import contents, refused, run
 from jumar.ckpt_convert import open_checkpoint, plan_hf, plan_megatron, run_plan, verify
 from jumar.ckpt_convert.dist_plan import plan_dist
+from jumar.ckpt_convert.formats.archive import ArchiveLayout, read_archive
 from jumar.ckpt_convert.formats.dist_metadata import Chunk, DistTensor, metadata_bytes, read_metadata
 from jumar.ckpt_convert.formats.pickling import Global, Made, dump
 from jumar.schema.megatron_args import to_args
@@ -237,7 +238,7 @@ def iteration(root: Path) -> Path:
     return root / "iter_0000001"
 
 
-def changed_metadata(root: Path, change: Callable[[dict[str, DistTensor]], None]) -> None:
+def changed_metadata(root: Path, change: Callable[[dict[str, DistTensor]], object]) -> None:
     found = read_metadata(iteration(root))
     tensors = dict(found.tensors)
     change(tensors)
@@ -323,6 +324,53 @@ def test_damage(name: str, dist: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "pwned").exists()
 
 
+def with_state(dist: Path, root: Path) -> Path:
+    """A copy with Adam's moments: the weights once more, under other names."""
+    failing.copied(dist, root)
+
+    def change(tensors: dict[str, DistTensor]) -> None:
+        for kind in ("exp_avg", "exp_avg_sq"):
+            tensors |= {f"optimizer.state.{kind}.{n}": t for n, t in tensors.items() if not n.startswith("optimizer")}
+
+    changed_metadata(root, change)
+    common = {"iteration": 1, "checkpoint_version": 3.0, "optimizer": {"optimizer": {"param_groups": [{"lr": 0.1, "step": 3}]}}}
+    (iteration(root) / "common.pt").write_bytes(ArchiveLayout.plan(common).content())
+    return root
+
+
+def test_optimizer_state_goes_along(dist: Path, tmp_path: Path) -> None:
+    source = with_state(dist, tmp_path / "dist")
+    command = ("to-megatron", source, tmp_path / "out", "--format", "torch_dist", "--pp", 4)
+    assert "not carried" not in failing.ok(run(*command)).err
+    found, common = read_metadata(iteration(tmp_path / "out")).tensors, read_archive(iteration(tmp_path / "out") / "common.pt")
+    assert sum(name.startswith("optimizer.state.exp_avg_sq.") for name in found) == len(found) // 3
+    assert common["optimizer"] == {"optimizer": {"param_groups": [{"lr": 0.1, "step": 3}]}}
+    arrays = dist_by_hand.read(iteration(tmp_path / "out"))
+    assert all(np.array_equal(arrays[f"optimizer.state.exp_avg.{n}"], a) for n, a in arrays.items() if "optimizer" not in n)
+    left = failing.ok(run(*command[:2], tmp_path / "left", *command[3:], "--no-optimizer"))
+    assert "optimizer" not in left.err
+    assert not any(name.startswith("optimizer") for name in read_metadata(iteration(tmp_path / "left")).tensors)
+
+
+@pytest.mark.parametrize("fault", ["no common.pt", "one moment is missing", "a weight is frozen"])
+def test_optimizer_state_that_is_not_whole(fault: str, dist: Path, tmp_path: Path) -> None:
+    source = with_state(dist, tmp_path / "dist")
+    frozen = "decoder.final_layernorm.weight"
+    if fault == "no common.pt":
+        (iteration(source) / "common.pt").unlink()
+        said = "not carried: common.pt is missing"
+    elif fault == "one moment is missing":
+        changed_metadata(source, lambda tensors: tensors.pop(f"optimizer.state.exp_avg.{frozen}"))
+        said = f"not carried: it is not whole: {frozen} has no exp_avg"
+    else:
+        changed_metadata(source, lambda t: [t.pop(f"optimizer.state.{kind}.{frozen}") for kind in ("exp_avg", "exp_avg_sq")])
+        said = f"1 tensors of the model have no optimizer state (were they frozen?): {frozen}"
+    result = failing.ok(run("to-megatron", source, tmp_path / "out", "--format", "torch_dist", "--pp", 2))
+    assert said in result.err
+    carried = any(name.startswith("optimizer") for name in read_metadata(iteration(tmp_path / "out")).tensors)
+    assert carried == (fault == "a weight is frozen")
+
+
 def test_a_save_that_was_stopped_is_passed_over_on_demand(dist: Path, tmp_path: Path) -> None:
     root = failing.copied(dist, tmp_path / "dist")
     (root / "iter_0000002").mkdir()
@@ -337,8 +385,6 @@ def test_nothing_says_which_model(dist: Path, tmp_path: Path) -> None:
     shutil.rmtree(root / "hf")
     (root / "manifest.json").unlink()
     common = iteration(root) / "common.pt"
-    from jumar.ckpt_convert.formats.archive import ArchiveLayout
-
     common.write_bytes(ArchiveLayout.plan({"iteration": 1}).content())
     refused(run("inspect", root), 3, "nothing says which model", "--family")
     text = refused(run("inspect", root, "--family", "llama"), 3, "--set num_layers=...")

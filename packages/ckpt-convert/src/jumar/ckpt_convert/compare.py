@@ -40,6 +40,15 @@ def first_bytes(box: SourceBox, files: SourceFiles, limit: int = 1 << 16) -> byt
     return None
 
 
+def unlike(a: SourceBox, b: SourceBox, files: SourceFiles, limit: int = 1 << 16) -> bool:
+    """Whether most elements in the first `limit` bytes of two boxes of one shape differ: they are no copies of one another."""
+    left, right = (bits(files.view(as_copy(box))) for box in (a, b))
+    for at, size in chunks(a.size, max(limit // left.dtype.itemsize, 1)):
+        index = tuple(slice(s, s + n) for s, n in zip(at, size, strict=True))
+        return bool(left.dtype != right.dtype or (left[index] != right[index]).mean() > 0.5)
+    return False
+
+
 def bits(view: np.ndarray) -> np.ndarray:
     """The same array as unsigned integers of its width."""
     return view.view(np.dtype(f"u{view.dtype.itemsize}")) if view.dtype.kind != "u" else view

@@ -224,11 +224,11 @@ def megatron_plan(
     casts: Mapping[tuple[str, str], int],
     *,
     form: str | None = None,
-    carried: bool = False,
+    carried: bool | None = False,
 ) -> Plan:
     """The plan of these files, with the tracker, `hf/` and the manifest.
 
-    form: the format, where it is not `torch`; carried: whether they hold the source's optimizer state
+    form: the format, where it is not `torch`; carried: whether they hold the source's optimizer state; None: not asked for
     """
     source, fusion = job.source, job.fusion
     tracker = job.iteration if job.iteration == "release" else str(job.number)
@@ -277,8 +277,8 @@ def plan_hf(source: Checkpoint, *, max_shard_bytes: int = 5_000_000_000, dtype: 
     return Plan(source, "huggingface", tuple(files), sidecars, manifest, facts, casts, _notes(source, cast), _changes(source))
 
 
-def _training_notes(source: Checkpoint, *, carried: bool) -> list[str]:
-    return source.training.notes(carried) if source.training else []
+def _training_notes(source: Checkpoint, *, carried: bool | None) -> list[str]:
+    return source.training.notes(carried) if source.training and carried is not None else []
 
 
 def run_plan(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from jumar.ckpt_convert.plan import CopyBox, Delta, Ints, SourceBox
+from jumar.schema.errors import ToolError
 
 TILE = 128, 512
 """Outputs and inputs of a tile."""
@@ -31,8 +32,14 @@ def add_delta(target: np.ndarray, delta: Delta, ranges: Sequence[range], view: V
     for rows in _tiles(out, sizes[0], TILE[0]):
         b = _read(delta.b, (rows, range(delta.rank)), view, target.dtype)
         for columns in _tiles(inner, sizes[1], TILE[1]):
-            tile = b @ _read(delta.a, (range(delta.rank), columns), view, target.dtype)
-            tile *= target.dtype.type(delta.scale)
+            with np.errstate(over="ignore", invalid="ignore"):
+                tile = b @ _read(delta.a, (range(delta.rank), columns), view, target.dtype)
+                tile *= target.dtype.type(delta.scale)
+            if not np.isfinite(tile).all():
+                raise ToolError(
+                    "the adapter's scale * B @ A has values that are no finite numbers",
+                    hint="is the adapter whole? it may come from a run that diverged",
+                )
             mine, theirs = zip(*(_meeting(part, of) for part, of in ((rows, out), (columns, inner))), strict=True)
             total[theirs] += tile[mine]
 

@@ -91,9 +91,10 @@ def plan_dist(
         common |= training.common
         spelled = {**training.facts, **spelled, "chained_optim_avoid_prefix": True}
     common["content_metadata"] = spelled
+    carried = bool(states_of) if optimizer else None
     sidecars = {
         f"{job.folder}/{COMMON}": common_bytes(common),
         f"{job.folder}/{METADATA}": index_bytes(files),
         f"{job.folder}/{FORMAT}": format_bytes(),
     }
-    return megatron_plan(job, files, sidecars, coverage, padding, casts, form="torch_dist", carried=bool(states_of))
+    return megatron_plan(job, files, sidecars, coverage, padding, casts, form="torch_dist", carried=carried)

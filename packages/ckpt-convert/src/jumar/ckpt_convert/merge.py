@@ -26,7 +26,7 @@ def open_with_adapter(paths: Sequence[Path], adapter: Path | None, options: Open
         opened = open_checkpoint(*paths, options=options)
         return merged(opened) if merge else opened
     if options.base is not None:
-        raise ToolError("--base has no effect with --adapter, which adapts the source", code=Exit.USAGE)
+        raise ToolError("--base has no effect with --adapter, which adapts the source", hint="leave --base out", code=Exit.USAGE)
     lora = {k: v for k, v in options.sets.items() if k.startswith("lora_")}
     rest = {k: v for k, v in options.sets.items() if k not in lora}
     if all(path.is_dir() and megatron.is_checkpoint(path) for path in paths):

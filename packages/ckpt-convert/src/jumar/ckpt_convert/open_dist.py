@@ -25,6 +25,7 @@ from jumar.ckpt_convert.training_state import (
     TrainingState,
     carried_common,
     is_plain,
+    lacking,
     names_by_kind,
 )
 from jumar.schema.distributed import DIALECTS, Piece, Spelling, pieces
@@ -185,6 +186,10 @@ def _training(found: DistDirectory, placement: Placement, expected: list[Piece])
         return replace(state, refused=f"it was saved as flat buffers of that run's ranks; {LAYOUT_BOUND}")
     if "optimizer" in strange:
         return replace(state, refused="common.pt holds parameter groups that are no plain values")
+    if by_kind and "optimizer" not in common:
+        return replace(state, refused="common.pt is missing, or holds no parameter groups")
+    if partial := lacking(by_kind):
+        return replace(state, refused=f"it is not whole: {partial}")
     shapes = {piece.key: piece for piece in expected}
     kinds: dict[str, dict[str, list[SourceBox]]] = {}
     for kind, names in by_kind.items():
@@ -193,7 +198,8 @@ def _training(found: DistDirectory, placement: Placement, expected: list[Piece])
                 return replace(state, refused=f"{name} has not its parameter's shape (flat pieces of it); {LAYOUT_BOUND}")
             _check_chunks(found.path, name, held[name], shapes[key], placement)
         kinds[kind], _ = _boxes(found, [p for p in expected if p.key in names], {k: held[n] for k, n in names.items()})
-    return replace(state, kinds=kinds)
+    bare = [p.key for p in expected if not p.keep_dtype and not any(p.key in names for names in by_kind.values())]
+    return replace(state, kinds=kinds, bare=tuple(dict.fromkeys(bare)) if kinds else ())
 
 
 def _more(names: list[str], shown: int) -> str:

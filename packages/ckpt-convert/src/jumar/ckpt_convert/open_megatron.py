@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from jumar.ckpt_convert.checkpoint import Checkpoint, OpenOptions, Replica
+from jumar.ckpt_convert.compare import unlike
 from jumar.ckpt_convert.formats import legacy
 from jumar.ckpt_convert.formats.megatron import ShardFile, find_shards, iteration_directory, optimizer_files, read_shard
+from jumar.ckpt_convert.gather import SourceFiles
 from jumar.ckpt_convert.open_args import LAYOUT_ARGS, Args, ask_for, complete, fitting_etps, hints_for_a_source, values_given
 from jumar.ckpt_convert.open_hf import check_counts, read_base, read_config
 from jumar.ckpt_convert.open_lora import adapter_of, bears_lora, joined, read_lora, refuse_bearing, set_apart
@@ -332,12 +334,18 @@ def _boxes(placement: Placement, shards: Mapping[str, ShardFile]) -> tuple[dict[
             _check_shape(file, placed, ref)
             prove_geometry(placed)
             padding += placed.geometry.padding * math.prod(placed.geometry.shape[1:])
+            head = placed.origin is not None and placed.origin.stage == "tied_last"
             for name, box in boxes_of(placed, ref):
                 held = first.setdefault((name, box.start, box.size), box)
                 if held is box:
                     sources.setdefault(name, []).append(box)
                 else:
                     replicas.append(Replica(name, held, box))
+                    if head and unlike(held, box, SourceFiles()):
+                        raise ToolError(
+                            f"{file.file}: {placed.name} is no copy of the embedding, so the model is not tied",
+                            hint="is tie_word_embeddings in hf/config.json right, or --set untie_embeddings_and_output_weights?",
+                        )
         if left:
             foreign = [f"{key}/{name}" for key, name in left]
             raise ToolError(

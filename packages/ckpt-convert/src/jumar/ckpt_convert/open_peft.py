@@ -63,10 +63,11 @@ def _base(root: Path, config: AdapterConfig, options: OpenOptions) -> Path:
         return options.base
     if isinstance(named, str) and Path(named).is_dir():
         return Path(named)
+    what = f"its base model {named!r} is no directory on this machine" if named else "it does not say its base model"
     raise ToolError(
-        f"{root} is an adapter; its base model {named!r} is no directory on this machine",
-        hint="name it with --base HF_DIR (its config.json is enough; hub names are not fetched); "
-        "to merge: jumar-convert merge-lora BASE ADAPTER DST",
+        f"{root} is an adapter; {what}",
+        hint="to merge: jumar-convert merge-lora BASE ADAPTER DST; to-megatron, inspect and verify: name it with "
+        "--base HF_DIR (its config.json is enough; hub names are not fetched)",
     )
 
 

@@ -50,7 +50,7 @@ def open_checkpoint(*paths: Path | str, options: OpenOptions | None = None) -> C
     if root.is_dir() and peft.is_adapter(root):
         return open_peft(root, options)
     if options.base is not None:
-        raise ToolError(f"{root} is no adapter: --base has no effect on it", code=Exit.USAGE)
+        raise ToolError(f"{root} is no adapter: --base has no effect on it", hint="leave --base out", code=Exit.USAGE)
     if root.is_dir() and (hf.has_weights(root) or (root / "config.json").exists()):
         return open_hf(root, options)
     if is_gguf(root):

@@ -195,7 +195,7 @@ def _optimizer(found: dict[str, Any] | None) -> str | None:
     if found["carried"]:
         return f"{human_bytes(found['bytes'])}: {', '.join(found['carried'])}; goes along to torch_dist"
     if found.get("refused"):
-        return "flat buffers of that run's ranks, which no conversion carries along"
+        return f"not carried along: {found['refused']}"
     return f"{human_bytes(found['bytes'])} in {_count(found['files'])}, which no conversion carries along"
 
 

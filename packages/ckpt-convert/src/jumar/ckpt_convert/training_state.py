@@ -22,6 +22,8 @@ STATE = re.compile(r"(?:chained_\d+\.)?optimizer\.state\.([a-z][a-z0-9_]*)\.(.+)
 OTHERS = re.compile(r"(chained_\d+\.)?(optimizer\b|rng_state\b|rerun_state_machine|opt_param_scheduler).*")
 FLAT = re.compile(r"(chained_\d+\.)?optimizer\.distributed\..*")
 OWN = frozenset({"args", "iteration", "checkpoint_version", "content_metadata", "rng_state", "rerun_state_machine"})
+COPIES = ("fp32_param", "param", "master_param")
+"""States that are a parameter's fp32 copy."""
 LAYOUT_BOUND = "save it once more with --dist-ckpt-optim-fully-reshardable, or without --use-distributed-optimizer"
 
 
@@ -32,6 +34,7 @@ class TrainingState:
     kinds:   name of a state ("exp_avg", "fp32_param") -> HF tensor -> where its boxes lie
     common:  plain values of `common.pt`: parameter groups, schedule, counters
     facts:   plain values of its `content_metadata`
+    bare:    parameters that have no state at all: frozen ones
     refused: why the optimizer state that is there cannot be carried; None if it can, or if there is none
     rng:     whether there is RNG state, which belongs to ranks and is never carried
     """
@@ -39,6 +42,7 @@ class TrainingState:
     kinds: Mapping[str, Mapping[str, list[SourceBox]]] = field(default_factory=dict)
     common: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    bare: tuple[str, ...] = ()
     refused: str | None = None
     rng: bool = False
 
@@ -61,6 +65,9 @@ class TrainingState:
             said.append(
                 "the optimizer state is not carried: of Megatron's formats only torch_dist takes it (--format torch_dist)"
             )
+        if self.bare and carried:
+            some = ", ".join(self.bare[:4]) + (" ..." if len(self.bare) > 4 else "")
+            said.append(f"{len(self.bare)} tensors of the model have no optimizer state (were they frozen?): {some}")
         if self.rng and carried and self.kinds:
             said.append("RNG state is not carried: it belongs to the ranks of the run that saved it")
         return said
@@ -73,6 +80,17 @@ def names_by_kind(names: Iterable[str]) -> dict[str, dict[str, str]]:
         if match := STATE.fullmatch(name):
             kinds.setdefault(match[1], {})[match[2]] = name
     return kinds
+
+
+def lacking(kinds: Mapping[str, Mapping[str, str]]) -> str | None:
+    """A parameter that has one of Adam's moments and not the other. fp32 parameters have no fp32 copy."""
+    moments = {kind: names.keys() for kind, names in kinds.items() if kind not in COPIES}
+    every = set().union(*moments.values())
+    for kind, names in moments.items():
+        if missing := sorted(every - names):
+            return f"{missing[0]} has no {kind}"
+    stray = sorted({name for kind, names in kinds.items() if kind in COPIES for name in names} - every) if every else []
+    return f"{stray[0]} has an fp32 copy and no moments" if stray else None
 
 
 def carried_common(common: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
