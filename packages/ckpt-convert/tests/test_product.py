@@ -172,7 +172,8 @@ def test_whatever_meets_comes_through_or_is_refused(
                 continue
             assert run_plan(plan(source, want), home / str(number))
             source = open_checkpoint(home / str(number))
-            assert source.layout == drawn.layout_of(want)
+            wanted = drawn.layout_of(want)
+            assert source.layout == replace(wanted, etp=None if wanted.etp == wanted.tp else wanted.etp)  # the same thing
             record_property("converted", 1)
         run_plan(plan_hf(source), home / "back")
         assert tiny_hf.read_hf(home / "back") == tiny_hf.read_hf(home / "hf")

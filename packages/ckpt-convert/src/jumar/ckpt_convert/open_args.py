@@ -128,6 +128,8 @@ def complete(args: Args, shown: Shown, spec: ModelSpec | None) -> tuple[list[str
 
     spec: of the model, where a config or manifest says it; its sizes are then not looked for.
     """
+    if spec is not None and spec.moe is not None:
+        shown.has_experts = True  # its files are those of a model with experts, even if each of its layers is dense
     missing, notes = _ranks(args, shown)
     if not missing:
         _pipeline(args, shown)
@@ -199,6 +201,8 @@ def _experts(args: Args, shown: Shown, spec: ModelSpec | None) -> list[str]:
     fitting, width = fitting_etps(args, shown), shown.expert_columns(args)
     ffn = spec.moe.ffn_size if spec and spec.moe else args.count("moe_ffn_hidden_size")
     etp = ffn // width if width and ffn > 1 and ffn % width == 0 else fitting[0] if len(fitting) == 1 else None
+    if etp is None and not args.empty:
+        etp = tp  # what Megatron takes where nothing is said
     if etp is None:
         return [ETP] if here else [ETP, EXTEND]
     args.fill({ETP: etp})

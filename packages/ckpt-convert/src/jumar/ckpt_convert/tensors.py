@@ -38,7 +38,7 @@ DTYPES: dict[str, np.dtype] = {
 def check_regular(path: Path) -> None:
     """Raises ToolError for what is there and is no regular file: opening a FIFO would wait for a writer for ever."""
     if path.exists() and not path.is_file():
-        raise ToolError(f"{path} is no file", hint="put the file itself there, or a link to it")
+        raise ToolError(f"{path}: is no file", hint="put the file itself there, or a link to it")
 
 
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -122,8 +122,9 @@ def missing_args(args: Mapping[str, Any], family: Family) -> list[str]:
     need += ["rotary_base"] if base.position == "rope" else []
     need += ["moe_router_topk"] if base.moe else []
     need += ["query_pre_attn_scalar"] if base.attn_scale is not None else []
-    need += ["window_size"] if base.sliding_window is not None else []
     missing = [n for n in dict.fromkeys(need) if args.get(n) is None]
+    if 0 < len(base.sliding_layers) < base.num_layers and "window_size" not in args:
+        missing.append("window_size")  # a family whose layers take turns has one; it may not be guessed
     return missing if args.get("vocab_size") or args.get("padded_vocab_size") else [*missing, "vocab_size"]
 
 

@@ -8,6 +8,7 @@ Source: caffe2/serialize/inline_container.cc of torch; PKWARE APPNOTE.TXT 6.3.10
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import struct
@@ -72,7 +73,7 @@ class _Slice(io.RawIOBase):
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         here = (0, self.here, self.size)[whence] + offset
         if here < 0:
-            raise ValueError("a seek before the start")
+            raise OSError(errno.EINVAL, "a seek before the start")  # as files do: zipfile tries, and goes by it
         self.here = here
         return here
 
