@@ -20,11 +20,11 @@ for name in "${@:-python3}"; do
 
   "$python" -m venv --clear .venv-alone
   pip=(.venv-alone/bin/python -m pip install --quiet --retries 8)
-  "${pip[@]}" pytest pytest-timeout hypothesis
+  "${pip[@]}" pytest pytest-timeout pytest-xdist hypothesis
   for package in "${packages[@]}"; do
     "${pip[@]}" "$package"
     echo "== $package alone on $(.venv-alone/bin/python --version)"
     .venv-alone/bin/python -c "import importlib.util as find; assert find.find_spec('torch') is None, 'torch came along'"
-    .venv-alone/bin/python -m pytest -q -m "not slow" "${package%[*}/tests"
+    .venv-alone/bin/python -m pytest -q -n 2 --dist worksteal -m "not slow" "${package%[*}/tests"
   done
 done
