@@ -1,0 +1,3 @@
+from jumar.data_prep.cli import main
+
+main()

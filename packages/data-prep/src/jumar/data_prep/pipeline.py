@@ -1,0 +1,247 @@
+"""A run: inputs -> blocks -> records -> tokens -> a work folder -> the finished files.
+
+The cutting into blocks depends on the inputs alone and results are taken in their order, so that the bytes that come out do not
+depend on the number of workers, on where a run was interrupted, or on how it was sharded.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
+from typing import Any
+
+from jumar.data_prep.blocks import blocks
+from jumar.data_prep.check import Checker, Differs
+from jumar.data_prep.choose import choose_mapping
+from jumar.data_prep.finish import Finished, finish, finished_before, refuse_existing, too_many_bad
+from jumar.data_prep.inputs import Input, find_inputs
+from jumar.data_prep.job import Job
+from jumar.data_prep.long import DROPPED
+from jumar.data_prep.part import Part
+from jumar.data_prep.payloads import BadRow, Block, ByteRange
+from jumar.data_prep.pool import ordered
+from jumar.data_prep.render import Renderer
+from jumar.data_prep.rows import Rows
+from jumar.data_prep.store import Store, discard, read_facts
+from jumar.data_prep.tasks import TASKS, Task, batches
+from jumar.data_prep.templating import open_template, template_facts
+from jumar.data_prep.tokenizer import Tokenizer, identity, open_tokenizer
+from jumar.schema.errors import Exit, ToolError
+from jumar.schema.manifest import identify
+
+DETECTED_ROWS = 100
+THREADS = 8  # of an engine in one process; with more cores, more processes
+MIN_FOR_SHARE = 1000  # records; a share of fewer says little
+Say = Callable[[str, str], None]
+
+
+@dataclass
+class Run:
+    """A job with everything it needs opened. say: a word ("note", "warning") and a line for people."""
+
+    job: Job
+    say: Say
+    inputs: list[Input] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def sources(self) -> list[str]:
+        """The inputs' names."""
+        return [i.name for i in self.inputs]
+
+
+def run(job: Job, *, say: Say, progress: Callable[[int, int], None] = lambda done, total: None) -> Finished:
+    """Does a job. progress: bytes of the inputs done, and their sum.
+
+    ToolError on what cannot be used; what is done so far is kept, and the same call goes on.
+    """
+    made = _open(job, say)
+    if done := finished_before(job, made.facts):
+        return done
+    try:
+        return _run(made, progress)
+    except Differs as fault:
+        say("warning", f"an accelerator makes other ids than tokenizers ({fault}): starting again without it")
+        discard(job.work)
+        return _run(replace(made, job=replace(job, tokenizer_engine="tokenizers")), progress)
+
+
+def _open(job: Job, say: Say) -> Run:
+    inputs = find_inputs(list(job.inputs))
+    if not inputs:
+        raise ToolError("nothing to read", hint="name files, folders, patterns, or - for standard input", code=Exit.USAGE)
+    if job.shard is None:
+        refuse_existing(job)
+    facts = {
+        "recipe": job.recipe(),
+        "inputs": [identify(i.path) if i.path else {"name": i.name} for i in inputs],
+        "tokenizer_sha256": identity(open_tokenizer(job.tokenizer)),
+        **template_facts(job),
+    }
+    if job.shard is not None:
+        facts["shard"] = [job.shard[0] + 1, job.shard[1]]
+    if job.force or any(i.path is None for i in inputs):
+        discard(job.work)
+    return Run(job, say, inputs, facts)
+
+
+def _run(made: Run, progress: Callable[[int, int], None]) -> Finished:
+    job = made.job
+    sizes = [i.size or 0 for i in made.inputs]
+    tokenizer = _tokenizer(job, made.inputs)
+    before = read_facts(job.work)
+    stream: Iterator[Block]
+    stream, sample = _peeked(blocks(made.inputs, job.block_bytes))
+    mapping = choose_mapping(job, sample, made.say)
+    checker = Checker(lambda: tokenizer.reference) if tokenizer.engine_name != "tokenizers" else None
+    try:
+        task = TASKS[job.command](job, tokenizer, mapping, _renderer(job, tokenizer))
+        store = Store(job.work, made.facts, task.keys, documents=job.split_sentences)
+        try:
+            if before and store.last >= 0:
+                made.say("note", f"going on behind {store.totals.read:,} records of the run before")
+                stream = blocks(made.inputs, job.block_bytes, skip=store.last + 1)
+            _ = tokenizer.engine  # loaded before the workers are, who share it
+            for note in tokenizer.notes:
+                made.say("note", note)
+            _fill(made, task, stream, store, checker, sizes, progress)
+            if checker:
+                checker.finish()
+            return finish(job, store, made.sources, sizes, task, made.facts)
+        finally:
+            store.close()
+    finally:
+        if checker:
+            checker.stop()
+
+
+def _fill(
+    made: Run,
+    task: Task,
+    stream: Iterator[Block],
+    store: Store,
+    checker: Checker | None,
+    sizes: list[int],
+    progress: Callable[[int, int], None],
+) -> None:
+    job = made.job
+    if job.shard is not None:
+        index, of = job.shard
+        stream = (block for block in stream if block.number % of == index)
+    done = _Progress(sizes, progress)
+    limit = job.max_samples
+    if limit is not None:
+        parts: Iterator[Part] = _limited(task, stream, limit - store.totals.read)
+    else:
+        parts = ordered(stream, lambda block: process(task, block), processes(job, task.tokenizer))
+    for part in parts:
+        if checker and part.checked:
+            checker.check(part.checked)
+        if part.fault:
+            made.say("warning", f"{part.fault}; what comes before is used")
+        store.append(part)
+        done(part)
+        _judge(made, part, store)
+
+
+def process(task: Task, block: Block, limit: int | None = None) -> Part:
+    """One block's records as tokens. limit: at most so many records."""
+    part = Part(block.number, block.input_index, block.base)
+    part.consumed = block.payload.offset + block.payload.size if isinstance(block.payload, ByteRange) else 0
+    rows = Rows(block)
+
+    def good() -> Iterator[tuple[int, dict[str, Any]]]:
+        for row in islice(rows, limit):
+            part.read += 1
+            if isinstance(row, BadRow):
+                part.reject(row.line, row.reason, row.detail, row.excerpt)
+            else:
+                yield row
+
+    for batch in batches(good()):
+        task(batch, part)
+    part.lines, part.blank = rows.lines, rows.blank
+    part.fault = str(rows.fault) if rows.fault else None
+    part.checked = task.tokenizer.take_checked()
+    return part.sealed()
+
+
+def _limited(task: Task, stream: Iterator[Block], left: int) -> Iterator[Part]:
+    """The first records only: how many a block holds is known when it is read, so one after another."""
+    for block in stream:
+        if left <= 0:
+            return
+        part = process(task, block, left)
+        left -= part.read
+        yield part
+
+
+def processes(job: Job, tokenizer: Tokenizer) -> int:
+    """How many processes do the work.
+
+    Where text only passes through an engine, the engine's threads are enough for a machine of few cores; templates are Python.
+    """
+    cores = job.workers or len(os.sched_getaffinity(0))
+    if job.workers == 0 and job.command in ("pretrain", "process-reward") and not job.split_sentences:
+        return max(1, cores // THREADS)
+    return cores
+
+
+class _Progress:
+    """Bytes of the inputs that are done, as far as blocks tell."""
+
+    def __init__(self, sizes: list[int], progress: Callable[[int, int], None]) -> None:
+        self.total, self.sizes, self.progress = sum(sizes), sizes, progress
+
+    def __call__(self, part: Part) -> None:
+        self.progress(sum(self.sizes[: part.source]) + part.consumed, self.total)
+
+
+def _judge(made: Run, part: Part, store: Store) -> None:
+    """Stops a run that has too many bad records."""
+    job, totals = made.job, store.totals
+    if job.strict and part.rejected:
+        line, reason, detail, excerpt = next(bad for bad in part.bad if bad[1] != DROPPED)
+        source = totals.sources[part.source]
+        base = part.base if part.base is not None else source["lines"] - part.lines
+        raise ToolError(
+            f"{made.sources[part.source]}, line {base + line + 1}: {reason}{': ' + detail if detail else ''}: {excerpt:.100}",
+            hint="mend it and start again with --force, or leave out --strict: bad records are then counted and kept aside",
+        )
+    if job.max_bad is not None and totals.rejected > job.max_bad * max(totals.read, MIN_FOR_SHARE):
+        raise too_many_bad(job, store, made.sources)
+
+
+# --- opening
+
+
+def _peeked(stream: Iterator[Block]) -> tuple[Iterator[Block], list[dict[str, Any]]]:
+    """The stream, and its first good rows."""
+    seen: list[Block] = []
+    sample: list[dict[str, Any]] = []
+    for block in stream:
+        seen.append(block)
+        sample += [row.value for row in islice((r for r in Rows(block) if not isinstance(r, BadRow)), DETECTED_ROWS)]
+        if len(sample) >= DETECTED_ROWS or len(seen) >= 4:
+            break
+    return chain(seen, stream), sample[:DETECTED_ROWS]
+
+
+def _tokenizer(job: Job, inputs: list[Input]) -> Tokenizer:
+    text_bytes = None
+    if all(i.size is not None for i in inputs):
+        text_bytes = sum((i.size or 0) * (4 if i.compression or i.kind == "parquet" else 1) for i in inputs)
+    tokenizer = open_tokenizer(job.tokenizer, engine=job.tokenizer_engine, text_bytes=text_bytes, eod=job.eod)
+    many = processes(job, tokenizer) > 1
+    os.environ["TOKENIZERS_PARALLELISM"] = "false" if many else "true"
+    os.environ["RAYON_NUM_THREADS"] = "1" if many else str(job.workers or len(os.sched_getaffinity(0)))
+    tokenizer.parallel = not many
+    return tokenizer
+
+
+def _renderer(job: Job, tokenizer: Tokenizer) -> Renderer | None:
+    if job.command in ("pretrain", "process-reward"):
+        return None
+    return open_template(job, tokenizer)

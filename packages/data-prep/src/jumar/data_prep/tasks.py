@@ -1,0 +1,302 @@
+"""What each command makes of records: the rows of a block go in, tokens and reasons come out (into a Part)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jumar.data_prep.faults import BadRecord
+from jumar.data_prep.formats import Pair, Prompt, Steps, to_chat, to_pair, to_prompt, to_steps, to_text
+from jumar.data_prep.job import Job
+from jumar.data_prep.long import DROPPED, fitted
+from jumar.data_prep.mapping import Mapping
+from jumar.data_prep.part import Part
+from jumar.data_prep.render import IGNORED, Renderer, Rendering
+from jumar.data_prep.tokenizer import Tokenizer
+from jumar.schema.errors import ToolError
+
+R = TypeVar("R")
+Rows = list[tuple[int, dict[str, Any]]]
+BATCH_CHARS = 1 << 20
+BATCH_ROWS = 4096
+
+
+@dataclass
+class Task:
+    """One command's work on rows.
+
+    keys: those of the output that are made of tokens. `attention_mask` of ones is made when the files are finished.
+    """
+
+    job: Job
+    tokenizer: Tokenizer
+    mapping: Mapping | None
+    renderer: Renderer | None
+    keys: tuple[str, ...] = field(init=False, default=())
+    ones: str | None = field(init=False, default=None)  # the key whose lengths the mask of ones takes
+
+    def __post_init__(self) -> None:
+        """Says the keys; refuses what a tokenizer lacks."""
+        raise NotImplementedError
+
+    def __call__(self, rows: Rows, part: Part) -> None:
+        raise NotImplementedError
+
+    def read(self, rows: Rows, part: Part, make: Callable[[dict[str, Any]], R]) -> Iterator[tuple[int, dict[str, Any], R]]:
+        """Rows as records; those that are none leave the stream."""
+        for line, value in rows:
+            try:
+                yield line, value, make(value)
+            except BadRecord as fault:
+                part.reject(line, fault.reason, fault.detail, value)
+
+    @property
+    def rendering(self) -> Renderer:
+        """The renderer, of commands that have one."""
+        assert self.renderer is not None
+        return self.renderer
+
+    @property
+    def columns(self) -> Mapping:
+        """The mapping, of commands that have one."""
+        assert self.mapping is not None
+        return self.mapping
+
+
+class Pretrain(Task):
+    """Documents, or their sentences."""
+
+    def __post_init__(self) -> None:
+        self.keys = self.job.keys
+        self.eod: NDArray[np.uint32] | None = None
+        if self.job.append_eod:
+            if self.tokenizer.eos_id is None:
+                raise no_eos(self.tokenizer, "--append-eod")
+            self.eod = np.array([self.tokenizer.eos_id], np.uint32)
+        self.sentences = sentences(self.job.language) if self.job.split_sentences else None
+
+    def __call__(self, rows: Rows, part: Part) -> None:
+        names = self.keys
+
+        def texts_of(value: dict[str, Any]) -> list[str]:
+            return [to_text(value, name) for name in names]
+
+        records = list(self.read(rows, part, texts_of))
+        for column, name in enumerate(names):
+            split = [self.sentences(texts[column]) if self.sentences else [texts[column]] for _, _, texts in records]
+            ids = self.tokenizer.encode([text for of_record in split for text in of_record], special=self.job.special)
+            self._add(name, column == 0, [line for line, _, _ in records], [len(s) for s in split], ids, part)
+
+    def _add(self, name: str, first: bool, lines: list[int], counts: list[int], ids: Any, part: Part) -> None:
+        from jumar.data_prep.part import Key
+
+        key = part.keys.setdefault(name, Key())
+        flat, at = ids.flat.astype(self.dtype), 0
+        sizes = np.diff(ids.offsets)
+        for line, count in zip(lines, counts, strict=True):
+            lengths = sizes[at : at + count]
+            values = flat[ids.offsets[at] : ids.offsets[at + count]]
+            at += count
+            lengths = lengths[lengths > 0]
+            if not len(lengths) and self.eod is None:
+                if first:
+                    part.reject(line, "empty", "the tokenizer makes no token of it", "")
+                continue
+            if self.eod is not None:
+                values = np.concatenate([values, self.eod.astype(self.dtype)])
+                if len(lengths):
+                    lengths[-1] += 1
+                else:
+                    lengths = np.array([1])
+            key.add(values, lengths)
+            if first:
+                part.note(line, len(values), values.tobytes(), len(lengths) if self.sentences else None)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The narrowest type that Megatron reads and the vocabulary fits."""
+        from jumar.schema.indexed import dtype_for
+
+        return dtype_for(self.tokenizer.facts.size)
+
+
+class Tune(Task):
+    """Conversations: ids and labels; cut, split or dropped where they are longer than seq_len."""
+
+    def __post_init__(self) -> None:
+        self.keys, self.ones = ("input_ids", "labels"), "input_ids"
+
+    def __call__(self, rows: Rows, part: Part) -> None:
+        records = list(self.read(rows, part, lambda value: to_chat(value, self.columns)))
+        last = self.job.train_on == "last"
+        renderings = self.rendering.chats([record for _, _, record in records], last=last)
+        for (line, value, record), rendering in zip(records, renderings, strict=True):
+            try:
+                samples = fitted(record, rendering, self.rendering, self.job, part.counts)
+            except BadRecord as fault:
+                part.reject(line, fault.reason, fault.detail, value, wrong=fault.reason != DROPPED)
+                continue
+            for sample in samples:
+                part.add(line, {"input_ids": sample.ids, "labels": sample.labels}, sample.trained, hash_of=sample.ids.tobytes())
+
+
+class Compare(Task):
+    """Pairs of answers to one conversation, for DPO and reward models: only the answers are trained."""
+
+    def __post_init__(self) -> None:
+        self.keys = ("chosen_input_ids", "chosen_labels", "rejected_input_ids", "rejected_labels")
+
+    def __call__(self, rows: Rows, part: Part) -> None:
+        def pair_of(value: dict[str, Any]) -> Pair:
+            return to_pair(value, self.columns)
+
+        records = list(self.read(rows, part, pair_of))
+        both = [
+            pair.prompt.with_turns(*pair.prompt.turns, answer)
+            for _, _, pair in records
+            for answer in (pair.chosen, pair.rejected)
+        ]
+        renderings = self.rendering.chats(both, last=True)
+        for i, (line, value, _) in enumerate(records):
+            try:
+                chosen, rejected = (self._fitted(r, part) for r in renderings[2 * i : 2 * i + 2])
+            except BadRecord as fault:
+                part.reject(line, fault.reason, fault.detail, value, wrong=fault.reason != DROPPED)
+                continue
+            arrays = dict(zip(self.keys, (chosen.ids, chosen.labels, rejected.ids, rejected.labels), strict=True))
+            hashed = chosen.ids.tobytes() + rejected.ids.tobytes()
+            part.add(line, arrays, chosen.trained + rejected.trained, hash_of=hashed)
+
+    def _fitted(self, rendering: Rendering | BadRecord, part: Part) -> Rendering:
+        return fitted(None, rendering, self.rendering, self.job, part.counts)[0]
+
+
+class Reward(Task):
+    """Texts whose steps are judged: a step's reward is the label of the placeholder that ends it."""
+
+    def __post_init__(self) -> None:
+        self.keys, self.ones = ("input_ids", "labels"), "input_ids"
+        self.placeholder = self._one("--placeholder", self.job.placeholder)
+        self.rewards = {token: self._one("--reward-token", token) for token in self.job.reward_tokens}
+
+    def _one(self, flag: str, token: str) -> int:
+        ids = self.tokenizer.encode([token])[0]
+        if len(ids) != 1:
+            raise ToolError(
+                f"{flag} {token!r}: the tokenizer makes {len(ids)} tokens of it, expected one",
+                hint=f"choose a token of the vocabulary: {flag} TOKEN",
+            )
+        return int(ids[0])
+
+    def __call__(self, rows: Rows, part: Part) -> None:
+        records = list(self.read(rows, part, lambda value: to_steps(value, self.columns)))
+        ids = self.tokenizer.encode([steps.text for _, _, steps in records])
+        for i, (line, value, steps) in enumerate(records):
+            row = ids[i].astype(np.int32)
+            try:
+                rendering = Rendering(row, self._labels(row, steps), [])
+                sample = fitted(None, rendering, None, self.job, part.counts)[0]
+            except BadRecord as fault:
+                part.reject(line, fault.reason, fault.detail, value, wrong=fault.reason != DROPPED)
+                continue
+            part.add(line, {"input_ids": sample.ids, "labels": sample.labels}, sample.trained, hash_of=sample.ids.tobytes())
+
+    def _labels(self, row: NDArray[np.int32], steps: Steps) -> NDArray[np.int32]:
+        places = np.flatnonzero(row == self.placeholder)
+        if len(places) != len(steps.values):
+            raise BadRecord("steps and rewards differ", f"{len(places)} placeholders in the text, {len(steps.values)} values")
+        unknown = [value for value in steps.values if value not in self.rewards]
+        if unknown:
+            raise BadRecord("unknown reward", f"{unknown[0]!r}, expected one of {', '.join(self.rewards)}")
+        labels = np.full(len(row), IGNORED, np.int32)
+        labels[places] = [self.rewards[value] for value in steps.values]
+        return labels
+
+
+class Ask(Task):
+    """Prompts for reinforcement learning: conversations up to where the answer begins, and columns that the reward looks at."""
+
+    def __post_init__(self) -> None:
+        self.extra = self.job.keys
+        self.keys, self.ones = ("input_ids", *self.extra), "input_ids"
+
+    def __call__(self, rows: Rows, part: Part) -> None:
+        columns = [name for name in self.extra if name != "labels"]
+
+        def prompt_of(value: dict[str, Any]) -> Prompt:
+            prompt = to_prompt(value, self.columns, columns)
+            if "labels" in self.extra and prompt.answer is None:
+                raise BadRecord("no answer", "labels are made of it")
+            return prompt
+
+        records = list(self.read(rows, part, prompt_of))
+        prompts = self.rendering.prompts([prompt.record for _, _, prompt in records])
+        texts = [p.answer if name == "labels" else p.extra[name] for _, _, p in records for name in self.extra]
+        extras = self.tokenizer.encode([text or "" for text in texts])
+        for i, ((line, value, _), prompt) in enumerate(zip(records, prompts, strict=True)):
+            if not isinstance(prompt, BadRecord) and self.job.seq_len is not None and len(prompt) > self.job.seq_len:
+                part.counts["dropped"] += 1
+                part.reject(line, DROPPED, f"{len(prompt)} tokens, --seq-len is {self.job.seq_len}", value, wrong=False)
+            elif isinstance(prompt, BadRecord):
+                part.reject(line, prompt.reason, prompt.detail, value)
+            else:
+                own = {name: extras[i * len(self.extra) + k].astype(np.int32) for k, name in enumerate(self.extra)}
+                part.add(line, {"input_ids": prompt, **own}, 0, hash_of=prompt.tobytes())
+
+
+TASKS: dict[str, type[Task]] = {
+    "pretrain": Pretrain,
+    "sft": Tune,
+    "pairwise": Compare,
+    "process-reward": Reward,
+    "prompts": Ask,
+}
+
+
+def batches(rows: Iterator[tuple[int, dict[str, Any]]]) -> Iterator[Rows]:
+    """Rows in lots whose texts an engine takes at once without much memory."""
+    batch: Rows = []
+    chars = 0
+    for row in rows:
+        batch.append(row)
+        chars += sum(len(v) if isinstance(v, str) else 256 * len(v) if isinstance(v, list) else 8 for v in row[1].values())
+        if chars > BATCH_CHARS or len(batch) >= BATCH_ROWS:
+            yield batch
+            batch, chars = [], 0
+    if batch:
+        yield batch
+
+
+def sentences(language: str) -> Callable[[str], list[str]]:
+    """A splitter into sentences (pysbd: rules, not nltk's statistics)."""
+    try:
+        import warnings
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its patterns are written without r""
+            import pysbd
+    except ImportError:
+        from jumar.schema.errors import Exit
+
+        raise ToolError(
+            "--split-sentences needs pysbd", hint='pip install "jumar-data-prep[sentences]"', code=Exit.ENVIRONMENT
+        ) from None
+    try:
+        segmenter = pysbd.Segmenter(language=language, clean=False)
+    except ValueError as fault:
+        from jumar.data_prep.job import usage
+
+        raise usage(f"--language {language!r}: {fault}", "for example --language zh") from None
+    segment: Callable[[str], list[str]] = segmenter.segment
+    return segment
+
+
+def no_eos(tokenizer: Tokenizer, flag: str) -> ToolError:
+    """A tokenizer without an end token, where one is needed."""
+    named = tokenizer.special.get("eos_token")
+    what = f"names {named!r}, which its vocabulary has not" if named else "names no eos_token"
+    return ToolError(f"{flag}: {tokenizer.directory} {what}", hint="name the token that ends a document: --eod '<|endoftext|>'")

@@ -1,0 +1,274 @@
+"""A model's own chat template (Jinja), rendered in a sandbox, and which characters of the text the assistant wrote.
+
+The environment is the one that Hugging Face documents for chat templates: immutable sandbox, trimmed blocks, `tojson` without
+HTML escapes, `raise_exception`, loop controls, `{% generation %}`
+(https://huggingface.co/docs/transformers/chat_templating_writing). Where a template lacks `{% generation %}`, the assistant's
+turns are found as the difference between the rendering of a conversation and that of its prefixes.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from jumar.schema.errors import ToolError
+
+MARKS = ("\ufdd0", "\ufdd1")  # noncharacters of Unicode: no text may hold them
+SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+Span = tuple[int, int]
+
+
+class TemplateFault(ValueError):
+    """A conversation that a template cannot render, or of which it cannot be told what the assistant wrote."""
+
+
+@dataclass
+class ChatTemplate:
+    """A compiled chat template.
+
+    source:    the Jinja text.
+    variables: what it reads beside the conversation: special tokens by name, and the user's own (enable_thinking, ...).
+    stops:     texts of the tokenizer's special tokens; what ends an answer is one of them.
+    date:      the day that `strftime_now` tells; None: a template that asks is refused (the same input gives the same bytes).
+    """
+
+    source: str
+    variables: dict[str, Any] = field(default_factory=dict)
+    stops: tuple[str, ...] = ()
+    date: datetime.date | None = None
+    _shapes: dict[tuple[str, ...], Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def marked(self) -> bool:
+        """Whether the template says itself what the assistant writes (`{% generation %}`)."""
+        return GENERATION.search(self.source) is not None
+
+    @cached_property
+    def _template(self) -> Any:
+        return _compile(self.source, self.date)
+
+    def render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None, *, prompt: bool = False) -> str:
+        """The conversation as text; `prompt`: with the beginning of an answer at its end (`add_generation_prompt`).
+
+        TemplateFault if the template refuses the conversation or fails on it.
+        """
+        text = self._render(messages, tools, prompt)
+        return text.replace(MARKS[0], "").replace(MARKS[1], "") if self.marked else text
+
+    def _render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, prompt: bool) -> str:
+        from jinja2.exceptions import TemplateError
+
+        try:
+            rendered: str = self._template.render(
+                messages=messages, tools=tools or None, documents=None, add_generation_prompt=prompt, **self.variables
+            )
+        except (TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError) as fault:
+            raise TemplateFault(f"the chat template failed: {fault}") from None
+        return rendered
+
+    def render_labelled(
+        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None
+    ) -> tuple[str, list[Span]]:
+        """(text, the character span [start, end) of every assistant turn in it, end token included)."""
+        if self.marked:
+            return _without_marks(self._render(messages, tools, False))
+        text = self._render(messages, tools, False)
+        spans = self._spans_of_shape(text, messages) if not tools else None
+        return text, spans if spans is not None else self._spans(text, messages, tools)
+
+    # --- spans from prefixes
+
+    def _spans(self, text: str, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> list[Span]:
+        """Where in `text`, the rendering of `messages`, the assistant's turns stand."""
+        spans: list[Span] = []
+        for i, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            start = self._start(text, messages[:i], tools)
+            if spans and start < spans[-1][1]:
+                raise TemplateFault(
+                    "the chat template renders a conversation's beginning otherwise than the whole: turns overlap"
+                )
+            spans.append((start, self._end(text, start, messages, i, tools)))
+        return spans
+
+    def _start(self, text: str, before: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> int:
+        prompt = self._render(before, tools, True) if before else ""
+        if text.startswith(prompt):
+            return len(prompt)
+        # An answer may be asked for with more than stands before it later ("<think>"): what is common is the prompt.
+        common = next((i for i, (a, b) in enumerate(zip(prompt, text, strict=False)) if a != b), min(len(prompt), len(text)))
+        if common < len(self._render(before, tools, False)):
+            raise TemplateFault("the chat template renders a conversation's beginning otherwise than the whole")
+        return common
+
+    def _end(self, text: str, start: int, messages: list[dict[str, Any]], i: int, tools: list[dict[str, Any]] | None) -> int:
+        through = text if i + 1 == len(messages) else self._render(messages[: i + 1], tools, False)
+        if text.startswith(through) and len(through) >= start:
+            return self._without_tail(text, start, len(through))
+        # The whole tells this turn otherwise than its own prefix does (a template that drops old reasoning): to the stop token.
+        content = (messages[i].get("content") or "").strip()
+        found = text.find(content, start) if content else start
+        ends = [(at, len(stop)) for stop in self.stops if (at := text.find(stop, max(found, start) + len(content))) >= 0]
+        if found < 0 or not ends:
+            raise TemplateFault(
+                "the chat template renders a turn otherwise than at a conversation's end, and ends it by no token"
+            )
+        return sum(min(ends))
+
+    def _without_tail(self, text: str, start: int, end: int) -> int:
+        """`end` without the white space that the template puts after the token that ends a turn: no model writes it."""
+        stripped = text[start:end].rstrip()
+        return start + len(stripped) if stripped.endswith(self.stops) else end
+
+    # --- spans of conversations of one shape, found once
+
+    def _spans_of_shape(self, text: str, messages: list[dict[str, Any]]) -> list[Span] | None:
+        """The spans, if `text` is no more than the contents between the texts that a conversation of this shape always has."""
+        if any(len(message) != 2 for message in messages):  # reasoning, tool calls, names: templates look into them
+            return None
+        shape = tuple(message["role"] for message in messages)
+        if shape not in self._shapes:
+            self._shapes[shape] = self._learn(shape)
+        learnt = self._shapes[shape]
+        if learnt is None:
+            return None
+        between, borders = learnt
+        contents = [message["content"] for message in messages]
+        if text != between[0] + "".join([content + after for content, after in zip(contents, between[1:], strict=True)]):
+            return None
+        lengths = [0]
+        for content in contents:
+            lengths.append(lengths[-1] + len(content))
+        return [(a + lengths[i], b + lengths[j]) for (a, i), (b, j) in borders]
+
+    def _learn(self, shape: tuple[str, ...]) -> Any:
+        """(texts between contents, ((start, contents before it), (end, ...)) of each assistant turn); None: no such rule."""
+        contents = [f"{MARKS[0]}{i}{MARKS[1]}" for i in range(len(shape))]
+        messages = [{"role": role, "content": content} for role, content in zip(shape, contents, strict=True)]
+        try:
+            text = self._render(messages, None, False)
+            spans = self._spans(text, messages, None)
+        except TemplateFault:
+            return None
+        between, at, places = [], 0, []
+        for content in contents:
+            if text.count(content) != 1 or (found := text.find(content, at)) < 0:
+                return None
+            between.append(text[at:found])
+            at = found + len(content)
+            places.append(found)
+        between.append(text[at:])
+
+        def border(position: int) -> tuple[int, int]:
+            before = sum(place < position for place in places)
+            return position - sum(len(content) for content in contents[:before]), before
+
+        return between, [(border(start), border(end)) for start, end in spans]
+
+
+def template_of(directory: Path, *, tools: bool = False) -> str | None:
+    """The chat template's text of a tokenizer's directory; None without any.
+
+    `chat_template.jinja`, else `chat_template` of chat_template.json or tokenizer_config.json. Of several named ones that for
+    tools ("tool_use") if `tools`, else "default".
+    """
+    file = directory / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        template = read_json(directory / name).get("chat_template")
+        if isinstance(template, list):
+            named = {str(item.get("name")): item.get("template") for item in template if isinstance(item, dict)}
+            template = (named.get("tool_use") if tools else None) or named.get("default")
+        if isinstance(template, str):
+            return template
+    return None
+
+
+def special_tokens(directory: Path) -> dict[str, str]:
+    """{"eos_token": text, ...} of a tokenizer's directory: tokenizer_config.json, else special_tokens_map.json."""
+    out: dict[str, str] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        for key, value in read_json(directory / name).items():
+            text = value.get("content") if isinstance(value, dict) else value
+            if key in SPECIAL_NAMES and isinstance(text, str):
+                out[key] = text
+    return out
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object's file; {} where there is none. ToolError if it is damaged."""
+    if not path.is_file():
+        return {}
+    try:
+        loaded = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as fault:
+        raise ToolError(f"{path} is not JSON: {fault}", hint="fetch the file again") from None
+    if not isinstance(loaded, dict):
+        raise ToolError(f"{path}: a {type(loaded).__name__}, expected keys and values", hint="fetch the file again")
+    return loaded
+
+
+def _without_marks(text: str) -> tuple[str, list[Span]]:
+    """A marked rendering as (text, spans that were marked)."""
+    pieces, spans, at, start = [], [], 0, 0
+    for piece in re.split(f"([{MARKS[0]}{MARKS[1]}])", text):
+        if piece == MARKS[0]:
+            start = at
+        elif piece == MARKS[1]:
+            spans.append((start, at))
+        else:
+            pieces.append(piece)
+            at += len(piece)
+    return "".join(pieces), spans
+
+
+def _compile(source: str, date: datetime.date | None) -> Any:
+    """The template in its sandbox; ToolError if it is no Jinja."""
+    import jinja2
+    from jinja2 import nodes
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.parser import Parser
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """`{% generation %}...{% endgeneration %}`: marks what the assistant writes."""
+
+        tags = {"generation"}  # noqa: RUF012  # jinja2's own declaration
+
+        def parse(self, parser: Parser) -> nodes.Node:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
+
+        def _mark(self, caller: Any) -> str:
+            return f"{MARKS[0]}{caller()}{MARKS[1]}"
+
+    def refuse(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    def tojson(
+        value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+    ) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    def strftime_now(form: str) -> str:
+        if date is None:
+            raise jinja2.TemplateError("it writes the date of the day, and none is given (--date 2026-01-31)")
+        return datetime.datetime.combine(date, datetime.time()).strftime(form)
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = strftime_now
+    try:
+        return environment.from_string(source)
+    except jinja2.TemplateError as fault:
+        raise ToolError(f"the chat template is not Jinja: {fault}", hint="fetch the tokenizer's files again") from None
