@@ -20,10 +20,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jumar.data_prep import tables
+from jumar.data_prep import elements, tables
 from jumar.data_prep.blocks import blocks
 from jumar.data_prep.inputs import find_inputs
-from jumar.data_prep.payloads import BadRow, Block, ByteRange, Fault, Row
+from jumar.data_prep.payloads import BadRow, ByteRange, Fault, Row
 from jumar.data_prep.rows import Rows
 
 Record = dict[str, Any]
@@ -179,7 +179,7 @@ def test_blank_lines_alone_give_no_record(tmp_path: Path) -> None:
 def test_bad_lines_say_what_is_wrong_and_the_others_come_through(tmp_path: Path) -> None:
     lines = [b'{"a": 1}', b'{"a": "\xff"}', b'{"a": NaN}', b"[1]", b"\0\0", b'{"a": "\\ud800"}', b'{"a": 1, "a": 2}\r', b'{"a"']
     for name, press in (("a.jsonl", bytes), ("a.jsonl.gz", gzip.compress)):
-        (tmp_path / name).write_bytes(press(b"\n".join(lines)))  # type: ignore[operator]
+        (tmp_path / name).write_bytes(press(b"\n".join(lines)))
         for size in (1, 20, 1 << 20):
             read = Read(tmp_path / name, size)
             assert read.rows == [(1, {"a": 1}), (7, {"a": 2})]
@@ -246,9 +246,9 @@ def test_a_csv_line_too_long_leaves_the_rows_around_it(tmp_path: Path, quoted: b
     assert [(b.line, b.reason) for b in read.bad] == [(3, "record too long")]
 
 
-@pytest.mark.parametrize("header", ["a,a\n1,2\n", "a,,b\n1,2,3\n", "\n1,2\n", '"a\n1,2\n'])
-def test_a_csv_without_names_is_a_fault(tmp_path: Path, header: str) -> None:
-    (tmp_path / "a.csv").write_text(header)
+@pytest.mark.parametrize("header", [b"a,a\n1,2\n", b"a,,b\n1,2,3\n", b"\n1,2\n", b'"a\n1,2\n', b"\xc4\xe3,a\n1,2\n"])
+def test_a_csv_without_names_is_a_fault(tmp_path: Path, header: bytes) -> None:
+    (tmp_path / "a.csv").write_bytes(header)
     read = Read(tmp_path / "a.csv")
     assert read.records == []
     assert read.fault
@@ -349,6 +349,29 @@ def test_numbers_are_not_cut_where_the_buffer_ends(tmp_path: Path) -> None:
     assert {b.excerpt for b in Read(tmp_path / "a.json", 1 << 20).bad} == {"1234567890"}
 
 
+@pytest.mark.parametrize("chunk", [1, 2, 3, 5, 7, 11])
+def test_values_may_be_read_in_pieces_of_any_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr(elements, "_CHUNK_BYTES", chunk)
+    one = '{"a": -12.5e+10, "b": [true, false, null], "c": "\\u4f60\\ud83d\\ude00好\\\\\\"", "d": {}}'
+    for name, text in (("a.json", f"[{one} ,\n{one},{one}\n]\n"), ("b.json", f"{one} {one}\n{one}")):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        read = Read(tmp_path / name, 1)
+        assert read.rows == [(n, json.loads(one)) for n in ((1, 2, 2) if name == "a.json" else (1, 1, 2))]
+        assert (read.bad, read.fault) == ([], None)
+    (tmp_path / "c.json").write_text('{"a": 1,,}\n{"a": 2}\n\n{"a" 3}\n', encoding="utf-8")
+    read = Read(tmp_path / "c.json", 1)
+    assert read.rows == [(2, {"a": 2})]
+    assert [(b.line, b.excerpt) for b in read.bad] == [(1, '{"a": 1,,}'), (4, '{"a" 3}')]
+
+
+def test_a_broken_value_may_end_where_what_is_read_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = '{"a": 1,, "b": "0123456789"}\n'
+    monkeypatch.setattr(elements, "_CHUNK_BYTES", len(broken))
+    (tmp_path / "a.json").write_text(broken + '{"a": 2}\n')
+    read = Read(tmp_path / "a.json", 1)
+    assert (read.rows, [b.line for b in read.bad]) == ([(2, {"a": 2})], [1])
+
+
 def test_an_array_that_never_ends_a_value_is_not_held_in_memory(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('[{"a": 1}, {"a": "' + "x" * 3_000_000)
     read = Read(tmp_path / "a.json", max_record_bytes=1000)
@@ -406,7 +429,9 @@ def test_a_large_row_group_and_many_small_ones_are_cut_alike(tmp_path: Path) -> 
 def test_blocks_of_a_table_may_be_read_in_any_order(tmp_path: Path) -> None:
     for name in ("a.parquet", "stream.arrow"):
         write(tmp_path / name, [{"text": str(n)} for n in range(50)])
-        read = [[row.value["text"] for row in Rows(b) if isinstance(row, Row)] for b in reversed(Read(tmp_path / name, 30).blocks)]
+        read = [
+            [row.value["text"] for row in Rows(b) if isinstance(row, Row)] for b in reversed(Read(tmp_path / name, 30).blocks)
+        ]
         assert [int(n) for part in reversed(read) for n in part] == list(range(50))
 
 
@@ -427,14 +452,13 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 RECORDS = st.lists(st.fixed_dictionaries({"text": TEXTS, "b": TEXTS}), min_size=1, max_size=30)
 
 
-def expected_lines(data: str, records: list[Record], first: int, dumped: Callable[[Record], str]) -> list[int]:
-    """Where the records stand: each is looked for behind the one before."""
-    lines, at = [], first
-    for record in records:
-        at = data.index(dumped(record), at)
-        lines.append(data.count("\n", 0, at) + 1)
-        at += len(dumped(record))
-    return lines
+def cuts(data: bytes, block_bytes: int) -> int:
+    """How many blocks: each ends with the line that its `block_bytes`-th byte falls into."""
+    at = count = 0
+    while at < len(data):
+        end = data.find(b"\n", at + block_bytes - 1) + 1
+        at, count = end or len(data), count + 1
+    return count
 
 
 @settings(max_examples=60, deadline=None)
@@ -446,13 +470,14 @@ def test_any_lines_and_arrays(
     folder = tmp_path_factory.mktemp("any")
     press = {".gz": gzip.compress, ".zst": zst}.get(suffix, bytes)
     lines = ("\n" * blank).join(json.dumps(r) + "\n" for r in records)
-    (folder / f"a.jsonl{suffix}").write_bytes(press(lines.encode()))  # type: ignore[operator]
+    (folder / f"a.jsonl{suffix}").write_bytes(press(lines.encode()))
     read = Read(folder / f"a.jsonl{suffix}", block_bytes)
+    assert len(read.blocks) == cuts(lines.encode(), block_bytes)
     assert read.rows == [(1 + n * (1 + blank), r) for n, r in enumerate(records)]
     assert read.blank == blank * (len(records) - 1)
 
     array = json.dumps(records, ensure_ascii=False, indent=indent)
-    (folder / f"b.json{suffix}").write_bytes(press(array.encode()))  # type: ignore[operator]
+    (folder / f"b.json{suffix}").write_bytes(press(array.encode()))
     read = Read(folder / f"b.json{suffix}", block_bytes)
     assert read.records == records
     if indent is None:
@@ -514,9 +539,9 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, name: str) -> None:
         table = pa.table({"text": texts})
         pq.write_table(table, path, row_group_size=count, use_dictionary=False)
     else:
-        body = {"a.json": '[{"text": "%s"}]' % '"},\n{"text": "'.join(texts), "a.csv": "text\n" + "\n".join(texts)}
+        body = {"a.json": json.dumps([{"text": t} for t in texts], indent=0), "a.csv": "text\n" + "\n".join(texts)}
         data = body.get(name, "".join(f'{{"text": "{t}"}}\n' for t in texts)).encode()
-        path.write_bytes({".gz": lambda d: gzip.compress(d, 1), ".zst": zst}.get(path.suffix, bytes)(data))  # type: ignore[operator]
+        path.write_bytes({".gz": lambda d: gzip.compress(d, 1), ".zst": zst}.get(path.suffix, bytes)(data))
     run = subprocess.run([sys.executable, "-c", STREAM, path], capture_output=True, text=True, timeout=120, check=True)
     rows, grown_kib = map(int, run.stdout.split())
     assert rows == count
@@ -535,7 +560,3 @@ def test_a_line_of_seventy_megabytes_is_never_held(tmp_path: Path) -> None:
     rows, grown_kib = map(int, run.stdout.split())
     assert rows == 3
     assert grown_kib < 30 * 1024
-
-
-def blocks_are_picklable(block: Block) -> None:
-    assert pickle.loads(pickle.dumps(block)) == block

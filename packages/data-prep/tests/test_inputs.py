@@ -1,4 +1,4 @@
-"""What the command line's words mean: files, folders, patterns, the standard input; kinds by name and by what stands in the file."""
+"""What the command line's words mean: files, folders, patterns, standard input; kinds by name and by how a file begins."""
 
 from __future__ import annotations
 
@@ -30,7 +30,13 @@ def test_a_folder_gives_all_files_of_known_kinds_sorted_and_nothing_hidden(tmp_p
     for name in ("b.jsonl", "a/z.txt", "a/c.csv.gz", "README.md", ".hidden.jsonl", ".git/x.json", "d.parquet", "e.NDJSON"):
         write(tmp_path / name, gzip.compress(b"a,b\n") if name.endswith(".gz") else b"{}\n")
     found = find_inputs([str(tmp_path)])
-    assert [str(i.path.relative_to(tmp_path)) for i in found if i.path] == ["a/c.csv.gz", "a/z.txt", "b.jsonl", "d.parquet", "e.NDJSON"]
+    assert [str(i.path.relative_to(tmp_path)) for i in found if i.path] == [
+        "a/c.csv.gz",
+        "a/z.txt",
+        "b.jsonl",
+        "d.parquet",
+        "e.NDJSON",
+    ]
     assert [(i.kind, i.compression) for i in found[:2]] == [("csv", "gz"), ("text", None)]
 
 
@@ -94,7 +100,13 @@ def test_utf16_is_named_with_how_to_convert_it(tmp_path: Path, encoding: str) ->
 
 @pytest.mark.parametrize(
     "content, expected",
-    [(b"[1, 2]", "array"), (b'{"a": 1}\n{"a": 2}\n', "jsonl"), (b'{\n "a": 1}\n', "values"), ("你好\n".encode(), "text"), (b"", "text")],
+    [
+        (b"[1, 2]", "array"),
+        (b'{"a": 1}\n{"a": 2}\n', "jsonl"),
+        (b'{\n "a": 1}\n', "values"),
+        ("你好\n".encode(), "text"),
+        (b"", "text"),
+    ],
 )
 @pytest.mark.parametrize("before", [b"", b"\n \n", b"\xef\xbb\xbf"])
 def test_standard_input_is_told_by_how_it_begins(

@@ -189,14 +189,14 @@ class _CsvLines:
         self._stream, self.max_bytes = stream, max_record_bytes
         self.read = self.size = 0  # lines, and their bytes
         self.too_long = False
-        self.first = ""  # of the record that is being read
+        self.first = b""  # line of the record that is being read
 
     def __iter__(self) -> _CsvLines:
         return self
 
     def begin(self) -> int:
         """A record begins: returns its line (from 0)."""
-        self.too_long, self.first = False, ""
+        self.too_long, self.first = False, b""
         return self.read
 
     def __next__(self) -> str:
@@ -205,7 +205,7 @@ class _CsvLines:
             raise StopIteration
         self.read += 1
         self.size += len(raw)
-        self.first = self.first or excerpt(raw)
+        self.first = self.first or raw
         if len(raw) > self.max_bytes and not raw.endswith(b"\n"):
             self.too_long = True
             quotes = raw.count(b'"') + (_pass_over_line(self._stream) or 0)
@@ -223,9 +223,13 @@ def _fields(source: Input, limits: _Limits) -> _Cuts:
             columns = tuple(next(reader, ()))
         except csv.Error as error:
             return 1, f"the line that should name the columns is no CSV: {error}"
-        named = len(set(columns)) == len(columns) and "" not in columns
+        decoded = all(name == name.encode("utf-8", "replace").decode() for name in columns)
+        named = len(set(columns)) == len(columns) and "" not in columns and decoded
         if lines.read and not (columns and named):
-            return 1, f"the first line must name the columns, each by another name; it says {lines.first.strip()!r}"
+            return (
+                1,
+                f"the first line must name the columns, each by another name, in UTF-8; it says {excerpt(lines.first).strip()!r}",
+            )
         rows: list[tuple[int, list[str]] | BadRow] = []
         base, begun = lines.read, lines.size
         while (row := _next_row(reader, lines, base)) is not None:
@@ -246,9 +250,9 @@ def _next_row(reader: Iterator[list[str]], lines: _CsvLines, base: int) -> tuple
         return None
     except csv.Error as error:
         what = "record too long" if "field larger than field limit" in str(error) else "not CSV"
-        return BadRow(line, what, str(error), lines.first)
+        return BadRow(line, what, str(error), excerpt(lines.first))
     if lines.too_long:
-        return BadRow(line, "record too long", f"more than {lines.max_bytes} bytes", lines.first)
+        return BadRow(line, "record too long", f"more than {lines.max_bytes} bytes", excerpt(lines.first))
     return line, fields
 
 

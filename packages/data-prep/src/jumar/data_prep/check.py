@@ -21,7 +21,7 @@ class Differs(Exception):
 class Checker:
     """Sends texts to a process that holds the reference, and hears of the first difference.
 
-    Made before the accelerator is loaded, so that both load at the same time.
+    Made before the accelerator is loaded, whose memory it must not have, and told to load the reference after it.
     """
 
     def __init__(self, reference: Callable[[], Reference]) -> None:
@@ -32,6 +32,10 @@ class Checker:
         there.close()
         self._waiting: deque[Checked] = deque()
         self._ready = False
+
+    def load(self) -> None:
+        """Lets the process load the reference."""
+        self._here.send(None)
 
     def check(self, texts: list[Checked]) -> None:
         """Takes texts for checking. Differs if one that was taken before is known to differ."""
@@ -87,6 +91,7 @@ def _serve(there: Connection, here: Connection, reference: Callable[[], Referenc
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     here.close()
     try:
+        there.recv()
         engine = reference()
         there.send("ready")
         while (item := there.recv()) is not None:

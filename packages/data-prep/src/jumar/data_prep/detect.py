@@ -61,7 +61,7 @@ def detect(rows: Sequence[Row], command: str | None = None, items: Sequence[str]
     if len(refused) == len(among):
         raise refused[0]
     if len(found) != 1:
-        raise _undecided(rows, counts, [d.format for d in found], among)
+        raise _undecided(rows, counts, [d.format for d in found], among, command)
     used = [c for c in found[0].mapping.columns.values() if c and 2 * counts[c] > len(rows)]
     fewest = min(counts[c] for c in used)
     share = "all" if fewest == len(rows) else fewest
@@ -159,24 +159,27 @@ _FINDERS: dict[str, Callable[[_Seen], _Found]] = {
 }
 
 
-def _undecided(rows: Sequence[Row], counts: Counter[str], fit: list[str], among: Sequence[str]) -> ToolError:
+def _undecided(rows: Sequence[Row], counts: Counter[str], fit: list[str], among: Sequence[str], command: str | None) -> ToolError:
     names = ", ".join(counts) or "none"
     if fit:
         hint = "say which: " + " or ".join(f"--format {f}" for f in fit)
         return ToolError(f"the columns {names} fit more than one format: {', '.join(fit)}", hint=hint, code=Exit.USAGE)
     needs = "\n".join(f"  {name}: {NEEDS[name]}" for name in among)
     message = f"what format is this? Its columns are {names}; needed are\n{needs}"
-    return ToolError(message, hint=f"name the columns: {_map_line(rows, counts, among)}", code=Exit.USAGE)
+    return ToolError(message, hint=f"name the columns: {_map_line(rows, counts, among, command)}", code=Exit.USAGE)
 
 
-def _map_line(rows: Sequence[Row], counts: Counter[str], among: Sequence[str]) -> str:
+def _map_line(rows: Sequence[Row], counts: Counter[str], among: Sequence[str], command: str | None) -> str:
     """Options that may fit; where nothing does, what they look like."""
+    pair = " --map chosen=COLUMN --map rejected=COLUMN" if command == "pairwise" else ""
     for format in among:
         mapping = parse_map((), format)
         turns = next((c for c in counts if _shape(rows, c, mapping) == "turns"), None)
         if turns:
-            return f"--format {format} --map messages={turns}"
+            return f"--format {format} --map messages={turns}{pair}"
     question = next((c for c in _QUESTIONS if c in counts), "COLUMN")
+    if pair:
+        return f"--format alpaca --map prompt={question}{pair}"
     answer = next((c for c in _ANSWERS if c in counts), "COLUMN")
     body = next((c for c in _TEXTS if c in counts), "COLUMN")
     if "alpaca" in among and not ("text" in among and body != "COLUMN"):

@@ -7,26 +7,26 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from jumar.data_prep.payloads import EXCERPT_CHARS
 
 SHOWN = 3  # samples that a report renders
+Buffer = bytes | NDArray[Any]
 Checked = tuple[list[str], bytes, bytes, bool]  # texts, their ids and lengths as an engine gave them, whether with special tokens
 
 
 @dataclass
 class Key:
-    """One output key's sequences: values one after another (as bytes), and their lengths."""
+    """One output key's sequences: values one after another (`seal`ed: as bytes), and their lengths."""
 
-    data: list[bytes] = field(default_factory=list)
-    lengths: list[NDArray[np.int32]] = field(default_factory=list)
+    values: list[NDArray[Any]] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    data: bytes = b""
 
-    def add(self, values: NDArray[Any], lengths: NDArray[Any] | None = None) -> None:
-        """One sequence; or, with `lengths`, several that stand one after another."""
-        self.data.append(values.tobytes())
-        self.lengths.append(np.array([len(values)], np.int32) if lengths is None else lengths.astype(np.int32))
+    def seal(self) -> None:
+        """Makes `data` of the values: cheaper to send."""
+        self.data, self.values = b"".join(values.data for values in self.values), []
 
 
 @dataclass
@@ -70,13 +70,19 @@ class Part:
         self.rejected += wrong
         self.bad.append((line, reason, detail, value if isinstance(value, str) else shortened(value)))
 
-    def add(self, line: int, arrays: dict[str, NDArray[Any]], trained: int, *, hash_of: bytes) -> None:
+    def add(self, line: int, arrays: dict[str, NDArray[Any]], trained: int, *, hash_of: Buffer) -> None:
         """One sample: a sequence for every key."""
         for name, values in arrays.items():
-            self.keys.setdefault(name, Key()).add(values)
+            key = self.key(name)
+            key.values.append(values)
+            key.lengths.append(len(values))
         self.note(line, trained, hash_of)
 
-    def note(self, line: int, trained: int, hash_of: bytes, sequences: int | None = None) -> None:
+    def key(self, name: str) -> Key:
+        """An output key's sequences."""
+        return self.keys.setdefault(name, Key())
+
+    def note(self, line: int, trained: int, hash_of: Buffer, sequences: int | None = None) -> None:
         """What is kept of a sample beside its tokens. sequences: of its document, where that is not one."""
         if len(self.kept) < SHOWN:
             self.kept.append((line, len(self.trained)))
@@ -84,18 +90,17 @@ class Part:
             self.documents = self.documents if self.documents is not None else []
             self.documents.append(sequences)
         self.trained.append(trained)
-        self.hashes.append(int.from_bytes(blake2b(hash_of, digest_size=8).digest(), "little"))
+        self.hashes.append(int.from_bytes(blake2b(hash_of if isinstance(hash_of, bytes) else hash_of.data, digest_size=8).digest(), "little"))
 
     @property
     def tokens(self) -> int:
         """Tokens of all keys that are ids."""
-        return sum(int(n.sum()) for name, key in self.keys.items() if not name.endswith("labels") for n in key.lengths)
+        return sum(sum(key.lengths) for name, key in self.keys.items() if not name.endswith("labels"))
 
     def sealed(self) -> Part:
         """The same with the arrays of each key joined: cheaper to send."""
         for key in self.keys.values():
-            key.data = [b"".join(key.data)]
-            key.lengths = [np.concatenate(key.lengths)] if key.lengths else []
+            key.seal()
         return self
 
 

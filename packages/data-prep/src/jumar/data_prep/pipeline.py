@@ -6,6 +6,7 @@ depend on the number of workers, on where a run was interrupted, or on how it wa
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -104,6 +105,11 @@ def _run(made: Run, progress: Callable[[int, int], None]) -> Finished:
                 made.say("note", f"going on behind {store.totals.read:,} records of the run before")
                 stream = blocks(made.inputs, job.block_bytes, skip=store.last + 1)
             _ = tokenizer.engine  # loaded before the workers are, who share it
+            tokenizer.settle()
+            gc.collect()
+            gc.freeze()  # what is shared stays so: nobody counts in it
+            if checker:
+                checker.load()
             for note in tokenizer.notes:
                 made.say("note", note)
             _fill(made, task, stream, store, checker, sizes, progress)
@@ -111,6 +117,7 @@ def _run(made: Run, progress: Callable[[int, int], None]) -> Finished:
                 checker.finish()
             return finish(job, store, made.sources, sizes, task, made.facts)
         finally:
+            gc.unfreeze()
             store.close()
     finally:
         if checker:

@@ -5,8 +5,8 @@ Whatever the template, a token is trained if any of its characters is the assist
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any, Protocol, TypeVar
@@ -27,23 +27,20 @@ IGNORED = -100  # the label of a token that is not trained
 
 @dataclass(frozen=True, slots=True)
 class Rendering:
-    """ids, labels: [tokens] int32. answers: tokens [start, end) of every assistant turn, in order."""
+    """ids, labels: [tokens] int32. answers: tokens [start, end) of each assistant turn, in order. trained: how many are."""
 
     ids: NDArray[np.int32]
     labels: NDArray[np.int32]
     answers: list[tuple[int, int]]
+    trained: int
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    @property
-    def trained(self) -> int:
-        """Number of trained tokens."""
-        return int(np.count_nonzero(self.labels != IGNORED))
-
     def cut(self, length: int) -> Rendering:
         """Its first tokens."""
-        return replace(self, ids=self.ids[:length], labels=self.labels[:length])
+        labels = self.labels[:length]
+        return Rendering(self.ids[:length], labels, self.answers, int(np.count_nonzero(labels != IGNORED)))
 
 
 class Renderer(Protocol):
@@ -75,12 +72,13 @@ class TemplateRenderer:
             places.append(i)
         ids, tokens = self.tokenizer.encode_spans(texts, spans)
         flat, offsets = ids.flat.astype(np.int32), ids.offsets.tolist()
-        for i, place in enumerate(places):
-            row, answers = flat[offsets[i] : offsets[i + 1]], tokens[i]
-            labels = np.full(len(row), IGNORED, np.int32)
-            for start, end in answers[-1:] if last else answers:
-                labels[start:end] = row[start:end]
-            out[place] = Rendering(row, labels, answers)
+        labels = np.full(len(flat), IGNORED, np.int32)
+        for place, answers, (begin, end) in zip(places, tokens, pairwise(offsets), strict=True):
+            trained = 0
+            for start, stop in answers[-1:] if last else answers:
+                labels[begin + start : begin + stop] = flat[begin + start : begin + stop]
+                trained += stop - start
+            out[place] = Rendering(flat[begin:end], labels[begin:end], answers, trained)
         return out
 
     def prompts(self, records: list[ChatRecord]) -> list[NDArray[np.int32] | BadRecord]:
@@ -99,14 +97,19 @@ class TemplateRenderer:
 
 
 def _with_content(render: Callable[..., T], record: ChatRecord) -> T:
-    """What a template makes of a record. Many fail on tool calls without content: they get an empty one."""
+    """What a template makes of a record. A turn that has tool calls and no content has none, or null, or an empty one: templates
+    differ in what they fail on.
+    """
     messages, tools = record.messages(), list(record.tools) or None
-    try:
-        return render(messages, tools)
-    except TemplateFault:
-        if all("content" in message for message in messages):
-            raise
-        return render([{"content": "", **message} for message in messages], tools)
+    forms: list[dict[str, Any]] = [{}]
+    if not all("content" in message for message in messages):
+        forms += [{"content": None}, {"content": ""}]
+    for form in forms:
+        try:
+            return render([{**form, **message} for message in messages], tools)
+        except TemplateFault as fault:
+            last = fault
+    raise last
 
 
 class SlotRenderer:
@@ -127,7 +130,14 @@ class SlotRenderer:
                 f"template {template.name} ends answers with EOS, and {tokenizer.directory} names no eos_token",
                 hint='add "eos_token" to its tokenizer_config.json, or give --eod TOKEN',
             )
-        self._known: dict[str, int] = {}
+        self._arrays: dict[int, NDArray[np.int32]] = {}
+        self._known = {token: self._id(token) for token in template.tokens()}
+
+    def _id(self, token: str) -> int:
+        found = self.tokenizer.id_of(token)
+        if found is None:
+            raise _no_token(self.template, token, self.tokenizer)
+        return found
 
     def chats(self, records: list[ChatRecord], *, last: bool) -> list[Rendering | BadRecord]:
         sides: list[list[tuple[list[Piece], list[Piece]]] | BadRecord] = []
@@ -141,28 +151,47 @@ class SlotRenderer:
             sides.append(pairs)
             texts.extend(piece for pair in pairs for side in pair for piece in side if isinstance(piece, str) and piece)
         rows = self._rows(texts)
-        return [pairs if isinstance(pairs, BadRecord) else self._rendering(pairs, rows, last) for pairs in sides]
+        pieces: list[NDArray[np.int32]] = []
+        answers = [None if isinstance(pairs, BadRecord) else self._answers(pairs, rows, pieces) for pairs in sides]
+        flat = np.concatenate(pieces) if pieces else np.empty(0, np.int32)
+        labels = np.full(len(flat), IGNORED, np.int32)
+        out: list[Rendering | BadRecord] = []
+        at = 0
+        for side, found in zip(sides, answers, strict=True):
+            if isinstance(side, BadRecord) or found is None:
+                out.append(side if isinstance(side, BadRecord) else BadRecord(""))
+                continue
+            end = at + found[-1][1]
+            trained = self._label(flat[at:end], labels[at:end], found, last)
+            out.append(Rendering(flat[at:end], labels[at:end], found, trained))
+            at = end
+        return out
 
-    def _rendering(self, pairs: list[tuple[list[Piece], list[Piece]]], rows: Any, last: bool) -> Rendering:
-        ids: list[NDArray[np.int32]] = []
-        labels: list[NDArray[np.int32]] = []
-        answers, at, efficient = [], 0, self.template.efficient_eos
-        for number, (prompt, answer) in enumerate(pairs):
-            trained = not last or number + 1 == len(pairs)
-            source, target = self._ids(prompt, rows), self._ids(answer, rows)
-            before = np.full(len(source), IGNORED, np.int32)
-            if self.eos is not None and efficient and number and len(source) and not last:
-                before[0] = self.eos
-            ids += [source, target]
-            labels += [before, target if trained else np.full(len(target), IGNORED, np.int32)]
-            answers.append((at + len(source), at + len(source) + len(target)))
-            at = answers[-1][1]
-        if efficient:
-            end = np.array([self.eos], np.int32)
-            ids.append(end)
-            labels.append(end)
-            answers[-1] = (answers[-1][0], at + 1)
-        return Rendering(np.concatenate(ids), np.concatenate(labels), answers)
+    def _answers(
+        self, pairs: list[tuple[list[Piece], list[Piece]]], rows: Iterator[NDArray[np.int32]], pieces: list[NDArray[np.int32]]
+    ) -> list[tuple[int, int]]:
+        """Appends a conversation's ids to `pieces`; where its answers stand in them."""
+        answers, at = [], 0
+        for prompt, answer in pairs:
+            start = at + self._append(prompt, rows, pieces)
+            at = start + self._append(answer, rows, pieces)
+            answers.append((start, at))
+        if self.template.efficient_eos:
+            pieces.append(self._one(self.eos))
+            answers[-1] = (start, at + 1)
+        return answers
+
+    def _label(self, ids: NDArray[np.int32], labels: NDArray[np.int32], answers: list[tuple[int, int]], last: bool) -> int:
+        """Writes the labels; how many tokens they train."""
+        trained, end = 0, 0
+        for start, stop in answers[-1:] if last else answers:
+            labels[start:stop] = ids[start:stop]
+            trained += stop - start
+            if self.template.efficient_eos and self.eos is not None and end and start > end:
+                labels[end] = self.eos  # the end of the answer before, where the next prompt begins
+                trained += 1
+            end = stop
+        return trained
 
     def prompts(self, records: list[ChatRecord]) -> list[NDArray[np.int32] | BadRecord]:
         sides: list[list[Piece] | BadRecord] = []
@@ -173,33 +202,48 @@ class SlotRenderer:
                 sides.append(BadRecord("template cannot render it", str(fault)))
         texts = [piece for pieces in sides if isinstance(pieces, list) for piece in pieces if isinstance(piece, str) and piece]
         rows = self._rows(texts)
-        return [self._ids(pieces, rows) if isinstance(pieces, list) else pieces for pieces in sides]
+        out: list[NDArray[np.int32] | BadRecord] = []
+        for side in sides:
+            ids: list[NDArray[np.int32]] = []
+            if isinstance(side, list):
+                self._append(side, rows, ids)
+            out.append((np.concatenate(ids) if ids else np.empty(0, np.int32)) if isinstance(side, list) else side)
+        return out
 
-    def _rows(self, texts: list[str]) -> Any:
+    def _rows(self, texts: list[str]) -> Iterator[NDArray[np.int32]]:
         """The ids of texts, one after another in the order in which they are asked for."""
         encoded = self.tokenizer.encode(texts)
         flat, offsets = encoded.flat.astype(np.int32), encoded.offsets.tolist()
         return (flat[a:b] for a, b in pairwise(offsets))
 
-    def _ids(self, pieces: list[Piece], rows: Any) -> NDArray[np.int32]:
-        out: list[NDArray[np.int32]] = []
+    def _append(self, pieces: list[Piece], rows: Iterator[NDArray[np.int32]], to: list[NDArray[np.int32]]) -> int:
+        """Appends the ids of pieces; how many they are."""
+        count = 0
         for piece in pieces:
             if isinstance(piece, str):
-                if piece:
-                    out.append(next(rows))
-            elif (token := self._token(piece)) is not None:
-                out.append(np.array([token], np.int32))
-        return np.concatenate(out) if out else np.empty(0, np.int32)
+                if not piece:
+                    continue
+                ids = next(rows)
+            else:
+                token = self._token(piece)
+                if token is None:
+                    continue
+                ids = self._one(token)
+            to.append(ids)
+            count += len(ids)
+        return count
+
+    def _one(self, token: int | None) -> NDArray[np.int32]:
+        """One id as an array, made once."""
+        assert token is not None
+        if token not in self._arrays:
+            self._arrays[token] = np.array([token], np.int32)
+        return self._arrays[token]
 
     def _token(self, piece: Token | Special) -> int | None:
         """The id of a token that a slot names; None: the tokenizer has no BOS or EOS, and none is written."""
         if isinstance(piece, Special):
             return self.eos if piece.name == "eos_token" else self.bos
-        if piece.name not in self._known:
-            found = self.tokenizer.id_of(piece.name)
-            if found is None:
-                raise _no_token(self.template, piece.name, self.tokenizer)
-            self._known[piece.name] = found
         return self._known[piece.name]
 
 

@@ -10,7 +10,7 @@ import orjson
 
 from jumar.data_prep.payloads import BadRow, Block, ByteRange, Elements, Fault, Fields, Lines, Row, TableRange, excerpt
 
-_TOGETHER = 256  # lines that are parsed at one go; only if one of them is bad, one by one
+_TOGETHER = 128  # lines that are parsed at one go; only if one of them is bad, one by one
 _TOGETHER_BYTES = 4 << 20
 
 

@@ -105,8 +105,8 @@ class Store:
         pieces: dict[str, bytes] = {}
         for name in self.keys:
             key = part.keys.get(name)
-            pieces[f"{name}.bin"] = b"".join(key.data) if key else b""
-            pieces[f"{name}.len"] = b"".join(lengths.tobytes() for lengths in key.lengths) if key else b""
+            pieces[f"{name}.bin"] = key.data if key else b""
+            pieces[f"{name}.len"] = np.array(key.lengths, np.int32).tobytes() if key else b""
         pieces[TRAINED] = np.array(part.trained, np.int32).tobytes()
         pieces[HASHES] = np.array(part.hashes, np.uint64).tobytes()
         pieces[BAD] = b"".join(orjson.dumps([part.block, *bad], option=orjson.OPT_APPEND_NEWLINE) for bad in part.bad)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from jumar.data_prep.engines import Ids
 from jumar.data_prep.faults import BadRecord
 from jumar.data_prep.formats import Pair, Prompt, Steps, to_chat, to_pair, to_prompt, to_steps, to_text
 from jumar.data_prep.job import Job
@@ -18,6 +20,7 @@ from jumar.data_prep.part import Part
 from jumar.data_prep.render import IGNORED, Renderer, Rendering
 from jumar.data_prep.tokenizer import Tokenizer
 from jumar.schema.errors import ToolError
+from jumar.schema.indexed import dtype_for
 
 R = TypeVar("R")
 Rows = list[tuple[int, dict[str, Any]]]
@@ -72,11 +75,12 @@ class Pretrain(Task):
 
     def __post_init__(self) -> None:
         self.keys = self.job.keys
-        self.eod: NDArray[np.uint32] | None = None
+        self.dtype = dtype_for(self.tokenizer.facts.size)
+        self.eod: NDArray[Any] | None = None
         if self.job.append_eod:
             if self.tokenizer.eos_id is None:
                 raise no_eos(self.tokenizer, "--append-eod")
-            self.eod = np.array([self.tokenizer.eos_id], np.uint32)
+            self.eod = np.array([self.tokenizer.eos_id], self.dtype)
         self.sentences = sentences(self.job.language) if self.job.split_sentences else None
 
     def __call__(self, rows: Rows, part: Part) -> None:
@@ -91,37 +95,26 @@ class Pretrain(Task):
             ids = self.tokenizer.encode([text for of_record in split for text in of_record], special=self.job.special)
             self._add(name, column == 0, [line for line, _, _ in records], [len(s) for s in split], ids, part)
 
-    def _add(self, name: str, first: bool, lines: list[int], counts: list[int], ids: Any, part: Part) -> None:
-        from jumar.data_prep.part import Key
-
-        key = part.keys.setdefault(name, Key())
-        flat, at = ids.flat.astype(self.dtype), 0
-        sizes = np.diff(ids.offsets)
+    def _add(self, name: str, first: bool, lines: list[int], counts: list[int], ids: Ids, part: Part) -> None:
+        key, offsets = part.key(name), ids.offsets.tolist()
+        values, at = [], 0
+        flat = ids.flat.astype(self.dtype) if self.dtype.itemsize != ids.flat.itemsize else ids.flat.view(self.dtype)
         for line, count in zip(lines, counts, strict=True):
-            lengths = sizes[at : at + count]
-            values = flat[ids.offsets[at] : ids.offsets[at + count]]
+            begin, end = offsets[at], offsets[at + count]
+            lengths = [b - a for a, b in pairwise(offsets[at : at + count + 1]) if b > a]
             at += count
-            lengths = lengths[lengths > 0]
-            if not len(lengths) and self.eod is None:
+            if end == begin and self.eod is None:
                 if first:
                     part.reject(line, "empty", "the tokenizer makes no token of it", "")
                 continue
+            values.append(flat[begin:end])
             if self.eod is not None:
-                values = np.concatenate([values, self.eod.astype(self.dtype)])
-                if len(lengths):
-                    lengths[-1] += 1
-                else:
-                    lengths = np.array([1])
-            key.add(values, lengths)
+                values.append(self.eod)
+                lengths = [*lengths[:-1], lengths[-1] + 1] if lengths else [1]
+            key.lengths += lengths
             if first:
-                part.note(line, len(values), values.tobytes(), len(lengths) if self.sentences else None)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The narrowest type that Megatron reads and the vocabulary fits."""
-        from jumar.schema.indexed import dtype_for
-
-        return dtype_for(self.tokenizer.facts.size)
+                part.note(line, sum(lengths), flat[begin:end], len(lengths) if self.sentences else None)
+        key.values += values
 
 
 class Tune(Task):
@@ -141,7 +134,7 @@ class Tune(Task):
                 part.reject(line, fault.reason, fault.detail, value, wrong=fault.reason != DROPPED)
                 continue
             for sample in samples:
-                part.add(line, {"input_ids": sample.ids, "labels": sample.labels}, sample.trained, hash_of=sample.ids.tobytes())
+                part.add(line, {"input_ids": sample.ids, "labels": sample.labels}, sample.trained, hash_of=sample.ids)
 
 
 class Compare(Task):
@@ -198,12 +191,12 @@ class Reward(Task):
         for i, (line, value, steps) in enumerate(records):
             row = ids[i].astype(np.int32)
             try:
-                rendering = Rendering(row, self._labels(row, steps), [])
+                rendering = Rendering(row, self._labels(row, steps), [], len(steps.values))
                 sample = fitted(None, rendering, None, self.job, part.counts)[0]
             except BadRecord as fault:
                 part.reject(line, fault.reason, fault.detail, value, wrong=fault.reason != DROPPED)
                 continue
-            part.add(line, {"input_ids": sample.ids, "labels": sample.labels}, sample.trained, hash_of=sample.ids.tobytes())
+            part.add(line, {"input_ids": sample.ids, "labels": sample.labels}, sample.trained, hash_of=sample.ids)
 
     def _labels(self, row: NDArray[np.int32], steps: Steps) -> NDArray[np.int32]:
         places = np.flatnonzero(row == self.placeholder)
@@ -245,7 +238,7 @@ class Ask(Task):
                 part.reject(line, prompt.reason, prompt.detail, value)
             else:
                 own = {name: extras[i * len(self.extra) + k].astype(np.int32) for k, name in enumerate(self.extra)}
-                part.add(line, {"input_ids": prompt, **own}, 0, hash_of=prompt.tobytes())
+                part.add(line, {"input_ids": prompt, **own}, 0, hash_of=prompt)
 
 
 TASKS: dict[str, type[Task]] = {

@@ -37,6 +37,7 @@ class Tokenizer:
     added: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
     checked: list[Checked] = field(default_factory=list)
+    _ids: dict[str, int | None] = field(default_factory=dict)
 
     @cached_property
     def content(self) -> dict[str, Any]:
@@ -79,8 +80,17 @@ class Tokenizer:
             raise ToolError(f"{self.file}: {fault}", hint="fetch the tokenizer again, or upgrade tokenizers") from None
 
     def id_of(self, token: str) -> int | None:
-        """A token's id; None if the vocabulary has it not."""
-        return self.facts.ids.get(token)
+        """A token's id; None if the vocabulary has it not. Asked before `settle`, or about what was asked before it."""
+        if token not in self._ids:
+            self._ids[token] = self.facts.ids.get(token)
+        return self._ids[token]
+
+    def settle(self) -> None:
+        """Lets go of what is needed only until the work begins: memory that every worker would have a copy of."""
+        for name in self.special:
+            self._special_id(name)
+        _ = self.facts.widths
+        self.facts.ids.clear()
 
     @property
     def eos_id(self) -> int | None:

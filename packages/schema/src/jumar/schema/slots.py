@@ -92,6 +92,11 @@ class SlotTemplate:
     force_system: bool = False
     refused: str = ""
 
+    def tokens(self) -> list[str]:
+        """The tokens that its slots name."""
+        slots = (*self.prefix, *self.separator, *self.system, *self.user, *self.assistant, *self.function, *self.observation)
+        return list(dict.fromkeys(slot.name for slot in slots if isinstance(slot, Token)))
+
     def pairs(self, record: ChatRecord, *, thinking: bool | None = None) -> list[Pair]:
         """(pieces of the prompt, pieces of the answer) of every exchange.
 

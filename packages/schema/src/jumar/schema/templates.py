@@ -19,6 +19,7 @@ from typing import Any
 from jumar.schema.errors import ToolError
 
 MARKS = ("\ufdd0", "\ufdd1")  # noncharacters of Unicode: no text may hold them
+CONTENT = "\ufdd2"
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 Span = tuple[int, int]
@@ -44,7 +45,7 @@ class ChatTemplate:
     date: datetime.date | None = None
     _shapes: dict[tuple[str, ...], Any] = field(default_factory=dict, repr=False)
 
-    @property
+    @cached_property
     def marked(self) -> bool:
         """Whether the template says itself what the assistant writes (`{% generation %}`)."""
         return GENERATION.search(self.source) is not None
@@ -90,7 +91,7 @@ class ChatTemplate:
         for i, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            start = self._start(text, messages[:i], tools)
+            start = self._start(text, messages, i, tools)
             if spans and start < spans[-1][1]:
                 raise TemplateFault(
                     "the chat template renders a conversation's beginning otherwise than the whole: turns overlap"
@@ -98,29 +99,49 @@ class ChatTemplate:
             spans.append((start, self._end(text, start, messages, i, tools)))
         return spans
 
-    def _start(self, text: str, before: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> int:
-        prompt = self._render(before, tools, True) if before else ""
-        if text.startswith(prompt):
+    def _start(self, text: str, messages: list[dict[str, Any]], i: int, tools: list[dict[str, Any]] | None) -> int:
+        if i and text.startswith(prompt := self._render(messages[:i], tools, True)):
             return len(prompt)
-        # An answer may be asked for with more than stands before it later ("<think>"): what is common is the prompt.
-        common = next((i for i, (a, b) in enumerate(zip(prompt, text, strict=False)) if a != b), min(len(prompt), len(text)))
-        if common < len(self._render(before, tools, False)):
+        # The whole tells what comes before otherwise (old reasoning is dropped, tools stand before the last question), or an
+        # answer is asked for with more than stands before it later ("<think>"): it begins behind the header before its content.
+        before, after = self._around(messages, i, tools)
+        content = _common(before + CONTENT + after, text)
+        found = text.rfind(self._header, 0, content)
+        if found < 0:
             raise TemplateFault("the chat template renders a conversation's beginning otherwise than the whole")
-        return common
+        return found + len(self._header)
 
     def _end(self, text: str, start: int, messages: list[dict[str, Any]], i: int, tools: list[dict[str, Any]] | None) -> int:
         through = text if i + 1 == len(messages) else self._render(messages[: i + 1], tools, False)
         if text.startswith(through) and len(through) >= start:
             return self._without_tail(text, start, len(through))
         # The whole tells this turn otherwise than its own prefix does (a template that drops old reasoning): to the stop token.
-        content = (messages[i].get("content") or "").strip()
-        found = text.find(content, start) if content else start
-        ends = [(at, len(stop)) for stop in self.stops if (at := text.find(stop, max(found, start) + len(content))) >= 0]
-        if found < 0 or not ends:
+        _, after = self._around(messages, i, tools)
+        behind = len(text) - len(after) if text.endswith(after) else start
+        ends = [(at, len(stop)) for stop in self.stops if (at := text.find(stop, max(behind, start))) >= 0]
+        if not ends:
             raise TemplateFault(
                 "the chat template renders a turn otherwise than at a conversation's end, and ends it by no token"
             )
         return sum(min(ends))
+
+    def _around(self, messages: list[dict[str, Any]], i: int, tools: list[dict[str, Any]] | None) -> tuple[str, str]:
+        """What the whole has before and after the content of turn i."""
+        other = [*messages[:i], {**messages[i], "content": CONTENT}, *messages[i + 1 :]]
+        before, found, after = self._render(other, tools, False).partition(CONTENT)
+        if not found:
+            raise TemplateFault("the chat template leaves out what the assistant writes")
+        return before, after
+
+    @cached_property
+    def _header(self) -> str:
+        """What stands before every answer, and is not written by the model: the common part of its prompt and of its turn."""
+        user, answer = {"role": "user", "content": "?"}, {"role": "assistant", "content": CONTENT}
+        asked, plain = self._render([user], None, True), self._render([user], None, False)
+        told = self._render([user, answer, user], None, False).partition(CONTENT)[0]
+        if not (asked.startswith(plain) and told.startswith(plain)):
+            raise TemplateFault("the chat template renders a conversation's beginning otherwise than the whole")
+        return asked[len(plain) : _common(asked, told)]
 
     def _without_tail(self, text: str, start: int, end: int) -> int:
         """`end` without the white space that the template puts after the token that ends a turn: no model writes it."""
@@ -214,6 +235,11 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise ToolError(f"{path}: a {type(loaded).__name__}, expected keys and values", hint="fetch the file again")
     return loaded
+
+
+def _common(a: str, b: str) -> int:
+    """How many characters two texts begin with alike."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _without_marks(text: str) -> tuple[str, list[Span]]:
