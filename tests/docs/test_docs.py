@@ -4,6 +4,7 @@
 
 A comment before a fenced block says what is done with it:
     <!-- run -->        its `$ ` lines are run, in order, in one directory for each page; the other lines are what they print
+    <!-- run data -->   the same in a directory that holds the files of docs/data.md
     <!-- run demo -->   the same in a directory that holds the demo's `hf`, by the slow test
     <!-- file NAME -->  it is written there as NAME
 """
@@ -22,10 +23,10 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
-from jumar.ckpt_convert import cli
 from jumar.schema.errors import Exit
 from jumar.schema.families import llama
 from jumar.schema.family import Family
@@ -33,12 +34,43 @@ from jumar.schema.registry import families
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("packages/*/*.md")])
-TRANSLATED = {ROOT / "README.md": ROOT / "README.zh-CN.md", ROOT / "docs/convert.md": ROOT / "docs/zh/convert.md"}
-RUNNABLE = [ROOT / "docs/convert.md", ROOT / "docs/families.md"]
+README, CONVERT, DATA, FAMILIES = (ROOT / name for name in ("README.md", "docs/convert.md", "docs/data.md", "docs/families.md"))
+TRANSLATED = {README: ROOT / "README.zh-CN.md", CONVERT: ROOT / "docs/zh/convert.md", DATA: ROOT / "docs/zh/data.md"}
 DEMO = ROOT / "runs/demo/hf"
 COLUMNS = 100
-COMMANDS = ("to-megatron", "to-hf", "merge-lora", "to-peft", "verify", "inspect", "families")
-OTHERS_OPTIONS = {"--extra-index-url", "--moe-layer-freq", "--dist-ckpt-optim-fully-reshardable"}  # of pip, of Megatron-LM
+
+
+@dataclass(frozen=True)
+class Program:
+    """A command of ours: where it begins, the page that documents every option, its commands as its help lists them."""
+
+    module: str
+    page: Path
+    commands: tuple[str, ...]
+
+
+PROGRAMS = {
+    "jumar-convert": Program(
+        "jumar.ckpt_convert.cli", CONVERT, ("to-megatron", "to-hf", "merge-lora", "to-peft", "verify", "inspect", "families")
+    ),
+    "jumar-data": Program(
+        "jumar.data_prep.cli",
+        DATA,
+        (
+            *("pretrain", "sft", "pairwise", "process-reward", "prompts"),
+            *("inspect", "merge", "split", "blend", "report", "templates"),
+        ),
+    ),
+}
+PLANNED = r"jumar-(train|infer|eval)\b|jumar\.train"
+OTHERS_OPTIONS = {
+    *("--extra-index-url", "--moe-layer-freq", "--dist-ckpt-optim-fully-reshardable", "--data-path"),  # of pip, of Megatron-LM
+    # of MindSpeed-LLM's preprocess_data.py
+    *("--input", "--output-prefix", "--tokenizer-name-or-path", "--seq-length", "--n-subs", "--merge-group-keys"),
+    *("--handler-name", "--json-keys", "--map-keys", "--dataset-additional-keys", "--keep-newlines", "--data-obfuscation"),
+    *("--prompt-type", "--prompt-type-path", "--enable-thinking", "--placeholder-token", "--reward-tokens", "--neat-pack"),
+    *("--interleave-probs", "--mix-strategy"),
+}
 
 
 def relative(path: Path) -> str:
@@ -85,8 +117,21 @@ def blocks(page: Path) -> list[Block]:
 # --- running them
 
 
+@dataclass(frozen=True)
+class Play:
+    """What is run of a page: the blocks with this marker, in a directory with the page's files and those of another page."""
+
+    page: Path
+    marker: str = "run"
+    files_of: Path | None = None
+
+
+RUNNABLE = [Play(CONVERT), Play(DATA), Play(FAMILIES, files_of=CONVERT), Play(README, "run data", files_of=DATA)]
+TOUR = Play(README, "run demo")
+
+
 class Terminal:
-    """Runs commands in a directory: jumar-convert in this process, which is faster, all others in bash.
+    """Runs commands in a directory: our own in this process, which is faster, all others in bash.
 
     apart: every command is a process of its own (for packages that are installed on the way).
     """
@@ -101,8 +146,8 @@ class Terminal:
             return [str(self.code)]
         if command.startswith("pip install"):
             return self._install(Path(self.home, shlex.split(command)[-1]))
-        alone = command.startswith("jumar-convert ") and not re.search(r"[|&><;$*]", command)
-        text = self._here(shlex.split(command)[1:]) if alone and not self.apart else self._bash(command)
+        alone = command.split()[0] in PROGRAMS and not re.search(r"[|&><;$*]", command)
+        text = self._here(shlex.split(command)) if alone and not self.apart else self._bash(command)
         lines = [line.rstrip() for line in text.replace(str(self.home.resolve()), "/models").splitlines()]
         while lines and not lines[0]:
             del lines[0]
@@ -110,17 +155,23 @@ class Terminal:
             del lines[-1]
         return lines
 
-    def _here(self, arguments: list[str]) -> str:
+    def _here(self, words: list[str]) -> str:
+        main = importlib.import_module(PROGRAMS[words[0]].module).main
         printed, before = io.StringIO(), os.getcwd()
-        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed), pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", ["jumar-convert", *arguments])
-            for name, value in self.environment().items():
-                patch.setenv(name, value)
+        with (
+            contextlib.redirect_stdout(printed),
+            contextlib.redirect_stderr(printed),
+            mock.patch.dict(os.environ, self.environment()),
+            pytest.MonkeyPatch.context() as patch,
+        ):
+            patch.setattr(sys, "argv", words)
             for name in ("fsync", "fdatasync"):  # nobody here waits for the disk
                 patch.setattr(os, name, lambda fd: None)
+            # One core: jumar-data then forks no workers, which a process with pytest's and torch's threads should not do.
+            patch.setattr(os, "sched_getaffinity", lambda pid: {0})
             os.chdir(self.home)
             try:
-                cli.main()
+                main()
             except SystemExit as end:
                 self.code = int(end.code or 0)
             finally:
@@ -175,26 +226,26 @@ def write_files(page: Path, home: Path) -> None:
             path.write_text("\n".join(block.content) + "\n", encoding="utf-8")
 
 
-def play(page: Path, terminal: Terminal, marker: str = "run") -> Iterator[tuple[Block, str, list[str], list[str]]]:
+def play(what: Play, terminal: Terminal) -> Iterator[tuple[Block, str, list[str], list[str]]]:
     """Carries a page out. Yields (block, command, lines shown, lines printed)."""
-    for page_with_files in dict.fromkeys((ROOT / "docs/convert.md", page)):
-        write_files(page_with_files, terminal.home)
-    for block in (b for b in blocks(page) if b.marker == marker):
+    for page in filter(None, (what.files_of, what.page)):
+        write_files(page, terminal.home)
+    for block in (b for b in blocks(what.page) if b.marker == what.marker):
         steps = block.steps()
         for number, (command, shown) in enumerate(steps):
             printed = terminal.run(command)
             says_so = any(line.startswith("error:") for line in printed)
             asked = number + 1 < len(steps) and steps[number + 1][0] == "echo $?"
-            where = f"{relative(page)}: {command}: exit code {terminal.code}\n" + "\n".join(printed)
+            where = f"{relative(what.page)}: {command}: exit code {terminal.code}\n" + "\n".join(printed)
             assert asked or command == "echo $?" or (terminal.code != 0) == says_so, where
             yield block, command, shown, printed
 
 
-@pytest.mark.parametrize("page", RUNNABLE, ids=relative)
-def test_commands_print_what_is_shown(page: Path, tmp_path: Path) -> None:
-    terminal = Terminal(tmp_path, apart=page.name == "families.md")
+@pytest.mark.parametrize("what", RUNNABLE, ids=lambda what: relative(what.page))
+def test_commands_print_what_is_shown(what: Play, tmp_path: Path) -> None:
+    terminal = Terminal(tmp_path, apart=what.page == FAMILIES)
     count = 0
-    for _, command, shown, printed in play(page, terminal):
+    for _, command, shown, printed in play(what, terminal):
         assert comparable(printed) == comparable(shown), f"{command}\nmend with: python tests/docs/test_docs.py"
         count += 1
     assert count > 5
@@ -204,22 +255,27 @@ def test_commands_print_what_is_shown(page: Path, tmp_path: Path) -> None:
 @pytest.mark.skipif(not DEMO.exists(), reason="the demo's model is not here (make demo)")
 def test_the_tour_prints_what_is_shown(tmp_path: Path) -> None:
     (tmp_path / "hf").symlink_to(DEMO)
-    for _, command, shown, printed in play(ROOT / "README.md", Terminal(tmp_path), "run demo"):
+    for _, command, shown, printed in play(TOUR, Terminal(tmp_path)):
         assert comparable(printed) == comparable(shown), f"{command}\nmend with: python tests/docs/test_docs.py"
 
 
 # --- commands and options
 
 
+Options = dict[str, dict[str, set[str]]]
+
+
 @pytest.fixture(scope="module")
-def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
-    """Command -> its options, by its help; "" for those of jumar-convert itself."""
+def options(tmp_path_factory: pytest.TempPathFactory) -> Options:
+    """Program -> command -> its options, by its help; command "" for those of the program itself."""
     terminal = Terminal(tmp_path_factory.mktemp("help"))
-    help_of = {command: "\n".join(terminal.run(f"jumar-convert {command} --help")) for command in COMMANDS}
-    help_of[""] = "\n".join(terminal.run("jumar-convert --help"))
-    listed = re.findall(r"^│ ([a-z-]+) ", help_of[""].partition("Commands")[2], re.MULTILINE)
-    assert tuple(listed) == COMMANDS
-    return {command: set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) for command, text in help_of.items()}
+    found: Options = {}
+    for name, program in PROGRAMS.items():
+        help_of = {command: "\n".join(terminal.run(f"{name} {command} --help")) for command in ("", *program.commands)}
+        listed = re.findall(r"^│ ([a-z-]+) ", help_of[""].partition("Commands")[2], re.MULTILINE)
+        assert tuple(listed) == program.commands
+        found[name] = {command: set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) for command, text in help_of.items()}
+    return found
 
 
 def commands(page: Path) -> Iterator[str]:
@@ -232,36 +288,36 @@ def commands(page: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=relative)
-def test_every_command_exists(page: Path, options: dict[str, set[str]]) -> None:
+def test_every_command_exists(page: Path, options: Options) -> None:
     for line in commands(page):
         program, *rest = line.split()
-        if program != "jumar-convert":
+        if program not in PROGRAMS:
             there = list(ROOT.glob(f"packages/{program.removeprefix('jumar-')}*"))
             assert not there, f"{program} is there: check its lines too"
             continue
         command = rest[0] if rest and not rest[0].startswith("-") else ""
-        assert command in options or command == "COMMAND", line
-        unknown = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", line)) - options.get(command, set()) - {"--help"}
+        assert command in options[program] or command == "COMMAND", line
+        unknown = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", line)) - options[program].get(command, set()) - {"--help"}
         assert not unknown, f"{line}: {unknown}"
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if p.name not in ("benchmarks.md", "contracts.md")], ids=relative)
-def test_every_option_named_in_passing_exists(page: Path, options: dict[str, set[str]]) -> None:
+def test_every_option_named_in_passing_exists(page: Path, options: Options) -> None:
     named = set(re.findall(r"`(--[a-z][a-z-]+)[^`]*`", page.read_text(encoding="utf-8")))
-    assert named <= set().union(*options.values()) | OTHERS_OPTIONS
+    assert named <= set().union(*(of for program in options.values() for of in program.values())) | OTHERS_OPTIONS
 
 
-def test_every_option_is_documented(options: dict[str, set[str]]) -> None:
-    text = (ROOT / "docs/convert.md").read_text(encoding="utf-8")
-    missing = {o for group in options.values() for o in group if not re.search(rf"(?<![\w-]){o}(?![\w-])", text)} - {"--help"}
-    assert not missing
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_option_is_documented(program: str, options: Options) -> None:
+    text = PROGRAMS[program].page.read_text(encoding="utf-8")
+    every = set().union(*options[program].values()) - {"--help"}
+    assert not {option for option in every if not re.search(rf"(?<![\w-]){option}(?![\w-])", text)}
 
 
-def test_planned_commands_are_said_to_be() -> None:
-    for page in TRANSLATED.items():
-        for block in (b for p in page for b in blocks(p)):
-            planned = [line for line in block.content if re.search(r"jumar-(data|train|infer|eval)\b|jumar\.train", line)]
-            assert all("# planned" in line for line in planned)
+def test_planned_commands_and_no_others_are_said_to_be() -> None:
+    for page in (p for pair in TRANSLATED.items() for p in pair):
+        for line in (line for block in blocks(page) for line in block.content):
+            assert ("# planned" in line) == bool(re.search(PLANNED, line)), line
 
 
 # --- facts that stand in the code too
@@ -299,7 +355,7 @@ def traits(family: Family) -> tuple[str, str, str, str]:
 
 
 def test_the_table_of_families_is_the_registry() -> None:
-    text = (ROOT / "docs/families.md").read_text(encoding="utf-8")
+    text = FAMILIES.read_text(encoding="utf-8")
     assert "\n".join(table_of_families()) in text, "mend with: python tests/docs/test_docs.py"
 
 
@@ -361,13 +417,13 @@ def test_translations_keep_step(page: Path) -> None:
 # --- rewriting
 
 
-def rewrite_outputs(page: Path, marker: str, terminal: Terminal) -> None:
+def rewrite_outputs(what: Play, terminal: Terminal) -> None:
     """Puts what the commands print in place of what is shown, where the two differ."""
     new: dict[int, list[str]] = {}
-    for block, command, shown, printed in play(page, terminal, marker):
+    for block, command, shown, printed in play(what, terminal):
         kept = shown if comparable(shown) == comparable(printed) else printed
         new.setdefault(block.line, []).extend([f"$ {command}", *kept])
-    replace_blocks(page, new)
+    replace_blocks(what.page, new)
 
 
 def replace_blocks(page: Path, new: dict[int, list[str]]) -> None:
@@ -380,16 +436,15 @@ def replace_blocks(page: Path, new: dict[int, list[str]]) -> None:
 
 
 def main() -> None:
-    page = ROOT / "docs/families.md"
     table = re.compile(r"^\| model_type \|.*\n(?:\|.*\n)*", re.MULTILINE)
-    page.write_text(table.sub(lambda _: "\n".join(table_of_families()) + "\n", page.read_text(encoding="utf-8"), count=1))
-    for page in RUNNABLE:
+    FAMILIES.write_text(table.sub(lambda _: "\n".join(table_of_families()) + "\n", FAMILIES.read_text(encoding="utf-8"), count=1))
+    for what in RUNNABLE:
         with tempfile.TemporaryDirectory() as home:
-            rewrite_outputs(page, "run", Terminal(Path(home), apart=page.name == "families.md"))
+            rewrite_outputs(what, Terminal(Path(home), apart=what.page == FAMILIES))
     if DEMO.exists():
         with tempfile.TemporaryDirectory() as home:
             (Path(home) / "hf").symlink_to(DEMO)
-            rewrite_outputs(ROOT / "README.md", "run demo", Terminal(Path(home)))
+            rewrite_outputs(TOUR, Terminal(Path(home)))
     for page, other in TRANSLATED.items():
         pairs = zip(blocks(other), blocks(page), strict=True)
         replace_blocks(other, {theirs.line: list(ours.content) for theirs, ours in pairs})

@@ -9,7 +9,7 @@ import pytest
 
 from jumar.data_prep.faults import BadRecord
 from jumar.data_prep.formats import Mapping, detect, parse_map, to_chat, to_pair, to_prompt, to_steps, to_text
-from jumar.data_prep.mapping import TAGS, default_map, unread
+from jumar.data_prep.mapping import TAGS, default_map
 from jumar.schema.chat import ChatRecord, Turn
 from jumar.schema.errors import Exit, ToolError
 
@@ -56,16 +56,14 @@ def test_alpaca_joins_what_is_not_empty(row: Row, user: str) -> None:
     assert said(to_chat({**row, "output": "a"}, ALPACA)) == [("user", user), ("assistant", "a")]
 
 
-def test_alpaca_with_system_history_and_tools_if_they_are_mapped() -> None:
+def test_alpaca_with_system_history_and_tools_unless_they_are_mapped_to_nothing() -> None:
     row = {"instruction": "q2", "output": ["a2"], "history": [["q1", "a1"]], "system": "s", "tools": json.dumps([WEATHER])}
-    assert said(to_chat(row, ALPACA)) == [("user", "q2"), ("assistant", "a2")]
-    mapping = parse_map(["history=history", "system=system", "tools=tools"], "alpaca")
-    record = to_chat(row, mapping)
+    record = to_chat(row, ALPACA)
     assert said(record) == [("system", "s"), ("user", "q1"), ("assistant", "a1"), ("user", "q2"), ("assistant", "a2")]
     assert record.tools == ({"type": "function", "function": WEATHER},)
-    assert said(to_chat({**row, "history": '[["q1", "a1"]]'}, mapping)) == said(record)  # as CSV has it
-    assert unread(ALPACA, row) == ["history", "system", "tools"]
-    assert unread(mapping, row) == []
+    assert said(to_chat({**row, "history": '[["q1", "a1"]]'}, ALPACA)) == said(record)  # as CSV has it
+    without = to_chat(row, parse_map(["history=", "system=", "tools="], "alpaca"))
+    assert (said(without), without.tools) == ([("user", "q2"), ("assistant", "a2")], ())
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
 from collections import deque
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 import numpy as np
 
-from jumar.data_prep.engines import Reference
+from jumar.data_prep.engines import Reference, give_back
 from jumar.data_prep.part import Checked
 from jumar.schema.errors import Exit, ToolError
 
@@ -21,7 +23,7 @@ class Differs(Exception):
 class Checker:
     """Sends texts to a process that holds the reference, and hears of the first difference.
 
-    Made before the accelerator is loaded, whose memory it must not have, and told to load the reference after it.
+    Made before the accelerator is loaded, whose memory it must not have: both load at the same time.
     """
 
     def __init__(self, reference: Callable[[], Reference]) -> None:
@@ -32,10 +34,6 @@ class Checker:
         there.close()
         self._waiting: deque[Checked] = deque()
         self._ready = False
-
-    def load(self) -> None:
-        """Lets the process load the reference."""
-        self._here.send(None)
 
     def check(self, texts: list[Checked]) -> None:
         """Takes texts for checking. Differs if one that was taken before is known to differ."""
@@ -86,13 +84,12 @@ class Checker:
 
 
 def _serve(there: Connection, here: Connection, reference: Callable[[], Reference]) -> None:
-    import signal
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the threads of the process that this one was forked from are not here
     here.close()
     try:
-        there.recv()
         engine = reference()
+        give_back()
         there.send("ready")
         while (item := there.recv()) is not None:
             if difference := _difference(engine, item):

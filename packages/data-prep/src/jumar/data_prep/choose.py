@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jumar.data_prep.detect import USABLE, detect
+from jumar.data_prep.detect import USABLE, Detected, detect
 from jumar.data_prep.job import Job, usage
-from jumar.data_prep.mapping import Mapping, parse_map, unread
+from jumar.data_prep.mapping import Mapping, parse_map
 from jumar.schema.errors import ToolError
 
 
@@ -20,11 +20,24 @@ def choose_mapping(job: Job, sample: Sequence[dict[str, Any]], say: Callable[[st
         raise usage(f"--format {job.format!r}: expected auto, {', '.join(among)}", f"for example --format {among[0]}")
     if job.format != "auto" or not sample:
         return parse_map(job.map, job.format if job.format != "auto" else among[0])
-    found = detect(sample, job.command, job.map)
+    found = _detected(job, sample)
     if found.pairwise != (job.command == "pairwise") and job.command in ("sft", "pairwise"):
         other, have = ("pairwise", "two answers, one preferred") if found.pairwise else ("sft", "one answer each")
         raise ToolError(f"these records have {have} ({found.why})", hint=f"use jumar-data {other}")
     say("note", f"read as {found.format}: {found.why}")
-    if passed := unread(found.mapping, sample[0]):
-        say("note", f"not read: {', '.join(passed)} (--map {passed[0]}={passed[0]} reads it)")
     return found.mapping
+
+
+def _detected(job: Job, sample: Sequence[dict[str, Any]]) -> Detected:
+    try:
+        return detect(sample, job.command, job.map)
+    except ToolError:
+        if job.command != "sft":
+            raise
+        try:  # pairs have columns of their own
+            found = detect(sample, "pairwise", job.map)
+        except ToolError:
+            found = None
+        if found is None:
+            raise
+        return found

@@ -8,6 +8,32 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from jumar.data_prep.options import (
+    BlockSize,
+    Cluster,
+    Date,
+    Engine,
+    Eod,
+    Force,
+    Form,
+    Inputs,
+    Json,
+    LongTwo,
+    Map,
+    MaxBad,
+    MaxSamples,
+    Output,
+    Seed,
+    SeqLen,
+    Shard,
+    Shards,
+    Strict,
+    Template,
+    TemplateArgs,
+    TokenizerDir,
+    Workers,
+    path,
+)
 from jumar.schema.cli import make_app, run
 from jumar.schema.errors import Exit, ToolError
 
@@ -21,73 +47,6 @@ app = make_app(
     "kept, or counted with its reason.",
     epilog="Example: jumar-data sft alpaca.jsonl -o data/alpaca --tokenizer hf/ --seq-len 2048 --pack",
 )
-
-
-def _path(text: str) -> Path:
-    if not text:
-        raise ToolError("a path is empty", hint="is a variable of your script not set?", code=Exit.USAGE)
-    return Path(text)
-
-
-Inputs = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="INPUT...", help="Files (.jsonl .json .txt .csv .tsv .parquet .arrow; .gz .zst), folders, patterns, or -."
-    ),
-]
-Output = Annotated[Path, typer.Option("-o", "--output", parser=_path, metavar="PREFIX", help="What the files' names begin with.")]
-TokenizerDir = Annotated[
-    Path, typer.Option(parser=_path, metavar="DIR", help="Directory of the model, or of its tokenizer.json.")
-]
-Form = Annotated[str, typer.Option("--format", help="auto, alpaca, sharegpt or messages.", rich_help_panel="Records")]
-Map = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--map",
-        metavar="NAME=COLUMN",
-        help="Where a field stands: prompt=question, tags.user_tag=human.",
-        rich_help_panel="Records",
-    ),
-]
-Template = Annotated[
-    str,
-    typer.Option(help="auto (the model's own), a name (chatml, qwen, ...) or FILE.json:NAME.", rich_help_panel="Records"),
-]
-TemplateArgs = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--template-arg", metavar="NAME=VALUE", help="For the model's template: enable_thinking=false.", rich_help_panel="Records"
-    ),
-]
-Date = Annotated[
-    str | None, typer.Option(metavar="YYYY-MM-DD", help="The day, for templates that tell it.", rich_help_panel="Records")
-]
-SeqLen = Annotated[
-    int | None, typer.Option("--seq-len", metavar="N", help="Longest sample, in tokens.", rich_help_panel="Length")
-]
-LongTwo = Annotated[str, typer.Option("--long", help="Longer samples: truncate or drop.", rich_help_panel="Length")]
-Eod = Annotated[
-    str | None, typer.Option(metavar="TOKEN", help="End token.", show_default="the tokenizer's EOS", rich_help_panel="Tokens")
-]
-Engine = Annotated[
-    str,
-    typer.Option("--tokenizer-engine", help="auto, tokenizers, fastokens or gigatoken. Ids are the same.", rich_help_panel="Run"),
-]
-Workers = Annotated[int, typer.Option(min=0, help="Processes.", show_default="all cores", rich_help_panel="Run")]
-Shard = Annotated[str | None, typer.Option(metavar="I/N", help="Only this part; `merge` joins them.", rich_help_panel="Run")]
-Cluster = Annotated[str, typer.Option("--engine", help="local, or ray: the shards on a Ray cluster.", rich_help_panel="Run")]
-Address = Annotated[str | None, typer.Option("--ray-address", metavar="ADDRESS", help="Of the cluster.", rich_help_panel="Run")]
-Shards = Annotated[int, typer.Option(min=0, help="With ray.", show_default="one a CPU", rich_help_panel="Run")]
-Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first bad record.", rich_help_panel="Run")]
-MaxBad = Annotated[
-    str | None,
-    typer.Option("--max-bad", metavar="SHARE", help="Stop past this share of bad records: 1%, 0.01.", rich_help_panel="Run"),
-]
-MaxSamples = Annotated[int | None, typer.Option(min=1, help="Only the first N records.", rich_help_panel="Run")]
-BlockSize = Annotated[str, typer.Option(metavar="SIZE", help="Text a worker takes at once.", rich_help_panel="Run")]
-Seed = Annotated[int, typer.Option(help="Of what is drawn by lot.", rich_help_panel="Run")]
-Force = Annotated[bool, typer.Option("--force", help="Replace what is there.", rich_help_panel="Run")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.", rich_help_panel="Run")]
 
 
 @app.command()
@@ -116,12 +75,11 @@ def pretrain(
     workers: Workers = 0,
     shard: Shard = None,
     engine: Cluster = "local",
-    ray_address: Address = None,
     shards: Shards = 0,
     strict: Strict = False,
     max_bad: MaxBad = None,
     max_samples: MaxSamples = None,
-    block_size: BlockSize = "4MiB",
+    block_size: BlockSize = "1MiB",
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -165,12 +123,11 @@ def sft(
     workers: Workers = 0,
     shard: Shard = None,
     engine: Cluster = "local",
-    ray_address: Address = None,
     shards: Shards = 0,
     strict: Strict = False,
     max_bad: MaxBad = None,
     max_samples: MaxSamples = None,
-    block_size: BlockSize = "4MiB",
+    block_size: BlockSize = "1MiB",
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -206,12 +163,11 @@ def pairwise(
     workers: Workers = 0,
     shard: Shard = None,
     engine: Cluster = "local",
-    ray_address: Address = None,
     shards: Shards = 0,
     strict: Strict = False,
     max_bad: MaxBad = None,
     max_samples: MaxSamples = None,
-    block_size: BlockSize = "4MiB",
+    block_size: BlockSize = "1MiB",
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -235,12 +191,11 @@ def process_reward(
     workers: Workers = 0,
     shard: Shard = None,
     engine: Cluster = "local",
-    ray_address: Address = None,
     shards: Shards = 0,
     strict: Strict = False,
     max_bad: MaxBad = None,
     max_samples: MaxSamples = None,
-    block_size: BlockSize = "4MiB",
+    block_size: BlockSize = "1MiB",
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -280,12 +235,11 @@ def prompts(
     workers: Workers = 0,
     shard: Shard = None,
     engine: Cluster = "local",
-    ray_address: Address = None,
     shards: Shards = 0,
     strict: Strict = False,
     max_bad: MaxBad = None,
     max_samples: MaxSamples = None,
-    block_size: BlockSize = "4MiB",
+    block_size: BlockSize = "1MiB",
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -307,7 +261,7 @@ def prompts(
 @app.command()
 def inspect(
     prefix: Annotated[str, typer.Argument(metavar="PREFIX", help="A dataset, with or without what its files' names end with.")],
-    tokenizer: Annotated[Path | None, typer.Option(parser=_path, metavar="DIR", help="To show text.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(parser=path, metavar="DIR", help="To show text.")] = None,
     show: Annotated[int, typer.Option(min=0, help="Samples to show.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -326,7 +280,7 @@ def merge(
     output: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--output", parser=_path, metavar="PREFIX", help="Where to.", show_default="of shards: their own PREFIX"
+            "-o", "--output", parser=path, metavar="PREFIX", help="Where to.", show_default="of shards: their own PREFIX"
         ),
     ] = None,
     force: Force = False,
@@ -386,10 +340,10 @@ def blend(
 @app.command()
 def report(
     prefix: Annotated[str, typer.Argument(metavar="PREFIX", help="A dataset.")],
-    tokenizer: Annotated[Path | None, typer.Option(parser=_path, metavar="DIR", help="To show samples.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(parser=path, metavar="DIR", help="To show samples.")] = None,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", parser=_path, metavar="FILE.html", help="Where to.", show_default="PREFIX.report.html"),
+        typer.Option("-o", "--output", parser=path, metavar="FILE.html", help="Where to.", show_default="PREFIX.report.html"),
     ] = None,
     force: Force = False,
     as_json: Json = False,
@@ -424,7 +378,7 @@ def _chat(given: dict[str, Any]) -> dict[str, Any]:
 
 def _common(given: dict[str, Any]) -> dict[str, Any]:
     """The options of all commands that make data."""
-    names = ("tokenizer_engine", "workers", "engine", "ray_address", "shards", "strict", "max_samples", "force")
+    names = ("tokenizer_engine", "workers", "engine", "shards", "strict", "max_samples", "force")
     return dict(
         **{name: given[name] for name in names},
         shard=_shard(given["shard"]),
@@ -461,7 +415,7 @@ def _size(text: str) -> int:
     found = re.fullmatch(r"(\d+)\s*([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
     size = int(found[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[found[2].upper()] if found else 0
     if not 1 << 10 <= size <= 1 << 30:
-        raise ToolError(f"--block-size {text!r}: expected 1KiB to 1GiB", hint="for example --block-size 4MiB", code=Exit.USAGE)
+        raise ToolError(f"--block-size {text!r}: expected 1KiB to 1GiB", hint="for example --block-size 1MiB", code=Exit.USAGE)
     return size
 
 

@@ -147,6 +147,8 @@ def message_turn(message: Any, mapping: Mapping) -> Turn:
     content = _content(message.get(content_tag), role)
     if role == "call":
         return Turn("assistant", None, tool_calls=calls_in(content or ""))
+    if len(message) == 2 and content is not None:  # nothing but these two, as in most data
+        return Turn(role, content)
     reasoning: str | None = None
     calls: tuple[dict[str, Any], ...] = ()
     extra: dict[str, Any] = {}

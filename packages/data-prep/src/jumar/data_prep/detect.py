@@ -57,9 +57,11 @@ def detect(rows: Sequence[Row], command: str | None = None, items: Sequence[str]
             continue
         shapes = {column: _shape(rows, column, mapping) for column, count in counts.items() if 2 * count > len(rows)}
         if fit := _FINDERS[format](_Seen(mapping, shapes, command)):
-            found.append(Detected(format, fit[0], "", _completed(mapping, fit[1], shapes)))
+            found.append(Detected(format, fit[0], "", _completed(mapping, fit[1])))
     if len(refused) == len(among):
         raise refused[0]
+    if items:  # what --map says of roles fits two formats that differ only in how they spell them
+        found = found[:1]
     if len(found) != 1:
         raise _undecided(rows, counts, [d.format for d in found], among, command)
     used = [c for c in found[0].mapping.columns.values() if c and 2 * counts[c] > len(rows)]
@@ -68,13 +70,9 @@ def detect(rows: Sequence[Row], command: str | None = None, items: Sequence[str]
     return replace(found[0], why=f"column{'s' * (len(used) > 1)} {', '.join(used)} in {share} of the first {len(rows)} records")
 
 
-def _completed(mapping: Mapping, columns: dict[str, str], shapes: dict[str, str]) -> Mapping:
-    """With the columns found, and those that are there under their own names and have no other."""
-    merged = {**mapping.columns, **columns}
-    for name in ("history", "system", "tools"):
-        if name in shapes and name in merged and merged[name] is None:
-            merged[name] = name
-    return replace(mapping, columns=merged)
+def _completed(mapping: Mapping, columns: dict[str, str]) -> Mapping:
+    """With the columns that were found elsewhere than it says."""
+    return replace(mapping, columns={**mapping.columns, **columns})
 
 
 def _shape(rows: Sequence[Row], column: str, mapping: Mapping) -> str:
@@ -164,8 +162,8 @@ def _undecided(rows: Sequence[Row], counts: Counter[str], fit: list[str], among:
     if fit:
         hint = "say which: " + " or ".join(f"--format {f}" for f in fit)
         return ToolError(f"the columns {names} fit more than one format: {', '.join(fit)}", hint=hint, code=Exit.USAGE)
-    needs = "\n".join(f"  {name}: {NEEDS[name]}" for name in among)
-    message = f"what format is this? Its columns are {names}; needed are\n{needs}"
+    needs = "; ".join(f"{name} {NEEDS[name]}" for name in among)
+    message = f"what format is this? Its columns are {names}. Needed are: {needs}"
     return ToolError(message, hint=f"name the columns: {_map_line(rows, counts, among, command)}", code=Exit.USAGE)
 
 

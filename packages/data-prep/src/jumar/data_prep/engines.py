@@ -5,11 +5,14 @@ An engine encodes a list of texts into one flat array of ids and the offsets of 
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
+import os
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,6 +102,7 @@ class Fastokens:
     """`fastokens` (PyPI)."""
 
     name = "fastokens"
+    threaded_in: ClassVar[int | None] = None  # the process whose threads it uses: one that is forked from that has none
 
     def __init__(self, file: Path) -> None:
         from fastokens import Tokenizer
@@ -111,6 +115,7 @@ class Fastokens:
         self.tokenizer.no_padding()
 
     def encode(self, texts: list[str], *, special: bool = False) -> Ids:
+        Fastokens.threaded_in = os.getpid()
         flat, offsets = self.tokenizer.encode_batch_flat(texts, add_special_tokens=special)
         return Ids(np.frombuffer(flat, np.uint32), np.frombuffer(offsets, np.uint64).astype(np.int64))
 
@@ -152,6 +157,12 @@ class Gigatoken:
     def decode(self, ids: list[int]) -> str:
         raw: bytes = self.tokenizer.decode(ids)
         return raw.decode(errors="replace")
+
+
+def give_back() -> None:
+    """Memory that loading took and nothing uses goes back to the system (glibc keeps it): some 90 MB of a large vocabulary."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def installed(name: str) -> bool:

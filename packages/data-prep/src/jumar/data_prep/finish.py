@@ -58,6 +58,12 @@ def finished_before(job: Job, facts: dict[str, Any]) -> Finished | None:
             hint="choose another -o, or add --force to replace what is there",
         )
     known = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
+    records = known.get("records", {})
+    bad, read = records.get("rejected", 0), records.get("read", 0)
+    if bad and (job.strict or (job.max_bad is not None and bad > job.max_bad * read)):
+        raise ToolError(
+            f"{job.output} is there, and {bad:,} of {read:,} records were bad", hint=f"see {job.beside('rejects.jsonl')}"
+        )
     return Finished(known, [str(file) for file in outputs], True)
 
 
@@ -255,11 +261,11 @@ def nothing_kept(job: Job, store: Store, sources: list[str]) -> ToolError:
         fault = f" ({totals.faults[0]})" if totals.faults else ""
         store.remove()
         return ToolError(f"{', '.join(sources[:3])}: there is {what} to read{fault}", hint="check the path")
-    reasons = write_rejects(store, sources, job.beside("rejects.jsonl"))
+    reasons = Counter(dict(write_rejects(store, sources, job.beside("rejects.jsonl")).most_common()))
     store.remove()
     return ToolError(
         f"none of {totals.read:,} records can be used: {most_common(reasons)}",
-        hint=f"see {job.beside('rejects.jsonl')}; --map names columns, --format says what the file is",
+        hint=f"see {job.beside('rejects.jsonl')}{_advice(job, next(iter(reasons), ''))}",
         code=Exit.INPUT,
     )
 
@@ -272,3 +278,12 @@ def too_many_bad(job: Job, store: Store, sources: list[str]) -> ToolError:
         f"{totals.rejected:,} of {totals.read:,} records are bad, more than --max-bad {job.max_bad:.4g}: {most_common(reasons)}",
         hint=f"see {job.beside('rejects.jsonl')}; with the inputs mended, start again with --force",
     )
+
+
+def _advice(job: Job, reason: str) -> str:
+    """What may help where every record is bad for one reason."""
+    if reason == "wrong columns":
+        return "; --key names the column" if job.command == "pretrain" else "; --map names columns, --format says what they are"
+    if reason == "template cannot render it":
+        return "; --template names another template"
+    return "; --seq-len is small" if reason in ("nothing to train on", "longer than --seq-len") else ""

@@ -12,7 +12,7 @@ from jumar.schema.errors import Exit, ToolError
 
 LONG = ("truncate", "split", "drop")
 TUNING_KEYS = ("input_ids", "attention_mask", "labels")
-NOT_OF_THE_BYTES = ("output", "workers", "engine", "ray_address", "shards", "force", "strict", "max_bad")
+NOT_OF_THE_BYTES = ("output", "workers", "engine", "shards", "force", "strict", "max_bad")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +50,10 @@ class Job:
     max_samples: int | None = None
     tokenizer_engine: str = "auto"
     seed: int = 1234
-    block_bytes: int = 4 << 20
+    block_bytes: int = 1 << 20
     shard: tuple[int, int] | None = None
     workers: int = 0
     engine: str = "local"
-    ray_address: str | None = None
     shards: int = 0
     strict: bool = False
     max_bad: float | None = None

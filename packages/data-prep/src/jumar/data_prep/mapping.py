@@ -17,17 +17,17 @@ COLUMNS: dict[str, dict[str, str | None]] = {
         "prompt": "instruction",
         "query": "input",
         "response": "output",
-        "history": None,
-        "system": None,
-        "tools": None,
+        "history": "history",
+        "system": "system",
+        "tools": "tools",
         "chosen": "chosen",
         "rejected": "rejected",
     },
-    "sharegpt": {"messages": "conversations", "system": None, "tools": None, "chosen": "chosen", "rejected": "rejected"},
+    "sharegpt": {"messages": "conversations", "system": "system", "tools": "tools", "chosen": "chosen", "rejected": "rejected"},
     "messages": {
         "messages": "messages",
         "prompt": "prompt",
-        "system": None,
+        "system": "system",
         "tools": "tools",
         "chosen": "chosen",
         "rejected": "rejected",
@@ -151,9 +151,3 @@ def _known(name: str, known: Iterable[str], prefix: str = "") -> str:
     names = list(known)
     near = difflib.get_close_matches(name, names, n=1)
     return f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(prefix + n for n in names) or 'none'}"
-
-
-def unread(mapping: Mapping, columns: Iterable[str]) -> list[str]:
-    """Columns that the format has a use for under their own name, but that nothing is mapped to: worth a warning."""
-    read = set(mapping.columns.values())
-    return [c for c in columns if c in mapping.columns and mapping.columns[c] is None and c not in read]

@@ -33,10 +33,10 @@ def run_on_ray(job: Job, *, say: Callable[[str, str], None]) -> Finished:
     began = not ray.is_initialized()
     if began:
         try:
-            ray.init(address=job.ray_address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError, ValueError) as fault:
             raise ToolError(
-                f"--ray-address {job.ray_address}: {fault}", hint="ray status tells whether it is up", code=Exit.ENVIRONMENT
+                f"Ray: {fault}", hint="RAY_ADDRESS names the cluster, `ray status` tells whether it is up", code=Exit.ENVIRONMENT
             ) from None
     try:
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]

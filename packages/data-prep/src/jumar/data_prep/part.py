@@ -24,6 +24,11 @@ class Key:
     lengths: list[int] = field(default_factory=list)
     data: bytes = b""
 
+    def add(self, values: NDArray[Any]) -> None:
+        """One sequence more."""
+        self.values.append(values)
+        self.lengths.append(len(values))
+
     def seal(self) -> None:
         """Makes `data` of the values: cheaper to send."""
         self.data, self.values = b"".join(values.data for values in self.values), []
@@ -73,9 +78,7 @@ class Part:
     def add(self, line: int, arrays: dict[str, NDArray[Any]], trained: int, *, hash_of: Buffer) -> None:
         """One sample: a sequence for every key."""
         for name, values in arrays.items():
-            key = self.key(name)
-            key.values.append(values)
-            key.lengths.append(len(values))
+            self.key(name).add(values)
         self.note(line, trained, hash_of)
 
     def key(self, name: str) -> Key:
@@ -90,7 +93,9 @@ class Part:
             self.documents = self.documents if self.documents is not None else []
             self.documents.append(sequences)
         self.trained.append(trained)
-        self.hashes.append(int.from_bytes(blake2b(hash_of if isinstance(hash_of, bytes) else hash_of.data, digest_size=8).digest(), "little"))
+        self.hashes.append(
+            int.from_bytes(blake2b(hash_of if isinstance(hash_of, bytes) else hash_of.data, digest_size=8).digest(), "little")
+        )
 
     @property
     def tokens(self) -> int:
@@ -99,6 +104,7 @@ class Part:
 
     def sealed(self) -> Part:
         """The same with the arrays of each key joined: cheaper to send."""
+        self.bad.sort(key=lambda bad: bad[0])
         for key in self.keys.values():
             key.seal()
         return self

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from jumar.data_prep.blocks import blocks
 from jumar.data_prep.check import Checker, Differs
 from jumar.data_prep.choose import choose_mapping
+from jumar.data_prep.engines import Fastokens, give_back
 from jumar.data_prep.finish import Finished, finish, finished_before, refuse_existing, too_many_bad
 from jumar.data_prep.inputs import Input, find_inputs
 from jumar.data_prep.job import Job
@@ -26,7 +28,7 @@ from jumar.data_prep.pool import ordered
 from jumar.data_prep.render import Renderer
 from jumar.data_prep.rows import Rows
 from jumar.data_prep.store import Store, discard, read_facts
-from jumar.data_prep.tasks import TASKS, Task, batches
+from jumar.data_prep.tasks import TASKS, Task
 from jumar.data_prep.templating import open_template, template_facts
 from jumar.data_prep.tokenizer import Tokenizer, identity, open_tokenizer
 from jumar.schema.errors import Exit, ToolError
@@ -62,11 +64,37 @@ def run(job: Job, *, say: Say, progress: Callable[[int, int], None] = lambda don
     if done := finished_before(job, made.facts):
         return done
     try:
-        return _run(made, progress)
+        with _seldom_collecting():
+            return _run(made, progress)
     except Differs as fault:
         say("warning", f"an accelerator makes other ids than tokenizers ({fault}): starting again without it")
         discard(job.work)
         return _run(replace(made, job=replace(job, tokenizer_engine="tokenizers")), progress)
+
+
+@contextmanager
+def _writing(job: Job) -> Iterator[None]:
+    """What the system refuses (a full disk, a quota) is said with what is left to do."""
+    try:
+        yield
+    except OSError as fault:
+        where = fault.filename or job.output
+        raise ToolError(
+            f"{where}: {fault.strerror or fault}",
+            hint="what is done is kept: mend it (is the disk full?) and run the same command again to go on",
+            code=Exit.ENVIRONMENT,
+        ) from None
+
+
+@contextmanager
+def _seldom_collecting() -> Iterator[None]:
+    """Records come by the million and none refers to itself: looking for cycles among them costs a third of the time."""
+    before = gc.get_threshold()
+    gc.set_threshold(1 << 20)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def _open(job: Job, say: Say) -> Run:
@@ -107,15 +135,16 @@ def _run(made: Run, progress: Callable[[int, int], None]) -> Finished:
             _ = tokenizer.engine  # loaded before the workers are, who share it
             tokenizer.settle()
             gc.collect()
+            give_back()
             gc.freeze()  # what is shared stays so: nobody counts in it
-            if checker:
-                checker.load()
             for note in tokenizer.notes:
                 made.say("note", note)
-            _fill(made, task, stream, store, checker, sizes, progress)
+            with _writing(job):
+                _fill(made, task, stream, store, checker, sizes, progress)
             if checker:
                 checker.finish()
-            return finish(job, store, made.sources, sizes, task, made.facts)
+            with _writing(job):
+                return finish(job, store, made.sources, sizes, task, made.facts)
         finally:
             gc.unfreeze()
             store.close()
@@ -167,8 +196,7 @@ def process(task: Task, block: Block, limit: int | None = None) -> Part:
             else:
                 yield row
 
-    for batch in batches(good()):
-        task(batch, part)
+    task(list(good()), part)
     part.lines, part.blank = rows.lines, rows.blank
     part.fault = str(rows.fault) if rows.fault else None
     part.checked = task.tokenizer.take_checked()
@@ -191,6 +219,8 @@ def processes(job: Job, tokenizer: Tokenizer) -> int:
     Where text only passes through an engine, the engine's threads are enough for a machine of few cores; templates are Python.
     """
     cores = job.workers or len(os.sched_getaffinity(0))
+    if tokenizer.engine_name == "fastokens" and Fastokens.threaded_in == os.getpid():
+        return 1  # used in this very process before: a fork would wait for threads that it has not
     if job.workers == 0 and job.command in ("pretrain", "process-reward") and not job.split_sentences:
         return max(1, cores // THREADS)
     return cores

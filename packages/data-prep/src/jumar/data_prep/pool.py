@@ -60,6 +60,7 @@ def ordered(items: Iterable[T], work: Callable[[T], R], workers: int) -> Iterato
 def _start(parent: int) -> None:
     """A worker leaves Ctrl-C to the process that began it, and ends with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the threads of the process that this one was forked from are not here
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)

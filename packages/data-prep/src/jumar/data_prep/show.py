@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jumar.schema.cli import escaped, human_bytes, print_json, say, stderr
@@ -61,9 +62,9 @@ def merged(done: Finished | Dataset, as_json: bool) -> None:
     if as_json:
         print_json({"already": done.already, "outputs": done.outputs, "report": _without_samples(done.report)})
         return
-    word = "already done:" if done.already else "done"
-    report = done.report
-    _out(f"{word} {report['output']}: {report['records']['kept']:,} records, {report['tokens']['total']:,} tokens")
+    word, report = "already done:" if done.already else "done", done.report
+    where = Path(done.outputs[0]).parent / report["output"]
+    _out(f"{word} {where}: {report['records']['kept']:,} records, {report['tokens']['total']:,} tokens")
 
 
 def made(datasets: list[Dataset], as_json: bool) -> None:
@@ -115,7 +116,7 @@ def _facts(facts: dict[str, Any]) -> dict[str, Any]:
     manifest = facts.get("manifest") or {}
     out |= {"samples": f"{facts['sequences']:,} in {facts['documents']:,} documents", "tokens": f"{facts['tokens']:,}"}
     if lengths:
-        out["lengths"] = "{min:,} to {max:,}, half below {p50:,}, 9 of 10 below {p90:,}".format(**lengths)
+        out["lengths"] = "{min:,} to {max:,}; half up to {p50:,}, 9 of 10 up to {p90:,}".format(**lengths)
     share = facts.get("trained_share")
     if share is not None:
         out["trained"] = f"{share:.1%}" if isinstance(share, float) else ", ".join(f"{k} {v:.1%}" for k, v in share.items())

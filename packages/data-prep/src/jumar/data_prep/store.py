@@ -72,23 +72,32 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(folder)
         self._files: dict[str, BinaryIO] = {}
+        try:
+            self._begin(facts)
+        except BaseException:
+            self.close()
+            raise
+
+    _journal_bytes = 0
+
+    def _begin(self, facts: dict[str, Any]) -> None:
+        """Writes the facts of a new folder; compares those of one that is gone on with, and cuts its files to what is whole."""
         text = json.dumps(facts, indent=2, sort_keys=True, ensure_ascii=False)
-        file = folder / JOB
+        file = self.folder / JOB
         if file.exists():
             self._go_on(file, text)
         else:
             _write_whole(file, text)
         for name in (*self.names, BLOCKS):
-            handle = (folder / name).open("ab")
+            handle = (self.folder / name).open("ab")
             handle.truncate(self.totals.bytes[name] if name != BLOCKS else self._journal_bytes)
             self._files[name] = handle
 
-    _journal_bytes = 0
-
     def _go_on(self, file: Path, text: str) -> None:
         if file.read_text(encoding="utf-8") != text:
+            other = ", ".join(_differing(read_facts(self.folder), json.loads(text))) or "what it is of"
             raise ToolError(
-                f"{self.folder} holds what another run began, of other inputs or options",
+                f"{self.folder} holds what another run began: {other} differ",
                 hint="finish that one, or add --force to throw it away",
             )
         sizes = {name: (self.folder / name).stat().st_size for name in self.names if (self.folder / name).exists()}
@@ -203,6 +212,18 @@ def read_facts(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return facts if isinstance(facts, dict) else {}
+
+
+def _differing(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> list[str]:
+    """Names of what two runs differ in."""
+    names = []
+    for name in sorted({*one, *other}):
+        a, b = one.get(name), other.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            names += _differing(a, b, f"{name}.")
+        elif a != b:
+            names.append(prefix + name)
+    return names
 
 
 def discard(folder: Path) -> None:

@@ -24,8 +24,6 @@ from jumar.schema.indexed import dtype_for
 
 R = TypeVar("R")
 Rows = list[tuple[int, dict[str, Any]]]
-BATCH_CHARS = 1 << 20
-BATCH_ROWS = 4096
 
 
 @dataclass
@@ -127,6 +125,7 @@ class Tune(Task):
         records = list(self.read(rows, part, lambda value: to_chat(value, self.columns)))
         last = self.job.train_on == "last"
         renderings = self.rendering.chats([record for _, _, record in records], last=last)
+        ids, labels = part.key("input_ids"), part.key("labels")
         for (line, value, record), rendering in zip(records, renderings, strict=True):
             try:
                 samples = fitted(record, rendering, self.rendering, self.job, part.counts)
@@ -134,7 +133,9 @@ class Tune(Task):
                 part.reject(line, fault.reason, fault.detail, value, wrong=fault.reason != DROPPED)
                 continue
             for sample in samples:
-                part.add(line, {"input_ids": sample.ids, "labels": sample.labels}, sample.trained, hash_of=sample.ids)
+                ids.add(sample.ids)
+                labels.add(sample.labels)
+                part.note(line, sample.trained, sample.ids)
 
 
 class Compare(Task):
@@ -177,7 +178,7 @@ class Reward(Task):
         self.rewards = {token: self._one("--reward-token", token) for token in self.job.reward_tokens}
 
     def _one(self, flag: str, token: str) -> int:
-        ids = self.tokenizer.encode([token])[0]
+        ids = self.tokenizer.reference.encode([token])[0]
         if len(ids) != 1:
             raise ToolError(
                 f"{flag} {token!r}: the tokenizer makes {len(ids)} tokens of it, expected one",
@@ -222,8 +223,8 @@ class Ask(Task):
 
         def prompt_of(value: dict[str, Any]) -> Prompt:
             prompt = to_prompt(value, self.columns, columns)
-            if "labels" in self.extra and prompt.answer is None:
-                raise BadRecord("no answer", "labels are made of it")
+            if "labels" in self.extra and not (prompt.answer or "").strip():
+                raise BadRecord("empty answer", "labels are made of it")
             return prompt
 
         records = list(self.read(rows, part, prompt_of))
@@ -248,20 +249,6 @@ TASKS: dict[str, type[Task]] = {
     "process-reward": Reward,
     "prompts": Ask,
 }
-
-
-def batches(rows: Iterator[tuple[int, dict[str, Any]]]) -> Iterator[Rows]:
-    """Rows in lots whose texts an engine takes at once without much memory."""
-    batch: Rows = []
-    chars = 0
-    for row in rows:
-        batch.append(row)
-        chars += sum(len(v) if isinstance(v, str) else 256 * len(v) if isinstance(v, list) else 8 for v in row[1].values())
-        if chars > BATCH_CHARS or len(batch) >= BATCH_ROWS:
-            yield batch
-            batch, chars = [], 0
-    if batch:
-        yield batch
 
 
 def sentences(language: str) -> Callable[[str], list[str]]:

@@ -9,10 +9,12 @@ from typing import Any
 from jumar.data_prep.job import Job, usage
 from jumar.data_prep.render import Renderer, SlotRenderer, TemplateRenderer
 from jumar.data_prep.tokenizer import Tokenizer
+from jumar.schema.chat import ChatRecord, Turn
 from jumar.schema.errors import ToolError
 from jumar.schema.slots import SlotTemplate, load_templates, named_template
-from jumar.schema.templates import ChatTemplate, special_tokens, template_of
+from jumar.schema.templates import ChatTemplate, names_read, special_tokens, template_of
 
+PROBE = ChatRecord((Turn("user", ""),))
 WITHOUT = ("pretrain", "process-reward")
 
 
@@ -22,11 +24,10 @@ def template_facts(job: Job) -> dict[str, Any]:
         return {}
     if job.template == "auto":
         return {"template_sha256": _sha(_source(job))}
+    _slots(job)  # that it can be read is known before a record is
     file, name = _file_and_name(job.template)
     if file is not None:
-        _slots(job)  # that it can be read is known before a record is
         return {"template_sha256": _sha(file.read_text(encoding="utf-8") + "\0" + name)}
-    named_template(job.template)
     return {}
 
 
@@ -44,12 +45,27 @@ def open_template(job: Job, tokenizer: Tokenizer) -> Renderer:
                 hint="choose the template of this model; --template auto takes its own",
             )
         tokenizer.treat_as_special(special_words(job))
+        try:
+            slots.prompt(PROBE, thinking=thinking)
+        except ToolError as fault:
+            raise usage(fault.message, fault.hint or "leave --template-arg out") from None
         return SlotRenderer(slots, tokenizer, thinking)
+    source = _source(job)
+    _refuse_unused(job, source)
     variables = {**special_tokens(tokenizer.directory), **job.template_variables()}
     if job.eod is not None:
         variables["eos_token"] = job.eod
     stops = tuple(filter(None, dict.fromkeys((variables.get("eos_token"), *tokenizer.facts.specials))))
-    return TemplateRenderer(ChatTemplate(_source(job), variables, stops, job.day()), tokenizer)
+    return TemplateRenderer(ChatTemplate(source, variables, stops, job.day()), tokenizer)
+
+
+def _refuse_unused(job: Job, source: str) -> None:
+    """Options that the template has no use for are refused: nothing is silently without effect."""
+    if unused := sorted(set(job.template_variables()) - names_read(source)):
+        known = ", ".join(sorted(names_read(source) - {"messages", "tools", "documents", "add_generation_prompt"})) or "none"
+        raise usage(f"--template-arg {unused[0]}: the model's template does not read it", f"it reads: {known}")
+    if job.date is not None and "strftime_now" not in source:
+        raise usage("--date: the model's template does not tell the date", "leave it out")
 
 
 def special_words(job: Job) -> list[str]:
@@ -71,14 +87,19 @@ def _source(job: Job) -> str:
 def _slots(job: Job) -> SlotTemplate:
     file, name = _file_and_name(job.template)
     if file is None:
-        return named_template(job.template)
+        if job.date is not None:
+            raise usage(f"--date: template {job.template} does not tell the date", "leave it out")
+        try:
+            return named_template(job.template)
+        except ToolError as fault:
+            raise usage(fault.message, fault.hint or "") from None
     templates = load_templates(file)
     if not name and len(templates) == 1:
         return next(iter(templates.values()))
     if name not in templates:
-        raise ToolError(
+        raise usage(
             f"{file} has no template {name!r}; it has {', '.join(templates)}" if name else f"which template of {file}?",
-            hint=f"for example --template {file}:{next(iter(templates), 'NAME')}",
+            f"for example --template {file}:{next(iter(templates), 'NAME')}",
         )
     return templates[name]
 

@@ -4,6 +4,9 @@ The environment is the one that Hugging Face documents for chat templates: immut
 HTML escapes, `raise_exception`, loop controls, `{% generation %}`
 (https://huggingface.co/docs/transformers/chat_templating_writing). Where a template lacks `{% generation %}`, the assistant's
 turns are found as the difference between the rendering of a conversation and that of its prefixes.
+
+Rendering costs 50-150 us. What a template writes around the contents of messages is learnt once for each sequence of roles, and
+where it is proven (`opaque.py`) that the contents come unchanged between it, conversations are joined instead of rendered.
 """
 
 from __future__ import annotations
@@ -11,15 +14,21 @@ from __future__ import annotations
 import datetime
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from jumar.schema.errors import ToolError
+from jumar.schema.opaque import Opaque, Unproven, analyse
 
 MARKS = ("\ufdd0", "\ufdd1")  # noncharacters of Unicode: no text may hold them
 CONTENT = "\ufdd2"
+PLACES = ("\ufdd3", "\ufdd4")  # around the number of a content, when a shape is learnt
+ADDRESS = " at 0x"  # of an object that has no text, a generator: it is another one every time
+CHECKED_FIRST, CHECKED_EVERY = 8, 1000  # of each shape's joined conversations: these are rendered as well
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 Span = tuple[int, int]
@@ -27,6 +36,30 @@ Span = tuple[int, int]
 
 class TemplateFault(ValueError):
     """A conversation that a template cannot render, or of which it cannot be told what the assistant wrote."""
+
+
+class ShortcutFault(RuntimeError):
+    """A bug of ours: a conversation was joined of fixed texts and contents, and the template renders it otherwise."""
+
+
+@dataclass(slots=True)
+class _Shape:
+    """What conversations with the same roles have in common.
+
+    form:    the text, `%s` for each content.
+    borders: (position without contents, contents before it) of each assistant turn's start, and the same of its end.
+    plain:   which contents the template is proven to render so; None: of none it is.
+    joined:  how many conversations were.
+    """
+
+    form: str
+    borders: list[tuple[int, int, int, int]]
+    plain: Callable[[str], bool] | None
+    joined: int = 0
+
+    def spans(self, contents: tuple[str, ...]) -> list[Span]:
+        before = list(accumulate(map(len, contents), initial=0))
+        return [(start + before[i], end + before[j]) for start, i, end, j in self.borders]
 
 
 @dataclass
@@ -43,7 +76,7 @@ class ChatTemplate:
     variables: dict[str, Any] = field(default_factory=dict)
     stops: tuple[str, ...] = ()
     date: datetime.date | None = None
-    _shapes: dict[tuple[str, ...], Any] = field(default_factory=dict, repr=False)
+    _shapes: dict[tuple[str, ...], _Shape | None] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def marked(self) -> bool:
@@ -54,6 +87,10 @@ class ChatTemplate:
     def _template(self) -> Any:
         return _compile(self.source, self.date)
 
+    @cached_property
+    def _opaque(self) -> Opaque | None:
+        return analyse(_environment(self.date), self.source, forbidden=MARKS)
+
     def render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None, *, prompt: bool = False) -> str:
         """The conversation as text; `prompt`: with the beginning of an answer at its end (`add_generation_prompt`).
 
@@ -62,11 +99,13 @@ class ChatTemplate:
         text = self._render(messages, tools, prompt)
         return text.replace(MARKS[0], "").replace(MARKS[1], "") if self.marked else text
 
-    def _render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, prompt: bool) -> str:
+    def _render(
+        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, prompt: bool, template: Any = None
+    ) -> str:
         from jinja2.exceptions import TemplateError
 
         try:
-            rendered: str = self._template.render(
+            rendered: str = (template or self._template).render(
                 messages=messages, tools=tools or None, documents=None, add_generation_prompt=prompt, **self.variables
             )
         except (TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError) as fault:
@@ -76,12 +115,55 @@ class ChatTemplate:
     def render_labelled(
         self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None
     ) -> tuple[str, list[Span]]:
-        """(text, the character span [start, end) of every assistant turn in it, end token included)."""
-        if self.marked:
-            return _without_marks(self._render(messages, tools, False))
+        """(text, the character span [start, end) of every assistant turn in it, end token included).
+
+        ShortcutFault: it was joined, not rendered, and that is found to be wrong (a sample of what is joined is rendered too).
+        """
+        bare = None if tools else _bare(messages)
+        if bare is None:
+            return self._rendered(messages, tools, None, ())
+        roles, contents = bare
+        try:
+            shape = self._shapes[roles]
+        except KeyError:
+            shape = self._shapes[roles] = self._learn(roles)
+        if shape is None or (plain := shape.plain) is None:
+            return self._rendered(messages, None, shape, contents)
+        for content in contents:
+            if not plain(content):
+                return self._rendered(messages, None, shape, contents)
+        text, spans = shape.form % contents, shape.spans(contents)
+        shape.joined += 1
+        if shape.joined <= CHECKED_FIRST or shape.joined % CHECKED_EVERY == 0:
+            self._check(messages, shape, contents, (text, spans))
+        return text, spans
+
+    def _rendered(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None,
+        shape: _Shape | None,
+        contents: tuple[str, ...],
+    ) -> tuple[str, list[Span]]:
+        """What `render_labelled` gives, by rendering. The spans are the shape's, if the text is no more than it and contents."""
         text = self._render(messages, tools, False)
-        spans = self._spans_of_shape(text, messages) if not tools else None
-        return text, spans if spans is not None else self._spans(text, messages, tools)
+        if self.marked:
+            return _without_marks(text)
+        if shape is not None and text == shape.form % contents:
+            return text, shape.spans(contents)
+        return text, self._spans(text, messages, tools)
+
+    def _check(
+        self, messages: list[dict[str, Any]], shape: _Shape, contents: tuple[str, ...], joined: tuple[str, list[Span]]
+    ) -> None:
+        try:
+            rendered: Any = self._rendered(messages, None, shape, contents)
+        except TemplateFault as fault:
+            rendered = fault
+        if rendered != joined:
+            raise ShortcutFault(
+                f"a bug: joined {joined!r}, but the chat template gives {rendered!r}; please report it with the template"
+            )
 
     # --- spans from prefixes
 
@@ -148,34 +230,15 @@ class ChatTemplate:
         stripped = text[start:end].rstrip()
         return start + len(stripped) if stripped.endswith(self.stops) else end
 
-    # --- spans of conversations of one shape, found once
+    # --- conversations of one shape
 
-    def _spans_of_shape(self, text: str, messages: list[dict[str, Any]]) -> list[Span] | None:
-        """The spans, if `text` is no more than the contents between the texts that a conversation of this shape always has."""
-        if any(len(message) != 2 for message in messages):  # reasoning, tool calls, names: templates look into them
-            return None
-        shape = tuple(message["role"] for message in messages)
-        if shape not in self._shapes:
-            self._shapes[shape] = self._learn(shape)
-        learnt = self._shapes[shape]
-        if learnt is None:
-            return None
-        between, borders = learnt
-        contents = [message["content"] for message in messages]
-        if text != between[0] + "".join([content + after for content, after in zip(contents, between[1:], strict=True)]):
-            return None
-        lengths = [0]
-        for content in contents:
-            lengths.append(lengths[-1] + len(content))
-        return [(a + lengths[i], b + lengths[j]) for (a, i), (b, j) in borders]
-
-    def _learn(self, shape: tuple[str, ...]) -> Any:
-        """(texts between contents, ((start, contents before it), (end, ...)) of each assistant turn); None: no such rule."""
-        contents = [f"{MARKS[0]}{i}{MARKS[1]}" for i in range(len(shape))]
-        messages = [{"role": role, "content": content} for role, content in zip(shape, contents, strict=True)]
+    def _learn(self, roles: tuple[str, ...]) -> _Shape | None:
+        """The shape of conversations with these roles; None: the template does not put each content once, in order."""
+        contents = [f"{PLACES[0]}{i}{PLACES[1]}" for i in range(len(roles))]
+        messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
         try:
             text = self._render(messages, None, False)
-            spans = self._spans(text, messages, None)
+            text, spans = _without_marks(text) if self.marked else (text, self._spans(text, messages, None))
         except TemplateFault:
             return None
         between, at, places = [], 0, []
@@ -191,7 +254,23 @@ class ChatTemplate:
             before = sum(place < position for place in places)
             return position - sum(len(content) for content in contents[:before]), before
 
-        return between, [(border(start), border(end)) for start, end in spans]
+        form = "%s".join(part.replace("%", "%%") for part in between)
+        plain = self._opaque.plain if self._opaque is not None and self._is_proven(self._opaque, form, roles, contents) else None
+        return _Shape(form, [(*border(start), *border(end)) for start, end in spans], plain)
+
+    def _is_proven(self, opaque: Opaque, form: str, roles: tuple[str, ...], learnt: list[str]) -> bool:
+        """Whether all plain contents are rendered in this form: those it was learnt of are plain, others of which nothing that is
+        not proven is come to are rendered so.
+        """
+        others = tuple(content[::-1] for content in learnt)
+        if ADDRESS in form or not all(map(opaque.plain, (*learnt, *others))):
+            return False
+        messages = [{"role": role, "content": content} for role, content in zip(roles, others, strict=True)]
+        try:
+            text = self._render(messages, None, False, opaque.guarded)
+        except (Unproven, TemplateFault):
+            return False
+        return (_without_marks(text)[0] if self.marked else text) == form % others
 
 
 def template_of(directory: Path, *, tools: bool = False) -> str | None:
@@ -211,6 +290,14 @@ def template_of(directory: Path, *, tools: bool = False) -> str | None:
         if isinstance(template, str):
             return template
     return None
+
+
+def names_read(source: str) -> set[str]:
+    """The variables that a template reads and does not set. ToolError if it is no Jinja."""
+    from jinja2 import meta
+
+    compiled = _compile(source, None)
+    return set(meta.find_undeclared_variables(compiled.environment.parse(source)))
 
 
 def special_tokens(directory: Path) -> dict[str, str]:
@@ -237,6 +324,20 @@ def read_json(path: Path) -> dict[str, Any]:
     return loaded
 
 
+def _bare(messages: list[dict[str, Any]]) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+    """(roles, contents) of messages that have nothing else; None: there is more (reasoning, tool calls), or less."""
+    roles, contents = [], []
+    for message in messages:
+        if type(message) is not dict or len(message) != 2:
+            return None
+        role, content = message.get("role"), message.get("content")
+        if type(role) is not str or type(content) is not str:
+            return None
+        roles.append(role)
+        contents.append(content)
+    return tuple(roles), tuple(contents)
+
+
 def _common(a: str, b: str) -> int:
     """How many characters two texts begin with alike."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
@@ -258,6 +359,16 @@ def _without_marks(text: str) -> tuple[str, list[Span]]:
 
 def _compile(source: str, date: datetime.date | None) -> Any:
     """The template in its sandbox; ToolError if it is no Jinja."""
+    import jinja2
+
+    try:
+        return _environment(date).from_string(source)
+    except jinja2.TemplateError as fault:
+        raise ToolError(f"the chat template is not Jinja: {fault}", hint="fetch the tokenizer's files again") from None
+
+
+def _environment(date: datetime.date | None) -> Any:
+    """The sandbox."""
     import jinja2
     from jinja2 import nodes
     from jinja2.ext import Extension, loopcontrols
@@ -294,7 +405,4 @@ def _compile(source: str, date: datetime.date | None) -> Any:
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = strftime_now
-    try:
-        return environment.from_string(source)
-    except jinja2.TemplateError as fault:
-        raise ToolError(f"the chat template is not Jinja: {fault}", hint="fetch the tokenizer's files again") from None
+    return environment

@@ -1,0 +1,466 @@
+"""Whole runs: the same bytes whatever the workers, shards and interruptions; what goes wrong is said, and nothing is lost."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jumar.data_prep.merge import merge
+from jumar.data_prep.store import Store
+from jumar.schema.errors import Exit, ToolError
+from jumar.schema.indexed import IndexedReader
+from making import CHATML, chats, cli, contents, do, make_tokenizer, text, write_jsonl
+
+SFT = {"seq_len": 128, "pack": True, "long": "split"}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two files, one compressed, with broken lines in both."""
+    folder = tmp_path_factory.mktemp("inputs")
+    first = write_jsonl(folder / "a.jsonl", chats(400), broken=50)
+    return [first, write_jsonl(folder / "b.jsonl.gz", chats(200, 1), broken=31)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, tokenizer: Path, inputs: list[Path]) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    do("sft", *inputs, output=folder / "x", tokenizer=tokenizer, workers=1, block_bytes=4096, **SFT)
+    made = contents(folder)
+    assert {name.split(".")[-1] for name in made} == {"bin", "idx", "json", "jsonl", "html"}
+    return made
+
+
+# --- the same bytes
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_any_number_of_workers_makes_the_same_bytes(
+    tmp_path: Path, tokenizer: Path, inputs: list[Path], undisturbed: dict[str, bytes], workers: int
+) -> None:
+    do("sft", *inputs, output=tmp_path / "x", tokenizer=tokenizer, workers=workers, block_bytes=4096, **SFT)
+    assert contents(tmp_path) == undisturbed
+
+
+def test_any_size_of_blocks_makes_the_same_tokens_and_rejects(
+    tmp_path: Path, tokenizer: Path, inputs: list[Path], undisturbed: dict[str, bytes]
+) -> None:
+    do("sft", *inputs, output=tmp_path / "x", tokenizer=tokenizer, **SFT)
+    made = contents(tmp_path)
+    same = [name for name in made if name.endswith((".bin", ".idx", ".jsonl", "report.json"))]
+    assert len(same) == 8
+    assert [name for name in same if name != "x.report.json" and made[name] != undisturbed[name]] == []
+    ours, theirs = (json.loads(of["x.report.json"]) for of in (made, undisturbed))
+    assert theirs["settings"].pop("block_bytes") == 4096
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("engine", ["fastokens", "gigatoken"])
+def test_accelerators_make_the_same_bytes(
+    tmp_path: Path, tokenizer: Path, inputs: list[Path], undisturbed: dict[str, bytes], engine: str
+) -> None:
+    pytest.importorskip(engine)
+    do("sft", *inputs, output=tmp_path / "x", tokenizer=tokenizer, block_bytes=4096, tokenizer_engine=engine, **SFT)
+    made = contents(tmp_path)
+    assert {n: b for n, b in made.items() if n.endswith((".bin", ".idx"))} == {
+        n: b for n, b in undisturbed.items() if n.endswith((".bin", ".idx"))
+    }
+
+
+@pytest.mark.parametrize("of", [1, 3, 40])
+def test_shards_merged_are_the_undivided_run(
+    tmp_path: Path, tokenizer: Path, inputs: list[Path], undisturbed: dict[str, bytes], of: int
+) -> None:
+    made = tmp_path / "made"
+    made.mkdir()
+    order = list(range(of))
+    random.Random(of).shuffle(order)
+    for i in order:
+        do("sft", *inputs, output=tmp_path / "x", tokenizer=tokenizer, block_bytes=4096, workers=1, shard=(i, of), **SFT)
+    merge([str(tmp_path / "x")], made / "x", force=False, say=print)
+    assert contents(made) == undisturbed
+
+
+def test_a_shard_that_is_missing_or_unfinished_is_named(tmp_path: Path, tokenizer: Path, inputs: list[Path]) -> None:
+    for i in (0, 2):
+        do("sft", *inputs, output=tmp_path / "x", tokenizer=tokenizer, shard=(i, 3), **SFT)
+    with pytest.raises(ToolError, match="shard 2 of 3 is missing"):
+        merge([str(tmp_path / "x")], None, force=False, say=print)
+    do("sft", *inputs, output=tmp_path / "x", tokenizer=tokenizer, shard=(1, 3), **SFT)
+    (tmp_path / "x.shard-2-of-3" / "done").unlink()
+    with pytest.raises(ToolError, match="shard-2-of-3 is not finished"):
+        merge([str(tmp_path / "x")], None, force=False, say=print)
+
+
+# --- interruptions
+
+
+def begun(*arguments: object) -> subprocess.Popen[bytes]:
+    line = [sys.executable, "-m", "jumar.data_prep", *map(str, arguments)]
+    return subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+
+
+def test_killed_at_any_moment_a_run_goes_on_to_the_same_bytes(tmp_path: Path, tokenizer: Path) -> None:
+    file = write_jsonl(tmp_path / "in.jsonl", chats(6000), broken=97)
+    line = ["sft", file, "--tokenizer", tokenizer, "--block-size", "8KiB", "--seq-len", 256, "--pack", "--workers", 2]
+    (tmp_path / "whole").mkdir()
+    assert cli(*line, "-o", tmp_path / "whole/x").returncode == 0
+    (tmp_path / "cut").mkdir()
+    journal = tmp_path / "cut/x.work/blocks.jsonl"
+    lot, killed = random.Random(7), 0
+
+    def blocks() -> int:
+        return journal.read_bytes().count(b"\n") if journal.exists() else 0
+
+    for _ in range(8):
+        process, wanted = begun(*line, "-o", tmp_path / "cut/x"), blocks() + lot.randint(5, 50)
+        until = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < until and blocks() < wanted:
+            time.sleep(0.001)
+        time.sleep(lot.random() * 0.02)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        killed += process.wait() == -signal.SIGKILL
+    assert killed >= 5
+    assert cli(*line, "-o", tmp_path / "cut/x").returncode == 0
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_killed_while_it_finishes_a_run_finishes_again(
+    tmp_path: Path, tokenizer: Path, inputs: list[Path], undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At every rename of the end: what was killed there is done by the next call."""
+    replace, calls = os.replace, 0
+
+    class Killed(BaseException):
+        pass
+
+    def count(source: Any, target: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == stop:
+            raise Killed
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", count)
+    for stop in range(2, 12, 3):
+        calls = 0
+        out = tmp_path / f"at{stop}"
+        out.mkdir()
+        with pytest.raises(Killed):
+            do("sft", *inputs, output=out / "x", tokenizer=tokenizer, block_bytes=4096, workers=1, **SFT)
+        stop = 0
+        do("sft", *inputs, output=out / "x", tokenizer=tokenizer, block_bytes=4096, workers=1, **SFT)
+        assert contents(out) == undisturbed
+
+
+def test_a_killed_worker_is_said_and_the_run_goes_on(tmp_path: Path, tokenizer: Path) -> None:
+    file = write_jsonl(tmp_path / "in.jsonl", chats(6000))
+    line = ["sft", file, "-o", tmp_path / "x", "--tokenizer", tokenizer, "--block-size", "8KiB", "--workers", 2]
+    process = subprocess.Popen([sys.executable, "-m", "jumar.data_prep", *map(str, line)], stderr=subprocess.PIPE, text=True)
+    journal, until = tmp_path / "x.work/blocks.jsonl", time.monotonic() + 60
+    while time.monotonic() < until and not (journal.exists() and journal.stat().st_size):
+        time.sleep(0.001)
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(workers[-1]), signal.SIGKILL)  # before the workers there may be the process that checks ids
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == Exit.ENVIRONMENT, said
+    assert "a worker was killed" in said
+    again = cli(*line)
+    assert "going on behind" in again.stderr
+    assert again.returncode == 0
+    assert len(IndexedReader(tmp_path / "x_packed_labels_document")) == 6000
+
+
+def test_two_at_once_are_refused(tmp_path: Path, tokenizer: Path, inputs: list[Path]) -> None:
+    store = Store(tmp_path / "x.work", {}, ["input_ids"], documents=False)
+    with pytest.raises(ToolError, match="is in use") as caught:
+        do("sft", *inputs, output=tmp_path / "x", tokenizer=tokenizer, force=True)
+    assert caught.value.code == Exit.ENVIRONMENT
+    store.close()
+
+
+def test_a_run_begun_with_other_options_is_not_gone_on_with(tmp_path: Path, tokenizer: Path, inputs: list[Path]) -> None:
+    Store(tmp_path / "x.work", {"recipe": {"seq_len": 7}}, ["input_ids"], documents=False).close()
+    with pytest.raises(ToolError, match=r"another run began: .*recipe\.") as caught:
+        do("sft", *inputs, output=tmp_path / "x", tokenizer=tokenizer)
+    assert "--force" in (caught.value.hint or "")
+    do("sft", *inputs, output=tmp_path / "x", tokenizer=tokenizer, force=True)
+
+
+def test_a_finished_run_is_not_done_again_and_another_not_over_it(tmp_path: Path, tokenizer: Path, inputs: list[Path]) -> None:
+    first = do("sft", *inputs, output=tmp_path / "x", tokenizer=tokenizer)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    again = do("sft", *inputs, output=tmp_path / "x", tokenizer=tokenizer)
+    assert again.already
+    assert again.report == first.report
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    with pytest.raises(ToolError, match="of another run"):
+        do("sft", *inputs, output=tmp_path / "x", tokenizer=tokenizer, train_on="last")
+    with pytest.raises(ToolError, match="records were bad"):
+        do("sft", *inputs, output=tmp_path / "x", tokenizer=tokenizer, strict=True)
+    (tmp_path / "x.manifest.json").unlink()
+    with pytest.raises(ToolError, match="is there already"):
+        do("sft", *inputs, output=tmp_path / "x", tokenizer=tokenizer)
+
+
+# --- a full disk
+
+
+def test_a_full_disk_is_said_and_what_is_done_is_kept(tmp_path: Path, tokenizer: Path) -> None:
+    file = write_jsonl(tmp_path / "in.jsonl", chats(3000))
+    line = ["sft", file, "-o", tmp_path / "x", "--tokenizer", tokenizer, "--block-size", "8KiB", "--workers", 1]
+
+    def limited() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+
+    full = cli(*line, preexec_fn=limited)
+    assert full.returncode == Exit.ENVIRONMENT, full.stderr
+    assert os.strerror(errno.EFBIG) in full.stderr
+    assert "run the same command again" in full.stderr
+    assert not list(tmp_path.glob("x*.bin"))
+    assert cli(*line).returncode == 0
+    assert cli(*line[:3], tmp_path / "y", *line[4:]).returncode == 0
+    assert (tmp_path / "x_packed_labels_document.bin").read_bytes() == (tmp_path / "y_packed_labels_document.bin").read_bytes()
+
+
+# --- bad input
+
+
+def bad_utf8(folder: Path) -> Path:
+    path = folder / "utf8.jsonl"
+    path.write_bytes(b'{"text": "a"}\n{"text": "\xff\xfe"}\n{"text": "c"}\n')
+    return path
+
+
+def test_bad_records_leave_the_stream_with_file_line_and_reason(tmp_path: Path, tokenizer: Path) -> None:
+    files = [bad_utf8(tmp_path), tmp_path / "broken.jsonl", tmp_path / "cut.json"]
+    files[1].write_text('{"text": "a"}\n\n{"text": \n[1]\n{"txt": "a"}\n{"text": " "}\n{"text": 3}\n')
+    files[2].write_text('[{"text": "one"},\n {"text": "two"},\n {"text": "thr')
+    said: list[tuple[str, str]] = []
+    done = do("pretrain", *files, output=tmp_path / "x", tokenizer=tokenizer, said=said)
+    rejects = [json.loads(line) for line in (tmp_path / "x.rejects.jsonl").read_text().splitlines()]
+    assert [(Path(r["file"]).name, r["line"], r["reason"]) for r in rejects] == [
+        ("utf8.jsonl", 2, "not UTF-8"),
+        ("broken.jsonl", 3, "not JSON"),
+        ("broken.jsonl", 4, "not an object"),
+        ("broken.jsonl", 5, "wrong columns"),
+        ("broken.jsonl", 6, "empty"),
+        ("broken.jsonl", 7, "not text"),
+    ]
+    assert done.report["records"] == {
+        "read": 11,
+        "kept": 5,
+        "samples": 5,
+        "rejected": 6,
+        "blank": 1,
+        "truncated": 0,
+        "split": 0,
+        "dropped": 0,
+    }
+    assert sum(done.report["rejects"].values()) == 6
+    [(word, line)] = [(word, line) for word, line in said if "cut.json" in line]
+    assert word == "warning"
+    assert "line 3" in line
+    assert done.report["faults"] == [line.split("; what comes before")[0]]
+
+
+def test_strict_stops_at_the_first_and_max_bad_past_a_share(tmp_path: Path, tokenizer: Path) -> None:
+    file = write_jsonl(tmp_path / "in.jsonl", [{"text": "a"}] * 5000, broken=50)
+    with pytest.raises(ToolError, match=r"in\.jsonl, line 50: not JSON"):
+        do("pretrain", file, output=tmp_path / "x", tokenizer=tokenizer, strict=True, block_bytes=1024)
+    with pytest.raises(ToolError, match=r"records are bad, more than --max-bad 0.01: not JSON"):
+        do("pretrain", file, output=tmp_path / "y", tokenizer=tokenizer, max_bad=0.01, block_bytes=1024)
+    assert (tmp_path / "y.rejects.jsonl").read_text().count("not JSON") < 50, "it stopped before the end"
+    assert do("pretrain", file, output=tmp_path / "z", tokenizer=tokenizer, max_bad=0.02).report["records"]["rejected"] == 100
+
+
+USAGE, INPUT, ENVIRONMENT = Exit.USAGE, Exit.INPUT, Exit.ENVIRONMENT
+LINES: list[tuple[str, Callable[[Path], list[object]], int, str, str]] = [
+    ("no file", lambda p: ["pretrain", p / "no.jsonl"], INPUT, "no such file", ""),
+    ("empty file", lambda p: ["pretrain", p / "empty.jsonl"], INPUT, "nothing to read", ""),
+    ("blank lines", lambda p: ["pretrain", p / "blank.jsonl"], INPUT, "3 empty lines", ""),
+    ("wrong columns", lambda p: ["pretrain", p / "chat.jsonl"], INPUT, "none of 3 records can be used: wrong columns", "--key"),
+    ("no format", lambda p: ["sft", p / "text.jsonl"], USAGE, "what format is this?", "--map"),
+    ("pairs", lambda p: ["sft", p / "pairs.jsonl"], INPUT, "two answers", "jumar-data pairwise"),
+    ("short", lambda p: ["sft", p / "system.jsonl", "--seq-len", 8, "--long", "split"], INPUT, "system turn longer", "rejects"),
+    ("key", lambda p: ["sft", p / "chat.jsonl", "--map", "answer=x"], USAGE, "has no column answer", ""),
+    ("template", lambda p: ["sft", p / "chat.jsonl", "--template", "chatlm"], USAGE, "no template is named", "chatml"),
+    ("arg", lambda p: ["sft", p / "chat.jsonl", "--template-arg", "x=1"], USAGE, "does not read it", "it reads"),
+    ("date", lambda p: ["sft", p / "chat.jsonl", "--date", "2026-01-31"], USAGE, "does not tell the date", "leave"),
+    ("pack", lambda p: ["sft", p / "chat.jsonl", "--pack"], USAGE, "--pack needs", "--seq-len"),
+    ("shard", lambda p: ["sft", p / "chat.jsonl", "--shard", "4/3"], USAGE, "expected 1/n to n/n", ""),
+    ("folder", lambda p: ["sft", p / "chat.jsonl", "-o", f"{p}/"], USAGE, "a folder", "/NAME"),
+    ("suffix", lambda p: ["pretrain", p / "x.docx"], INPUT, "what kind of file", "known: .jsonl"),
+    ("utf16", lambda p: ["pretrain", p / "utf16.txt"], INPUT, "UTF-16LE", "iconv"),
+    ("share", lambda p: ["pretrain", p / "text.jsonl", "--max-bad", "3"], USAGE, "expected a share", "1%"),
+]
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shelf")
+    for name, content in (("empty.jsonl", ""), ("blank.jsonl", "\n\n \n"), ("x.docx", "x")):
+        (folder / name).write_text(content)
+    (folder / "utf16.txt").write_bytes("text".encode("utf-16"))
+    write_jsonl(folder / "chat.jsonl", chats(3))
+    write_jsonl(folder / "text.jsonl", [{"text": "a"}] * 3)
+    write_jsonl(folder / "pairs.jsonl", [{"instruction": "q", "chosen": "a", "rejected": "b"}] * 3)
+    turns = [{"role": "system", "content": "a tensor has shape " * 9}, *chats(1)[0]["messages"][-2:]]
+    write_jsonl(folder / "system.jsonl", [{"messages": turns}])
+    return folder
+
+
+@pytest.mark.parametrize("line, code, says, hint", [line[1:] for line in LINES], ids=[line[0] for line in LINES])
+def test_what_is_wrong_is_said_with_what_to_type(
+    tmp_path: Path, tokenizer: Path, shelf: Path, line: Callable[[Path], list[object]], code: int, says: str, hint: str
+) -> None:
+    output = [] if "-o" in line(shelf) else ["-o", tmp_path / "x"]
+    done = cli(*line(shelf), *output, "--tokenizer", tokenizer, env={**os.environ, "COLUMNS": "300"})
+    assert done.returncode == code, done.stderr
+    assert says in done.stderr
+    assert "error:" in done.stderr
+    assert hint in done.stderr.partition("hint:")[2]
+    assert not list(tmp_path.glob("x*.bin"))
+    assert not (tmp_path / "x.work").exists() or says == "none of"
+
+
+def test_tokenizers_that_cannot_be_used_are_refused(tmp_path: Path, shelf: Path) -> None:
+    out = dict(output=tmp_path / "x")
+    with pytest.raises(ToolError, match="does not exist"):
+        do("sft", shelf / "chat.jsonl", tokenizer=tmp_path / "none", **out)
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow/tokenizer.model").write_bytes(b"x")
+    with pytest.raises(ToolError, match="slow tokenizer only") as caught:
+        do("sft", shelf / "chat.jsonl", tokenizer=tmp_path / "slow", **out)
+    assert "save_pretrained" in (caught.value.hint or "")
+    no_eos = make_tokenizer(tmp_path / "no-eos", eos=None)
+    with pytest.raises(ToolError, match="names no eos_token") as caught:
+        do("pretrain", shelf / "text.jsonl", tokenizer=no_eos, append_eod=True, **out)
+    assert "--eod" in (caught.value.hint or "")
+    done = do("pretrain", shelf / "text.jsonl", tokenizer=no_eos, append_eod=True, eod="<|endoftext|>", **out)
+    assert done.report["tokens"]["total"] == 6
+    bare = make_tokenizer(tmp_path / "bare", template=None)
+    with pytest.raises(ToolError, match="has no chat template") as caught:
+        do("sft", shelf / "chat.jsonl", tokenizer=bare, **out)
+    assert "--template chatml" in (caught.value.hint or "")
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged/tokenizer.json").write_text("{")
+    with pytest.raises(ToolError, match="is not JSON"):
+        do("pretrain", shelf / "text.jsonl", tokenizer=tmp_path / "damaged", output=tmp_path / "y")
+
+
+def test_a_template_that_refuses_a_record_rejects_it(tmp_path: Path) -> None:
+    strict = "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}{% endfor %}"
+    tokenizer = make_tokenizer(tmp_path / "tokenizer", template=strict + CHATML)
+    talk = chats(2)
+    talk[1]["messages"].insert(2, {"role": "tool", "content": "x"})
+    file = write_jsonl(tmp_path / "in.jsonl", talk)
+    done = do("sft", file, output=tmp_path / "x", tokenizer=tokenizer)
+    assert done.report["rejects"] == {"template cannot render it": 1}
+    [reject] = map(json.loads, (tmp_path / "x.rejects.jsonl").read_text().splitlines())
+    assert (reject["line"], "no tools here" in reject["detail"]) == (2, True)
+
+
+def test_a_wrong_accelerator_is_found_out_and_left(tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that makes other ids for one word, somewhere in the middle: the run starts again with the reference."""
+    fastokens = pytest.importorskip("fastokens")
+    from jumar.data_prep.engines import Fastokens, Ids
+
+    assert fastokens
+    right = Fastokens.encode
+
+    def wrong(self: Fastokens, texts: list[str], *, special: bool = False) -> Ids:
+        ids = right(self, texts, special=special)
+        flat = ids.flat.copy()
+        if any("tensor" in text for text in texts):
+            flat[flat == flat.max()] -= 1
+        return Ids(flat, ids.offsets)
+
+    lot = random.Random(3)
+    file = write_jsonl(tmp_path / "in.jsonl", [{"text": text(lot)} for _ in range(3000)])
+    do("pretrain", file, output=tmp_path / "right", tokenizer=tokenizer, tokenizer_engine="tokenizers")
+    monkeypatch.setattr(Fastokens, "encode", wrong)
+    said: list[tuple[str, str]] = []
+    options = dict(tokenizer=tokenizer, tokenizer_engine="fastokens", block_bytes=4096)
+    do("pretrain", file, output=tmp_path / "x", **options, said=said)
+    assert [line for word, line in said if word == "warning" and "starting again without it" in line]
+    assert (tmp_path / "x_text_document.bin").read_bytes() == (tmp_path / "right_text_document.bin").read_bytes()
+
+
+# --- what comes out
+
+
+def test_standard_input_and_samples(tmp_path: Path, tokenizer: Path) -> None:
+    data = "".join(json.dumps({"text": f"a {i}"}) + "\n" for i in range(50))
+    done = cli("pretrain", "-", "-o", tmp_path / "x", "--tokenizer", tokenizer, "--max-samples", 7, "--json", input=data)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)["report"]
+    assert report["records"]["kept"] == 7
+    assert len(IndexedReader(tmp_path / "x_text_document")) == 7
+
+
+def test_memory_does_not_grow_with_the_input(tmp_path: Path, tokenizer: Path) -> None:
+    """40 MB more data, the same memory within a few MB: all but lengths and hashes streams."""
+    pytest.importorskip("fastokens")
+    peaks = []
+    for count in (10_000, 60_000):
+        file = write_jsonl(tmp_path / f"{count}.jsonl", [{"text": f"{i} " + "a tensor " * 100} for i in range(count)])
+        code = (
+            "import re, sys; from jumar.data_prep.cli import app; app(sys.argv[1:], standalone_mode=False);"
+            "print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])"
+        )
+        line = [
+            sys.executable,
+            "-c",
+            code,
+            "pretrain",
+            str(file),
+            "-o",
+            str(tmp_path / f"o{count}"),
+            "--tokenizer",
+            str(tokenizer),
+        ]
+        done = subprocess.run([*line, "--tokenizer-engine", "fastokens"], capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout.splitlines()[-1]) // 1024)
+    assert peaks[1] - peaks[0] < 16, peaks
+
+
+def test_packed_samples_hold_every_token_once(tmp_path: Path, tokenizer: Path, inputs: list[Path]) -> None:
+    options = dict(tokenizer=tokenizer, seq_len=512)
+    do("sft", *inputs, output=tmp_path / "plain", **options)
+    do("sft", *inputs, output=tmp_path / "packed", pack=True, **options)
+    ids, labels, mask = (
+        IndexedReader(tmp_path / f"packed_packed_{k}_document") for k in ("input_ids", "labels", "attention_mask")
+    )
+    plain = IndexedReader(tmp_path / "plain_packed_input_ids_document")
+    plain_labels = IndexedReader(tmp_path / "plain_packed_labels_document")
+    wanted = sorted((tuple(plain[i]), tuple(plain_labels[i])) for i in range(len(plain)))
+    found = []
+    for i in range(len(ids)):
+        assert len(ids[i]) == 512
+        numbers = mask[i]
+        assert (np.diff(numbers[numbers > 0]) >= 0).all()
+        assert (labels[i][numbers == 0] == -100).all()
+        each = [numbers == number for number in range(1, int(numbers.max()) + 1)]
+        found += [(tuple(ids[i][own]), tuple(labels[i][own])) for own in each]
+    assert sorted(found) == wanted
