@@ -21,7 +21,6 @@ demo: $(INSTALLED) ## convert a tiny model there and back
 
 test: lint ## linters, then every test that is not slow
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
-	scripts/test-packages-alone.sh $(PYTHON)
 
 test-all: lint ## linters, then every test; the packages alone on Python 3.10 too
 	$(BIN)/python -m pytest -n 2 --dist worksteal

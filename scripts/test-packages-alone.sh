@@ -5,7 +5,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-packages=("packages/schema[cli]" "packages/ckpt-convert[gguf]") # lower floors first: each stays installed for the next
+# Lower floors first: each stays installed for the next.
+packages=("packages/schema[chat,cli]" "packages/ckpt-convert[gguf]" "packages/data-prep[fast,gigatoken,sentences]")
 export PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
 
 for name in "${@:-python3}"; do

@@ -85,7 +85,7 @@ def test_accelerators_make_the_same_bytes(
     }
 
 
-@pytest.mark.parametrize("of", [1, 3, 40])
+@pytest.mark.parametrize("of", [1, 3, 12])
 def test_shards_merged_are_the_undivided_run(
     tmp_path: Path, tokenizer: Path, inputs: list[Path], undisturbed: dict[str, bytes], of: int
 ) -> None:

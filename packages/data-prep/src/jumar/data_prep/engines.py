@@ -95,6 +95,9 @@ def _tokens(encoding: Any, start: int, end: int) -> tuple[int, int]:
     if first is None:
         return 0, 0
     last = next(token for at in range(end - 1, start - 1, -1) if (token := encoding.char_to_token(at)) is not None)
+    offsets = encoding.offsets
+    while last + 1 < len(offsets) and start <= offsets[last + 1][0] < end:  # one character may be several tokens
+        last += 1
     return first, last + 1
 
 

@@ -29,7 +29,7 @@ from jumar.data_prep.render import Renderer
 from jumar.data_prep.rows import Rows
 from jumar.data_prep.store import Store, discard, read_facts
 from jumar.data_prep.tasks import TASKS, Task
-from jumar.data_prep.templating import open_template, template_facts
+from jumar.data_prep.templating import open_template, special_words, template_facts
 from jumar.data_prep.tokenizer import Tokenizer, identity, open_tokenizer
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.manifest import identify
@@ -126,6 +126,7 @@ def _run(made: Run, progress: Callable[[int, int], None]) -> Finished:
     mapping = choose_mapping(job, sample, made.say)
     checker = Checker(lambda: tokenizer.reference) if tokenizer.engine_name != "tokenizers" else None
     try:
+        tokenizer.treat_as_special(special_words(job))
         task = TASKS[job.command](job, tokenizer, mapping, _renderer(job, tokenizer))
         store = Store(job.work, made.facts, task.keys, documents=job.split_sentences)
         try:

@@ -64,6 +64,7 @@ class TemplateRenderer:
         for i, record in enumerate(records):
             try:
                 text, found = _with_content(self.template.render_labelled, record)
+                _refuse_dropped(record, text)
             except TemplateFault as fault:
                 out[i] = BadRecord("template cannot render it", str(fault))
                 continue
@@ -110,6 +111,17 @@ def _with_content(render: Callable[..., T], record: ChatRecord) -> T:
         except TemplateFault as fault:
             last = fault
     raise last
+
+
+def _refuse_dropped(record: ChatRecord, text: str) -> None:
+    """Templates may leave out what they have no place for, without a word: TemplateFault."""
+    if record.system is not None and record.system.strip() not in text:
+        raise TemplateFault("the chat template leaves the system turn out")
+    for turn in record.turns:
+        for call in turn.tool_calls:
+            name = call.get("function", call).get("name", "")
+            if name not in text:
+                raise TemplateFault(f"the chat template leaves the call of {name} out")
 
 
 class SlotRenderer:

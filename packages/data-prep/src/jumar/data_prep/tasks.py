@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jumar.data_prep.engines import Ids
 from jumar.data_prep.faults import BadRecord
 from jumar.data_prep.formats import Pair, Prompt, Steps, to_chat, to_pair, to_prompt, to_steps, to_text
 from jumar.data_prep.job import Job
@@ -88,31 +87,33 @@ class Pretrain(Task):
             return [to_text(value, name) for name in names]
 
         records = list(self.read(rows, part, texts_of))
-        for column, name in enumerate(names):
+        made = []
+        for column in range(len(names)):
             split = [self.sentences(texts[column]) if self.sentences else [texts[column]] for _, _, texts in records]
             ids = self.tokenizer.encode([text for of_record in split for text in of_record], special=self.job.special)
-            self._add(name, column == 0, [line for line, _, _ in records], [len(s) for s in split], ids, part)
-
-    def _add(self, name: str, first: bool, lines: list[int], counts: list[int], ids: Ids, part: Part) -> None:
-        key, offsets = part.key(name), ids.offsets.tolist()
-        values, at = [], 0
-        flat = ids.flat.astype(self.dtype) if self.dtype.itemsize != ids.flat.itemsize else ids.flat.view(self.dtype)
-        for line, count in zip(lines, counts, strict=True):
-            begin, end = offsets[at], offsets[at + count]
-            lengths = [b - a for a, b in pairwise(offsets[at : at + count + 1]) if b > a]
-            at += count
-            if end == begin and self.eod is None:
-                if first:
-                    part.reject(line, "empty", "the tokenizer makes no token of it", "")
+            borders = [0, *accumulate(map(len, split))]
+            made.append((ids.flat.astype(self.dtype), ids.offsets.tolist(), borders))
+        for i, (line, value, _) in enumerate(records):
+            documents = [self._document(*of_key, i) for of_key in made]
+            if not all(lengths for _, lengths in documents):
+                part.reject(line, "empty", "the tokenizer makes no token of it", value)
                 continue
-            values.append(flat[begin:end])
-            if self.eod is not None:
-                values.append(self.eod)
-                lengths = [*lengths[:-1], lengths[-1] + 1] if lengths else [1]
-            key.lengths += lengths
-            if first:
-                part.note(line, sum(lengths), flat[begin:end], len(lengths) if self.sentences else None)
-        key.values += values
+            for name, (pieces, lengths) in zip(names, documents, strict=True):
+                key = part.key(name)
+                key.values += pieces
+                key.lengths += lengths
+            pieces, lengths = documents[0]
+            part.note(line, sum(lengths), pieces[0], len(lengths) if self.sentences else None)
+
+    def _document(
+        self, flat: NDArray[Any], offsets: list[int], borders: list[int], i: int
+    ) -> tuple[list[NDArray[Any]], list[int]]:
+        """A document's ids, and the lengths of its sequences."""
+        own = offsets[borders[i] : borders[i + 1] + 1]
+        lengths = [b - a for a, b in pairwise(own) if b > a]
+        if self.eod is None:
+            return [flat[own[0] : own[-1]]], lengths
+        return [flat[own[0] : own[-1]], self.eod], [*lengths[:-1], lengths[-1] + 1] if lengths else [1]
 
 
 class Tune(Task):

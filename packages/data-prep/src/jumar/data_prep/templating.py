@@ -44,7 +44,6 @@ def open_template(job: Job, tokenizer: Tokenizer) -> Renderer:
                 f"template {slots.name} ends answers with {missing[0]!r}, which the vocabulary of {tokenizer.directory} has not",
                 hint="choose the template of this model; --template auto takes its own",
             )
-        tokenizer.treat_as_special(special_words(job))
         try:
             slots.prompt(PROBE, thinking=thinking)
         except ToolError as fault:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ from jumar.data_prep.engines import ENGINES, Engine, Fastokens, Gigatoken, Ids, 
 from jumar.data_prep.part import Checked
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.manifest import tokenizer_sha256
-from jumar.schema.templates import special_tokens
+from jumar.schema.templates import read_json, special_tokens
 
 CHECKED_TEXTS = 8
 CHECKED_CHARS = 8192
@@ -155,7 +156,10 @@ class Tokenizer:
         np.cumsum(widths[ids.flat], out=ends[1:])
         bases = ends[ids.offsets[:-1]].tolist()
         sizes = [len(text) if text.isascii() else len(text.encode()) for text in texts]
-        odd = np.flatnonzero(ends[ids.offsets[1:]] - ends[ids.offsets[:-1]] != sizes).tolist()  # a normaliser changed the text
+        changed = ends[ids.offsets[1:]] - ends[ids.offsets[:-1]] != sizes  # by a normaliser
+        if self.facts.normalised:  # which may also keep the length
+            changed |= np.array([not (text.isascii() or unicodedata.is_normalized("NFC", text)) for text in texts], bool)
+        odd = np.flatnonzero(changed).tolist()
         starts: list[int] = []
         stops: list[int] = []
         for text, of_text, base in zip(texts, spans, bases, strict=True):
@@ -188,15 +192,16 @@ class Tokenizer:
         return self.engine.decode(ids.tolist())
 
     def treat_as_special(self, tokens: list[str]) -> None:
-        """Tokens of the vocabulary that a template wants found in texts whole, wherever they stand."""
-        unknown = tuple(token for token in tokens if token not in self.facts.added)
-        if unknown:
-            self.added = unknown
-            if self.engine_name != "tokenizers":
-                self.notes.append(
-                    f"the template makes {', '.join(unknown)} special, which {self.engine_name} cannot: tokenizers encodes"
-                )
-                self.engine_name = "tokenizers"
+        """Tokens of the vocabulary that are found in texts whole, wherever they stand: these, and the configuration's."""
+        wanted = dict.fromkeys([*configured_tokens(self.directory), *tokens])
+        self.added = tuple(token for token in wanted if token not in self.facts.added and token in self.facts.ids)
+        if missing := [token for token in wanted if token not in self.facts.ids]:
+            what = f"tokenizer.json has no {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
+            self.notes.append(f"{what}, which tokenizer_config.json names: they are encoded as any other text")
+        if self.added and self.engine_name != "tokenizers":
+            what = f"{', '.join(self.added)} are made special by tokenizer_config.json or the template"
+            self.notes.append(f"{what}, which {self.engine_name} cannot: tokenizers encodes")
+            self.engine_name = "tokenizers"
 
 
 @dataclass(frozen=True)
@@ -207,6 +212,7 @@ class Facts:
     size:     greatest id + 1.
     specials: texts of the tokens that are special; `added`: of all that are found whole, wherever they stand.
     around:   ids that it adds before and after every text; None: not known without the library.
+    normalised: whether texts are brought to NFC first.
     widths:   id -> bytes of text that the token stands for (byte-level BPE); None: not that simple.
     """
 
@@ -215,6 +221,7 @@ class Facts:
     specials: tuple[str, ...]
     added: tuple[str, ...]
     around: tuple[list[int], list[int]] | None
+    normalised: bool
     widths: NDArray[np.int32] | None
 
     @classmethod
@@ -237,7 +244,8 @@ class Facts:
         except (TypeError, KeyError, AttributeError, ValueError, IndexError) as fault:
             raise ToolError(f"{file} is damaged: {fault!r}", hint="fetch the tokenizer again") from None
         every = tuple(token["content"] for token in added)
-        return cls(ids, size, specials, every, _around(content.get("post_processor")), widths)
+        normalised = content.get("normalizer") is not None
+        return cls(ids, size, specials, every, _around(content.get("post_processor")), normalised, widths)
 
 
 def _byte_level(content: dict[str, Any]) -> bool:
@@ -252,7 +260,8 @@ def _byte_level(content: dict[str, Any]) -> bool:
     before = types(content.get("pre_tokenizer"))
     prefixed = '"add_prefix_space": true' in str(content.get("pre_tokenizer")).replace("'", '"').replace("True", "true")
     stripping = any(token.get("lstrip") or token.get("rstrip") for token in content.get("added_tokens") or [])
-    return "ByteLevel" in before and not prefixed and not stripping and content["model"].get("type") == "BPE"
+    plain = set(types(content.get("normalizer"))) <= {"NFC", "Sequence"}
+    return "ByteLevel" in before and plain and not prefixed and not stripping and content["model"].get("type") == "BPE"
 
 
 def _around(post: Any) -> tuple[list[int], list[int]] | None:
@@ -322,3 +331,11 @@ def _missing(directory: Path) -> ToolError:
 def identity(tokenizer: Tokenizer) -> str | None:
     """The tokenizer's hash (docs/contracts.md, 5)."""
     return tokenizer_sha256(tokenizer.directory)
+
+
+def configured_tokens(directory: Path) -> list[str]:
+    """Tokens that the files beside tokenizer.json make special: the named ones, and `added_tokens_decoder`."""
+    decoder = read_json(directory / "tokenizer_config.json").get("added_tokens_decoder")
+    entries = decoder.values() if isinstance(decoder, dict) else []
+    marked = [entry.get("content") for entry in entries if isinstance(entry, dict) and entry.get("special")]
+    return [token for token in (*special_tokens(directory).values(), *marked) if isinstance(token, str)]

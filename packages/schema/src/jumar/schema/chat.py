@@ -34,7 +34,7 @@ class Turn:
         if self.content is not None:
             out["content"] = self.content
         if self.reasoning is not None:
-            out["reasoning_content"] = self.reasoning
+            out["reasoning_content"] = out["thinking"] = self.reasoning  # gpt-oss reads the latter
         if self.tool_calls:
             out["tool_calls"] = list(self.tool_calls)
         return {**out, **self.extra}
