@@ -1,10 +1,9 @@
 """jumar-data: parse, call one function, print."""
 
-from __future__ import annotations
-
+# Without `from __future__ import annotations`: typer would compile the text of every annotation, for help too.
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -36,9 +35,6 @@ from jumar.data_prep.options import (
 )
 from jumar.schema.cli import make_app, run
 from jumar.schema.errors import Exit, ToolError
-
-if TYPE_CHECKING:
-    from jumar.data_prep.job import Job
 
 app = make_app(
     "jumar-data",
@@ -424,7 +420,7 @@ def _run(command: str, inputs: list[str], output: Path, tokenizer: Path, as_json
     from jumar.data_prep.job import Job
     from jumar.schema.cli import ByteProgress, say
 
-    job: Job = Job(command, tuple(inputs), output, tokenizer, **options)
+    job = Job(command, tuple(inputs), output, tokenizer, **options)
     try:
         with ByteProgress("read", 1, quiet=as_json) as progress:
             if job.engine == "ray":

@@ -1,7 +1,5 @@
 """The options that several commands of jumar-data have."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

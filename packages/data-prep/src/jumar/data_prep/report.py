@@ -104,14 +104,15 @@ def _lengths(lengths: NDArray[Any], seq_len: int | None) -> dict[str, Any]:
     top = seq_len if seq_len is not None else max(percentile(0.99) * 5 // 4, BINS)
     step = -(-top // BINS)
     edges = [*range(0, top, step), top]
-    at = np.searchsorted(np.array(edges), np.arange(LONGEST + 1), side="right") - 1
-    binned = np.bincount(np.clip(at, 0, len(edges) - 2), weights=counts, minlength=len(edges) - 1).astype(np.int64)
+    there = np.flatnonzero(counts)
+    at = np.clip(np.searchsorted(np.array(edges), there, side="right") - 1, 0, len(edges) - 2)
+    binned = np.bincount(at, weights=counts[there], minlength=len(edges) - 1).astype(np.int64)
     return {
         "edges": edges,
         "counts": binned.tolist(),
         "above": int(counts[edges[-1] + 1 :].sum()),
         "seq_len": seq_len,
-        "min": int(np.flatnonzero(counts)[0]),
+        "min": int(there[0]),
         "max": longest,
         "mean": round(total / max(int(below[-1]), 1), 2),
         "p50": percentile(0.5),
