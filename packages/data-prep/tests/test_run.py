@@ -464,3 +464,75 @@ def test_packed_samples_hold_every_token_once(tmp_path: Path, tokenizer: Path, i
         each = [numbers == number for number in range(1, int(numbers.max()) + 1)]
         found += [(tuple(ids[i][own]), tuple(labels[i][own])) for own in each]
     assert sorted(found) == wanted
+
+
+def test_strict_stays_so_when_it_is_asked_again(tmp_path: Path, tokenizer: Path) -> None:
+    file = write_jsonl(tmp_path / "in.jsonl", [{"text": "a"}] * 300, broken=90)
+    for _ in range(3):
+        with pytest.raises(ToolError, match=r"in\.jsonl, line 90: not JSON"):
+            do("pretrain", file, output=tmp_path / "x", tokenizer=tokenizer, strict=True, block_bytes=1024)
+    with pytest.raises(ToolError, match="max-bad"):
+        do("pretrain", file, output=tmp_path / "x", tokenizer=tokenizer, max_bad=0.001, block_bytes=1024)
+    with pytest.raises(ToolError, match="bad records of the run before"):
+        do("pretrain", file, output=tmp_path / "x", tokenizer=tokenizer, strict=True, block_bytes=1024)
+    do("pretrain", file, output=tmp_path / "x", tokenizer=tokenizer, block_bytes=1024)
+    with pytest.raises(ToolError, match="3 of 300 records were bad"):
+        do("pretrain", file, output=tmp_path / "x", tokenizer=tokenizer, strict=True, block_bytes=1024)
+
+
+@pytest.mark.parametrize("how", [dict(strict=True), dict(max_bad=0.5)])
+def test_a_loss_that_cannot_be_counted_is_a_bad_one(tmp_path: Path, tokenizer: Path, how: dict[str, Any]) -> None:
+    file = tmp_path / "cut.json"
+    file.write_text('[{"text": "one"},\n {"text": bad},\n {"text": "two"}]')
+    with pytest.raises(ToolError, match="cannot be counted"):
+        do("pretrain", file, output=tmp_path / "x", tokenizer=tokenizer, **how)
+
+
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path, tokenizer: Path, shelf: Path) -> None:
+    (tmp_path / "x.work").mkdir()
+    (tmp_path / "x.work/mine").write_text("mine")
+    for force in (False, True):
+        with pytest.raises(ToolError, match="is no run's: it holds mine"):
+            do("pretrain", shelf / "text.jsonl", output=tmp_path / "x", tokenizer=tokenizer, force=force)
+    (tmp_path / "y.report.html").write_text("mine")
+    with pytest.raises(ToolError, match=r"y\.report\.html is there already"):
+        do("pretrain", shelf / "text.jsonl", output=tmp_path / "y", tokenizer=tokenizer)
+    (tmp_path / "z.manifest.json").write_text("bad")
+    with pytest.raises(ToolError, match="is not JSON"):
+        do("pretrain", shelf / "text.jsonl", output=tmp_path / "z", tokenizer=tokenizer)
+
+
+def test_ctrl_c_however_often_it_is_pressed(tmp_path: Path, tokenizer: Path) -> None:
+    file = write_jsonl(tmp_path / "in.jsonl", chats(8000))
+    for times in (1, 3):
+        process = begun("sft", file, "-o", tmp_path / "x", "--tokenizer", tokenizer, "--block-size", "4KiB", "--workers", 2)
+        journal, until = tmp_path / "x.work/blocks.jsonl", time.monotonic() + 60
+        before = journal.stat().st_size if journal.exists() else 0
+        while time.monotonic() < until and (not journal.exists() or journal.stat().st_size <= before):
+            time.sleep(0.001)
+        for _ in range(times):
+            os.killpg(process.pid, signal.SIGINT)
+            time.sleep(0.03)
+        assert process.wait(30) == Exit.INTERRUPTED
+
+
+@pytest.mark.parametrize("key", ["../x", "a/b", ""])
+def test_a_column_that_cannot_name_a_file_is_refused(tmp_path: Path, tokenizer: Path, shelf: Path, key: str) -> None:
+    with pytest.raises(ToolError, match="cannot name a file") as caught:
+        do("pretrain", shelf / "text.jsonl", output=tmp_path / "x", tokenizer=tokenizer, keys=(key,))
+    assert caught.value.code == Exit.USAGE
+
+
+def test_a_call_that_the_template_leaves_out_is_missed_though_its_name_is_elsewhere(tmp_path: Path, tokenizer: Path) -> None:
+    call = {"type": "function", "function": {"name": "weather", "arguments": {}}}
+    talk = [
+        {"role": "user", "content": "weather please"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "a"},
+    ]
+    file = write_jsonl(tmp_path / "in.jsonl", [*chats(1), {"messages": talk}, {**chats(1)[0], "tools": [call]}])
+    done = do("sft", file, output=tmp_path / "x", tokenizer=tokenizer)
+    assert done.report["records"]["kept"] == 1
+    details = [json.loads(line)["detail"] for line in (tmp_path / "x.rejects.jsonl").read_text().splitlines()]
+    assert ["leaves the call of weather out" in details[0], "leaves the tools out" in details[1]] == [True, True]

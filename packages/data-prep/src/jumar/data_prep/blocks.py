@@ -250,7 +250,9 @@ def _next_row(reader: Iterator[list[str]], lines: _CsvLines, base: int) -> tuple
         return None
     except csv.Error as error:
         what = "record too long" if "field larger than field limit" in str(error) else "not CSV"
-        return BadRow(line, what, str(error), excerpt(lines.first))
+        last = lines.read - base - 1  # an open quote takes lines with it
+        through = f"; with it go the lines through {lines.read}" if last > line else ""
+        return BadRow(line, what, f"{error}{through}", excerpt(lines.first))
     if lines.too_long:
         return BadRow(line, "record too long", f"more than {lines.max_bytes} bytes", excerpt(lines.first))
     return line, fields

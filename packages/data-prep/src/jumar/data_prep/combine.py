@@ -53,6 +53,8 @@ def split(
         raise ToolError(
             f"{len(parts)} parts, {len(names)} names {list(names)}: expected a name of its own for each", code=Exit.USAGE
         )
+    if bad := [name for name in names if not name or "/" in name]:
+        raise ToolError(f"part {bad[0]!r}: expected a name without /", hint="for example --names train,valid", code=Exit.USAGE)
     if min(parts) <= 0 or abs(sum(parts) - 1) > 1e-6:
         hint = "for example 0.98 and 0.02"
         raise ToolError(f"parts {list(parts)} make {sum(parts):g}, expected shares that make 1", hint=hint, code=Exit.USAGE)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+from jumar.data_prep.datasets import read_prefix_manifest
 from jumar.data_prep.job import Job
 from jumar.data_prep.pack import pack
 from jumar.data_prep.render import IGNORED
@@ -46,11 +47,17 @@ def finished_before(job: Job, facts: dict[str, Any]) -> Finished | None:
         return None
     if job.shard is not None:
         done = job.work / DONE
-        return Finished(json.loads(done.read_text()), [str(job.work)], True) if done.is_file() else None
+        if not done.is_file():
+            return None
+        summary = json.loads(done.read_text())
+        _refuse_bad(job, summary["records"])
+        return Finished(summary, [str(job.work)], True)
     path, report = job.beside("manifest.json"), job.beside("report.json")
-    if not path.is_file():
+    manifest = read_prefix_manifest(job.output)
+    if manifest is None:
+        if path.is_file():
+            raise ToolError(f"{path} is not jumar's", hint="choose another -o, or add --force to replace it")
         return None
-    manifest = json.loads(path.read_text(encoding="utf-8"))
     outputs = [Path(job.output).parent / name for name in manifest.get("outputs", [])]
     if any(manifest.get(name) != value for name, value in facts.items()) or not all(file.is_file() for file in outputs):
         raise ToolError(
@@ -58,13 +65,17 @@ def finished_before(job: Job, facts: dict[str, Any]) -> Finished | None:
             hint="choose another -o, or add --force to replace what is there",
         )
     known = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
-    records = known.get("records", {})
+    _refuse_bad(job, known.get("records", {}))
+    return Finished(known, [str(file) for file in outputs], True)
+
+
+def _refuse_bad(job: Job, records: dict[str, int]) -> None:
+    """ToolError if what is finished has more bad records than this call allows."""
     bad, read = records.get("rejected", 0), records.get("read", 0)
     if bad and (job.strict or (job.max_bad is not None and bad > job.max_bad * read)):
         raise ToolError(
-            f"{job.output} is there, and {bad:,} of {read:,} records were bad", hint=f"see {job.beside('rejects.jsonl')}"
+            f"{job.output} is there, and {bad:,} of {read:,} records were bad", hint="leave out --strict or --max-bad"
         )
-    return Finished(known, [str(file) for file in outputs], True)
 
 
 def refuse_existing(job: Job) -> None:
@@ -74,6 +85,7 @@ def refuse_existing(job: Job) -> None:
     folder = Path(job.output).parent
     pattern = f"{Path(job.output).name}{job.packed_name}_*_{job.level}.*"
     there = sorted(file.name for file in folder.glob(pattern) if file.suffix in (".bin", ".idx")) if folder.is_dir() else []
+    there += [path.name for path in (job.beside("report.json"), job.beside("report.html")) if path.exists()]
     if there:
         raise ToolError(f"{folder / there[0]} is there already", hint="choose another -o, or add --force to replace it")
 
@@ -286,4 +298,5 @@ def _advice(job: Job, reason: str) -> str:
         return "; --key names the column" if job.command == "pretrain" else "; --map names columns, --format says what they are"
     if reason == "template cannot render it":
         return "; --template names another template"
-    return "; --seq-len is small" if reason in ("nothing to train on", "longer than --seq-len") else ""
+    small = job.seq_len is not None and reason in ("nothing to train on", "longer than --seq-len")
+    return "; --seq-len may be too small" if small else ""

@@ -104,6 +104,10 @@ def _known() -> str:
 
 def _input(path: Path) -> Input:
     kind, compression = _kind(path)
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ToolError(f"{str(path)!r}: a file's name that is not UTF-8", hint="rename it") from None
     if kind is None:
         raise ToolError(f"{path}: what kind of file is this? Its name does not end as a known one", hint=f"known: {_known()}")
     if not path.is_file():
@@ -138,6 +142,9 @@ def _standard_input() -> Input:
     while (head := stream.peek()) and head.isspace():
         stream.read(len(head))
     refuse_utf16(head, STANDARD_INPUT)
+    if head.startswith((b"PAR1", b"ARROW1")):
+        what = "Parquet" if head.startswith(b"PAR1") else "Arrow"
+        raise ToolError(f"the standard input is {what}, which cannot be read as it comes", hint="name the file")
     if head.startswith((_GZIP, _ZSTD)):
         tool = "gzip" if head.startswith(_GZIP) else "zstd"
         raise ToolError("the standard input is compressed", hint=f"decompress it on the way: {tool} -dc FILE | jumar-data ... -")

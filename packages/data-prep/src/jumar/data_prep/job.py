@@ -10,6 +10,7 @@ from typing import Any
 
 from jumar.schema.errors import Exit, ToolError
 
+MOST = 1 << 26  # tokens of a sample
 LONG = ("truncate", "split", "drop")
 TUNING_KEYS = ("input_ids", "attention_mask", "labels")
 NOT_OF_THE_BYTES = ("output", "workers", "engine", "shards", "force", "strict", "max_bad")
@@ -67,8 +68,19 @@ class Job:
         ):
             if value not in allowed:
                 raise usage(f"{flag} {value!r}: expected {' or '.join(allowed)}", f"for example {flag} {allowed[0]}")
-        if self.seq_len is not None and self.seq_len < 2:
-            raise usage(f"--seq-len {self.seq_len}: expected 2 or more", "for example --seq-len 2048")
+        if self.seq_len is not None and not 2 <= self.seq_len <= MOST:
+            raise usage(f"--seq-len {self.seq_len}: expected 2 to {MOST}", "for example --seq-len 2048")
+        if self.seq_len is None and self.long != "truncate" and self.command != "prompts":
+            raise usage(f"--long {self.long}: nothing is too long without --seq-len", "add --seq-len 2048")
+        if self.command == "pretrain" and self.eod is not None and not self.append_eod:
+            raise usage("--eod has no effect without --append-eod", "add --append-eod")
+        if self.language != "en" and not self.split_sentences:
+            raise usage("--language has no effect without --split-sentences", "add --split-sentences")
+        if self.shards and self.engine != "ray":
+            raise usage("--shards goes with --engine ray", "to make one shard: --shard 1/4")
+        for key in self.keys:
+            if not key or "/" in key or "\0" in key or self.keys.count(key) > 1:
+                raise usage(f"column {key!r} cannot name a file, or is given twice", "rename it, or leave it out")
         if self.pack and self.seq_len is None:
             raise usage("--pack needs to know how long a packed sample is", "add --seq-len 2048")
         if self.pack and self.command != "sft":

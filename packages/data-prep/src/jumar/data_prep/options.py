@@ -15,6 +15,10 @@ def path(text: str) -> Path:
 
 
 def prefix(text: str) -> Path:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ToolError(f"-o {text!r}: a name that is not UTF-8", hint="choose another", code=Exit.USAGE) from None
     if text.endswith("/") or path(text).is_dir():
         where = f"{text.rstrip('/')}/NAME"
         raise ToolError(f"-o {text}: a folder; expected what the files' names begin with", hint=f"-o {where}", code=Exit.USAGE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from hashlib import blake2b
+from hashlib import sha1
 from typing import Any
 
 from numpy.typing import NDArray
@@ -93,9 +93,8 @@ class Part:
             self.documents = self.documents if self.documents is not None else []
             self.documents.append(sequences)
         self.trained.append(trained)
-        self.hashes.append(
-            int.from_bytes(blake2b(hash_of if isinstance(hash_of, bytes) else hash_of.data, digest_size=8).digest(), "little")
-        )
+        raw = hash_of if isinstance(hash_of, bytes) else hash_of.data
+        self.hashes.append(int.from_bytes(sha1(raw, usedforsecurity=False).digest()[:8], "little"))
 
     @property
     def tokens(self) -> int:

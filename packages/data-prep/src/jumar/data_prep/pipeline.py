@@ -103,6 +103,8 @@ def _open(job: Job, say: Say) -> Run:
         raise ToolError("nothing to read", hint="name files, folders, patterns, or - for standard input", code=Exit.USAGE)
     if job.shard is None:
         refuse_existing(job)
+    for source in (source for source in inputs if source.path is None):
+        say("note", f"standard input is read as {'lines of text' if source.kind == 'text' else source.kind}")
     facts = {
         "recipe": job.recipe(),
         "inputs": [identify(i.path) if i.path else {"name": i.name} for i in inputs],
@@ -173,14 +175,17 @@ def _fill(
         parts: Iterator[Part] = _limited(task, stream, limit - store.totals.read)
     else:
         parts = ordered(stream, lambda block: process(task, block), processes(job, task.tokenizer))
+    _judge_before(made, store)
     for part in parts:
         if checker and part.checked:
             checker.check(part.checked)
         if part.fault:
             made.say("warning", f"{part.fault}; what comes before is used")
+        _judge(made, part, store)
         store.append(part)
         done(part)
-        _judge(made, part, store)
+        if job.max_bad is not None and store.totals.rejected > job.max_bad * max(store.totals.read, MIN_FOR_SHARE):
+            raise too_many_bad(job, store, made.sources)
 
 
 def process(task: Task, block: Block, limit: int | None = None) -> Part:
@@ -237,19 +242,32 @@ class _Progress:
         self.progress(sum(self.sizes[: part.source]) + part.consumed, self.total)
 
 
+def _judge_before(made: Run, store: Store) -> None:
+    """What a run before kept aside, one that is strict does not go on from."""
+    bad, faults = store.totals.rejected, store.totals.faults
+    if made.job.strict and (bad or faults):
+        raise ToolError(
+            f"{store.folder} holds {bad:,} bad records of the run before{': ' + faults[0] if faults else ''}",
+            hint="mend them and start again with --force, or leave out --strict",
+        )
+
+
 def _judge(made: Run, part: Part, store: Store) -> None:
-    """Stops a run that has too many bad records."""
-    job, totals = made.job, store.totals
+    """Stops a strict run at the first bad record, before it is kept aside; with --max-bad too at a loss nobody can count."""
+    job = made.job
     if job.strict and part.rejected:
         line, reason, detail, excerpt = next(bad for bad in part.bad if bad[1] != DROPPED)
-        source = totals.sources[part.source]
-        base = part.base if part.base is not None else source["lines"] - part.lines
+        before = store.totals.sources.get(part.source)
+        base = part.base if part.base is not None else before["lines"] if before else 0
         raise ToolError(
             f"{made.sources[part.source]}, line {base + line + 1}: {reason}{': ' + detail if detail else ''}: {excerpt:.100}",
-            hint="mend it and start again with --force, or leave out --strict: bad records are then counted and kept aside",
+            hint="mend it and start again with --force, or leave out --strict: bad records are then kept aside",
         )
-    if job.max_bad is not None and totals.rejected > job.max_bad * max(totals.read, MIN_FOR_SHARE):
-        raise too_many_bad(job, store, made.sources)
+    if part.fault and (job.strict or job.max_bad is not None):
+        raise ToolError(
+            f"{part.fault}: what is lost behind it cannot be counted",
+            hint="mend the file, or leave out --strict and --max-bad: what comes before is then used",
+        )
 
 
 # --- opening

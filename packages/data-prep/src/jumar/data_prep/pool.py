@@ -36,6 +36,7 @@ def ordered(items: Iterable[T], work: Callable[[T], R], workers: int) -> Iterato
     _work = work
     context = multiprocessing.get_context("fork")
     under_way: deque[Future[R]] = deque()
+    others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(os.getpid(),))
     try:
         with warnings.catch_warnings():
@@ -52,8 +53,12 @@ def ordered(items: Iterable[T], work: Callable[[T], R], workers: int) -> Iterato
             hint="run the same command again to go on; --workers 1, or a smaller --block-size, takes less memory",
             code=Exit.ENVIRONMENT,
         ) from None
+    except BaseException:  # stopped, or given up: nobody waits for what is under way, however often Ctrl-C is pressed
+        for process in set(multiprocessing.active_children()) - others:
+            process.kill()
+        raise
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)
         _work = None
 
 

@@ -64,7 +64,7 @@ class TemplateRenderer:
         for i, record in enumerate(records):
             try:
                 text, found = _with_content(self.template.render_labelled, record)
-                _refuse_dropped(record, text)
+                _refuse_dropped(record, text, found)
             except TemplateFault as fault:
                 out[i] = BadRecord("template cannot render it", str(fault))
                 continue
@@ -113,14 +113,17 @@ def _with_content(render: Callable[..., T], record: ChatRecord) -> T:
     raise last
 
 
-def _refuse_dropped(record: ChatRecord, text: str) -> None:
+def _refuse_dropped(record: ChatRecord, text: str, spans: list[tuple[int, int]]) -> None:
     """Templates may leave out what they have no place for, without a word: TemplateFault."""
     if record.system is not None and record.system.strip() not in text:
         raise TemplateFault("the chat template leaves the system turn out")
-    for turn in record.turns:
+    if record.tools and not any(str(tool.get("function", tool).get("name")) in text for tool in record.tools):
+        raise TemplateFault("the chat template leaves the tools out (--map tools= goes without them)")
+    answers = [turn for turn in record.turns if turn.role == "assistant"]
+    for i, turn in enumerate(answers):
+        own = text[slice(*spans[i])] if len(spans) == len(answers) else text
         for call in turn.tool_calls:
-            name = call.get("function", call).get("name", "")
-            if name not in text:
+            if (name := str(call.get("function", call).get("name"))) not in own:
                 raise TemplateFault(f"the chat template leaves the call of {name} out")
 
 

@@ -70,6 +70,7 @@ class Store:
         self.names = [f"{key}.{kind}" for key in self.keys for kind in ("bin", "len")]
         self.names += [TRAINED, HASHES, BAD, *([DOCUMENTS] if documents else [])]
         folder.mkdir(parents=True, exist_ok=True)
+        _refuse_foreign(folder)
         self._lock = _locked(folder)
         self._files: dict[str, BinaryIO] = {}
         try:
@@ -227,10 +228,17 @@ def _differing(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> 
 
 
 def discard(folder: Path) -> None:
-    """Deletes what a run left behind. ToolError while that run goes on."""
+    """Deletes what a run left behind. ToolError while that run goes on, and if the folder is somebody else's."""
     if folder.exists():
+        _refuse_foreign(folder)
         _locked(folder).close()
         shutil.rmtree(folder)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    there = sorted(path.name for path in folder.iterdir())
+    if there not in ([], ["lock"]) and JOB not in there and f"{Path(JOB).stem}.part" not in there:
+        raise ToolError(f"{folder} is there, and is no run's: it holds {there[0]}", hint="choose another -o, or move it away")
 
 
 def _locked(folder: Path) -> BinaryIO:

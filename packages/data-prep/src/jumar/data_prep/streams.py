@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from jumar.schema.errors import ToolError
+from jumar.schema.errors import Exit, ToolError
 
 STANDARD_INPUT = "standard input"
 UTF8_BOM = b"\xef\xbb\xbf"
@@ -92,6 +92,8 @@ def open_source(path: Path | None, compression: str | None) -> Source:
 
 def standard_input() -> io.BufferedReader:
     """The process's standard input, as bytes."""
+    if sys.stdin is None:
+        raise ToolError("the standard input is closed", hint="feed it, or name files", code=Exit.ENVIRONMENT)
     return cast(io.BufferedReader, sys.stdin.buffer)
 
 

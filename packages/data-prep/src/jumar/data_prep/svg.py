@@ -55,7 +55,8 @@ def ticks(top: Number) -> list[float]:
     power = 10 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough)
     step = max(step, 1.0) if step != 2.5 else 5.0  # of countable things there is no half
-    return [step * i for i in range(math.ceil(top / step - 1e-9) + 1)]
+    last = math.ceil(top / step)
+    return [step * i for i in range(last if step * (last - 1) >= top else last + 1)]
 
 
 def stacked(label: str, parts: Sequence[tuple[str, Number, str]], *, shares: bool = False, height: int = 40) -> str:

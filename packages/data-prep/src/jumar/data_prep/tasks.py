@@ -82,6 +82,9 @@ class Pretrain(Task):
 
     def __call__(self, rows: Rows, part: Part) -> None:
         names = self.keys
+        if len(names) == 1 and not self.sentences:
+            self._whole(rows, part)
+            return
 
         def texts_of(value: dict[str, Any]) -> list[str]:
             return [to_text(value, name) for name in names]
@@ -92,7 +95,8 @@ class Pretrain(Task):
             split = [self.sentences(texts[column]) if self.sentences else [texts[column]] for _, _, texts in records]
             ids = self.tokenizer.encode([text for of_record in split for text in of_record], special=self.job.special)
             borders = [0, *accumulate(map(len, split))]
-            made.append((ids.flat.astype(self.dtype), ids.offsets.tolist(), borders))
+            flat = ids.flat.view(np.int32) if self.dtype == np.int32 else ids.flat.astype(self.dtype)
+            made.append((flat, ids.offsets.tolist(), borders))
         for i, (line, value, _) in enumerate(records):
             documents = [self._document(*of_key, i) for of_key in made]
             if not all(lengths for _, lengths in documents):
@@ -104,6 +108,28 @@ class Pretrain(Task):
                 key.lengths += lengths
             pieces, lengths = documents[0]
             part.note(line, sum(lengths), pieces[0], len(lengths) if self.sentences else None)
+
+    def _whole(self, rows: Rows, part: Part) -> None:
+        """One key, a document a sequence, as nearly all data is: a block's ids are taken as they are."""
+        name = self.keys[0]
+        records = list(self.read(rows, part, lambda value: to_text(value, name)))
+        ids = self.tokenizer.encode([text for _, _, text in records], special=self.job.special)
+        lengths = np.diff(ids.offsets)
+        if self.eod is None and not lengths.all():
+            for i in np.flatnonzero(lengths == 0).tolist():
+                part.reject(records[i][0], "empty", "the tokenizer makes no token of it", records[i][1])
+            records = [record for record, length in zip(records, lengths.tolist(), strict=True) if length]
+            lengths = lengths[lengths > 0]
+        flat = ids.flat.view(np.int32) if self.dtype == np.int32 else ids.flat.astype(self.dtype)
+        if self.eod is not None:
+            flat, lengths = np.insert(flat, ids.offsets[1:], self.eod[0]), lengths + 1
+        key = part.key(name)
+        key.values.append(flat)
+        key.lengths += lengths.tolist()
+        begin = 0
+        for (line, _, _), length in zip(records, lengths.tolist(), strict=True):
+            part.note(line, length, flat[begin : begin + length])
+            begin += length
 
     def _document(
         self, flat: NDArray[Any], offsets: list[int], borders: list[int], i: int

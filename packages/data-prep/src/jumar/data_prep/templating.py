@@ -51,6 +51,11 @@ def open_template(job: Job, tokenizer: Tokenizer) -> Renderer:
         return SlotRenderer(slots, tokenizer, thinking)
     source = _source(job)
     _refuse_unused(job, source)
+    if missing := [token for token in tokenizer.missing if token in source]:
+        raise ToolError(
+            f"the chat template writes {missing[0]}, a token of tokenizer_config.json that tokenizer.json has not",
+            hint="fetch the tokenizer again, or save it anew: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)",
+        )
     variables = {**special_tokens(tokenizer.directory), **job.template_variables()}
     if job.eod is not None:
         variables["eos_token"] = job.eod

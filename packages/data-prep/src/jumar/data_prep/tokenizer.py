@@ -17,6 +17,7 @@ from jumar.schema.errors import Exit, ToolError
 from jumar.schema.manifest import tokenizer_sha256
 from jumar.schema.templates import read_json, special_tokens
 
+CHECKED_FIRST, CHECKED_EVERY = 4, 8  # blocks, of each process
 CHECKED_TEXTS = 8
 CHECKED_CHARS = 8192
 SMALL_BYTES = 4 << 20  # below this much text, loading a second library takes longer than it saves
@@ -27,7 +28,8 @@ Spans = list[tuple[int, int]]
 class Tokenizer:
     """What `tokenizer.json` and the files beside it say, and an engine.
 
-    added: tokens of the vocabulary that a template wants treated as special.
+    added:   tokens of the vocabulary that a template or the configuration wants treated as special.
+    missing: tokens that the configuration names and the vocabulary has not.
     """
 
     directory: Path
@@ -36,9 +38,11 @@ class Tokenizer:
     engine_name: str
     parallel: bool = True
     added: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
     checked: list[Checked] = field(default_factory=list)
     _ids: dict[str, int | None] = field(default_factory=dict)
+    _taken: int = 0
 
     @cached_property
     def content(self) -> dict[str, Any]:
@@ -139,9 +143,10 @@ class Tokenizer:
         self.checked.append((some, of_chosen.flat.tobytes(), np.diff(of_chosen.offsets).tobytes(), special))
 
     def take_checked(self) -> list[Checked]:
-        """What was kept since the last call; of many calls the first and the last."""
+        """What was kept since the last call, for one block: of the first blocks, and then of every so many."""
         taken, self.checked = self.checked, []
-        return taken if len(taken) < 3 else [taken[0], taken[-1]]
+        self._taken += 1
+        return taken[:1] if self._taken <= CHECKED_FIRST or self._taken % CHECKED_EVERY == 0 else []
 
     def encode_spans(self, texts: list[str], spans: list[Spans]) -> tuple[Ids, list[Spans]]:
         """Ids of texts, and the tokens [first, last + 1) that hold any character of each span [start, end).
@@ -195,8 +200,9 @@ class Tokenizer:
         """Tokens of the vocabulary that are found in texts whole, wherever they stand: these, and the configuration's."""
         wanted = dict.fromkeys([*configured_tokens(self.directory), *tokens])
         self.added = tuple(token for token in wanted if token not in self.facts.added and token in self.facts.ids)
-        if missing := [token for token in wanted if token not in self.facts.ids]:
-            what = f"tokenizer.json has no {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
+        self.missing = tuple(token for token in wanted if token not in self.facts.ids)
+        if self.missing:
+            what = f"tokenizer.json has no {', '.join(self.missing[:3])}{', ...' if len(self.missing) > 3 else ''}"
             self.notes.append(f"{what}, which tokenizer_config.json names: they are encoded as any other text")
         if self.added and self.engine_name != "tokenizers":
             what = f"{', '.join(self.added)} are made special by tokenizer_config.json or the template"
