@@ -1,9 +1,9 @@
 """The bounds and the peer that benchmarks/data.py measures against; each a process of its own.
 
-    bound ENGINE TOKENIZER FILE OUT        orjson, the tokenizer, numpy append: one process, one loop
-    chat ENGINE TOKENIZER FILE OUT         the same with one Jinja rendering a record
-    slots ENGINE TOKENIZER FILE OUT        the same with an f-string a record
-    pool TOKENIZER FILE OUT WORKERS        multiprocessing.Pool and a Hugging Face tokenizer, lists of ids sent back: as Megatron-LM's script
+bound ENGINE TOKENIZER FILE OUT        orjson, the tokenizer, numpy append: one process, one loop
+chat ENGINE TOKENIZER FILE OUT         the same with one Jinja rendering a record
+slots ENGINE TOKENIZER FILE OUT        the same with an f-string a record
+pool TOKENIZER FILE OUT WORKERS        multiprocessing.Pool and a Hugging Face tokenizer, lists of ids sent back: as Megatron-LM's script
 """
 
 from __future__ import annotations

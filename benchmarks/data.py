@@ -33,7 +33,7 @@ PIECE = 6000
 
 @dataclass
 class Cost:
-    """cpu_s, wall_s, first_s: seconds (first_s: until a word or a token file is there); pss_mib: greatest sum over all processes."""
+    """cpu_s, wall_s, first_s (until the first tokens are in a file): seconds; pss_mib: greatest sum over all processes."""
 
     cpu_s: float
     wall_s: float
@@ -42,6 +42,8 @@ class Cost:
 
 
 def run(command: list[str], out: Path) -> Cost:
+    for old in out.parent.glob(f"{out.name}*"):
+        old.unlink()
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     peak, first, done = [0.0], [0.0], threading.Event()
@@ -49,8 +51,8 @@ def run(command: list[str], out: Path) -> Cost:
     def watch() -> None:
         while not done.wait(0.02):
             peak[0] = max(peak[0], sum(pss(pid) for pid in family(process.pid)))
-            grown = any(p.stat().st_size for p in out.parent.rglob(f"{out.name}*/*.bin")) if out.parent.exists() else False
-            if not first[0] and (grown or any(p.stat().st_size for p in out.parent.glob(f"{out.name}*.bin"))):
+            files = [*out.parent.glob(f"{out.name}*.bin"), *out.parent.glob(f"{out.name}*/*.bin")]
+            if not first[0] and any(sized(file) for file in files):
                 first[0] = time.monotonic() - start
 
     watcher = threading.Thread(target=watch)
@@ -62,6 +64,14 @@ def run(command: list[str], out: Path) -> Cost:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return Cost(cpu, time.monotonic() - start, first[0], peak[0])
+
+
+def sized(file: Path) -> bool:
+    """Whether there is something in a file, which may be renamed this very moment."""
+    try:
+        return file.stat().st_size > 0
+    except OSError:
+        return False
 
 
 def family(pid: int) -> list[int]:
@@ -77,7 +87,7 @@ def family(pid: int) -> list[int]:
 
 def pss(pid: int) -> float:
     try:
-        return int(re.search(r"^Pss:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.M)[1]) / 1024  # type: ignore[index]
+        return int(re.search(r"^Pss:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)[1]) / 1024  # type: ignore[index]
     except (OSError, TypeError):
         return 0.0
 
@@ -90,14 +100,17 @@ def documentation(path: Path) -> None:
             if not (file.suffix in (".html", ".rst", ".txt") and file.is_file()):
                 continue
             text = file.read_text("utf-8", errors="replace")
-            text = html.unescape(re.sub(r"<(script|style).*?</\1>|<[^>]+>", "", text, flags=re.S)) if file.suffix == ".html" else text
+            if file.suffix == ".html":
+                text = html.unescape(re.sub(r"<(script|style).*?</\1>|<[^>]+>", "", text, flags=re.DOTALL))
             text = re.sub(r"\n\s*\n+", "\n\n", text).strip()
             for at in range(0, len(text), PIECE):
                 size += out.write(json.dumps({"text": text[at : at + PIECE]}, ensure_ascii=False) + "\n")
             if size > 70e6:
                 return
     if size < 60e6:
-        sys.exit(f"{size / 1e6:.0f} MB of text found, 60 wanted: apt-get install python3-doc linux-doc, or name a file: --text FILE.jsonl")
+        sys.exit(
+            f"{size / 1e6:.0f} MB of text found, 60 wanted: apt-get install python3-doc linux-doc, or name a file: --text FILE.jsonl"
+        )
 
 
 def conversations(path: Path, count: int) -> None:
@@ -161,16 +174,28 @@ def main() -> None:
             assert filecmp.cmp(f"{made}_text_document.bin", f"{theirs}.bin", shallow=False)
             assert filecmp.cmp(f"{made}_text_document.idx", f"{theirs}.idx", shallow=False)
         if not args.quick:
-            row("Pool, tokenizers", size, run([*BOUND, "pool", tokenizer, str(file), str(folder / "pool"), cores], folder / "pool"), None)
+            row(
+                "Pool, tokenizers",
+                size,
+                run([*BOUND, "pool", tokenizer, str(file), str(folder / "pool"), cores], folder / "pool"),
+                None,
+            )
         conversations(chats, args.chats)
         size = chats.stat().st_size
         head(f"{args.chats:,} chats, {size / 1e6:.0f} MB")
         for what, template in (("chat", "auto"), ("slots", "chatml")):
             made = folder / f"sft-{template}"
-            bound = best([*BOUND, what, "fastokens", tokenizer, str(chats), str(folder / what)], folder / what, 1)
+            bound = best(
+                [*BOUND, what, "fastokens", tokenizer, str(chats), str(folder / f"bound-{what}")], folder / f"bound-{what}", 1
+            )
             row(f"bound, {'one Jinja rendering' if what == 'chat' else 'f-strings'}, fastokens", size, bound, None)
             ours = ["sft", str(chats), "-o", str(made), "--tokenizer", tokenizer, "--template", template, "--force"]
-            row(f"jumar-data sft --template {template}", size, best([*JUMAR, *ours, "--tokenizer-engine", "fastokens"], made, 1), bound)
+            row(
+                f"jumar-data sft --template {template}",
+                size,
+                best([*JUMAR, *ours, "--tokenizer-engine", "fastokens"], made, 1),
+                bound,
+            )
             packed = [*JUMAR, *ours, "--tokenizer-engine", "fastokens", "--seq-len", "4096", "--pack"]
             row(f"jumar-data sft --template {template} --pack", size, best(packed, made, 1), bound)
 
