@@ -3,7 +3,7 @@
 bound ENGINE TOKENIZER FILE OUT        orjson, the tokenizer, numpy append: one process, one loop
 chat ENGINE TOKENIZER FILE OUT         the same with one Jinja rendering a record
 slots ENGINE TOKENIZER FILE OUT        the same with an f-string a record
-pool TOKENIZER FILE OUT WORKERS        multiprocessing.Pool and a Hugging Face tokenizer, lists of ids sent back: as Megatron-LM's script
+    pool TOKENIZER FILE OUT WORKERS        multiprocessing.Pool and lists of ids, as Megatron-LM's script
 """
 
 from __future__ import annotations

@@ -87,7 +87,8 @@ def family(pid: int) -> list[int]:
 
 def pss(pid: int) -> float:
     try:
-        return int(re.search(r"^Pss:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)[1]) / 1024  # type: ignore[index]
+        found = re.search(r"^Pss:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
+        return int(found[1]) / 1024 if found else 0.0
     except (OSError, TypeError):
         return 0.0
 
@@ -108,14 +109,12 @@ def documentation(path: Path) -> None:
             if size > 70e6:
                 return
     if size < 60e6:
-        sys.exit(
-            f"{size / 1e6:.0f} MB of text found, 60 wanted: apt-get install python3-doc linux-doc, or name a file: --text FILE.jsonl"
-        )
+        sys.exit(f"{size / 1e6:.0f} MB of text found, 60 wanted: install python3-doc and linux-doc, or give --text FILE")
 
 
 def conversations(path: Path, count: int) -> None:
     lot = random.Random(0)
-    words = "the of a tensor rank shard token loss graph time model data 模型 数据 训练 并行 write read please explain how why".split()
+    words = "the of a tensor rank shard token loss graph time model data 模型 数据 训练 并行 write read please explain".split()
     with path.open("w", encoding="utf-8") as out:
         for _ in range(count):
             question, answer = (" ".join(lot.choices(words, k=lot.randint(4, n))) for n in (16, 48))
