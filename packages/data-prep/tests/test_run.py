@@ -536,3 +536,17 @@ def test_a_call_that_the_template_leaves_out_is_missed_though_its_name_is_elsewh
     assert done.report["records"]["kept"] == 1
     details = [json.loads(line)["detail"] for line in (tmp_path / "x.rejects.jsonl").read_text().splitlines()]
     assert ["leaves the call of weather out" in details[0], "leaves the tools out" in details[1]] == [True, True]
+
+
+@pytest.mark.parametrize("template", ["auto", "chatml"])
+def test_answers_of_no_weight_are_not_trained(tmp_path: Path, tokenizer: Path, template: str) -> None:
+    talk = [{"role": role, "content": word} for role, word in zip(("user", "assistant") * 2, "abcd", strict=True)]
+    plain = write_jsonl(tmp_path / "plain.jsonl", [{"messages": talk}])
+    talk[1] = {**talk[1], "weight": 0}
+    weighed = write_jsonl(tmp_path / "weighed.jsonl", [{"messages": talk}, {"messages": talk[:2]}])
+    labels = {}
+    for name, file, options in (("all", plain, {}), ("last", plain, {"train_on": "last"}), ("weighed", weighed, {})):
+        do("sft", file, output=tmp_path / name, tokenizer=tokenizer, template=template, **options)
+        labels[name] = IndexedReader(tmp_path / f"{name}_packed_labels_document")[0].tolist()
+    assert labels["weighed"] == labels["last"] != labels["all"]
+    assert json.loads((tmp_path / "weighed.rejects.jsonl").read_text())["reason"] == "nothing to train on"

@@ -28,6 +28,7 @@ from jumar.schema.indexed import dtype_for, write_index
 from jumar.schema.manifest import manifest_text
 
 CHUNK = 1 << 20
+PACKED = {"numbered_by": "attention_mask", "position_ids": "restart"}  # what a trainer must know of packed samples
 RUN = "run.json"
 DONE = "done"  # in a shard's folder: nothing is missing from it
 
@@ -161,7 +162,7 @@ def complete(
         outputs=outputs,
         vocab_size=tokenizer.facts.size,
         seq_len=job.seq_len,
-        packed=packing and {k: packing[k] for k in ("samples", "sub_samples")},
+        packed=packing and {k: packing[k] for k in ("samples", "sub_samples")} | PACKED,
         counts={"records": report["records"], "tokens": report["tokens"]},
         seed=job.seed,
         **facts,

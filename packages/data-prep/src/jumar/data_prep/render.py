@@ -76,9 +76,10 @@ class TemplateRenderer:
         labels = np.full(len(flat), IGNORED, np.int32)
         for place, answers, (begin, end) in zip(places, tokens, pairwise(offsets), strict=True):
             trained = 0
-            for start, stop in answers[-1:] if last else answers:
-                labels[begin + start : begin + stop] = flat[begin + start : begin + stop]
-                trained += stop - start
+            for (start, stop), wanted in zip(answers, _wanted(records[place], len(answers), last), strict=True):
+                if wanted:
+                    labels[begin + start : begin + stop] = flat[begin + start : begin + stop]
+                    trained += stop - start
             out[place] = Rendering(flat[begin:end], labels[begin:end], answers, trained)
         return out
 
@@ -111,6 +112,15 @@ def _with_content(render: Callable[..., T], record: ChatRecord) -> T:
         except TemplateFault as fault:
             last = fault
     raise last
+
+
+def _wanted(record: ChatRecord, answers: int, last: bool) -> list[bool]:
+    """Which of a record's answers are trained: the last or all, but none of OpenAI's `"weight": 0`."""
+    wanted = [not last] * (answers - 1) + [True] * (answers > 0)
+    weights = [turn.extra.get("weight", 1) for turn in record.turns if turn.role == "assistant"]
+    if len(weights) == answers and 0 in weights:
+        return [this and weight != 0 for this, weight in zip(wanted, weights, strict=True)]
+    return wanted
 
 
 def _refuse_dropped(record: ChatRecord, text: str, spans: list[tuple[int, int]]) -> None:
@@ -172,12 +182,12 @@ class SlotRenderer:
         labels = np.full(len(flat), IGNORED, np.int32)
         out: list[Rendering | BadRecord] = []
         at = 0
-        for side, found in zip(sides, answers, strict=True):
+        for record, side, found in zip(records, sides, answers, strict=True):
             if isinstance(side, BadRecord) or found is None:
                 out.append(side if isinstance(side, BadRecord) else BadRecord(""))
                 continue
             end = at + found[-1][1]
-            trained = self._label(flat[at:end], labels[at:end], found, last)
+            trained = self._label(flat[at:end], labels[at:end], found, _wanted(record, len(found), last))
             out.append(Rendering(flat[at:end], labels[at:end], found, trained))
             at = end
         return out
@@ -196,16 +206,19 @@ class SlotRenderer:
             answers[-1] = (start, at + 1)
         return answers
 
-    def _label(self, ids: NDArray[np.int32], labels: NDArray[np.int32], answers: list[tuple[int, int]], last: bool) -> int:
+    def _label(
+        self, ids: NDArray[np.int32], labels: NDArray[np.int32], answers: list[tuple[int, int]], wanted: list[bool]
+    ) -> int:
         """Writes the labels; how many tokens they train."""
         trained, end = 0, 0
-        for start, stop in answers[-1:] if last else answers:
-            labels[start:stop] = ids[start:stop]
-            trained += stop - start
+        for (start, stop), this in zip(answers, wanted, strict=True):
+            if this:
+                labels[start:stop] = ids[start:stop]
+                trained += stop - start
             if self.template.efficient_eos and self.eos is not None and end and start > end:
                 labels[end] = self.eos  # the end of the answer before, where the next prompt begins
                 trained += 1
-            end = stop
+            end = stop if this else 0
         return trained
 
     def prompts(self, records: list[ChatRecord]) -> list[NDArray[np.int32] | BadRecord]:
