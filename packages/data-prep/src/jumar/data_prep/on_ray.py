@@ -42,7 +42,7 @@ def run_on_ray(job: Job, *, say: Callable[[str, str], None]) -> Finished:
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         shards = job.shards or int(resources.get("CPU", 1))
         task = ray.remote(num_cpus=1, max_retries=3)(_shard)
-        asked = [task.remote(replace(job, engine="local", shard=(i, shards), workers=1)) for i in range(shards)]
+        asked = [task.remote(replace(job, engine="local", shards=0, shard=(i, shards), workers=1)) for i in range(shards)]
         for said in _all(ray, asked):
             for word, text in said:
                 say(word, text)
