@@ -75,7 +75,7 @@ def pretrain(
     strict: Strict = False,
     max_bad: MaxBad = None,
     max_samples: MaxSamples = None,
-    block_size: BlockSize = "1MiB",
+    block_size: BlockSize = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -123,7 +123,7 @@ def sft(
     strict: Strict = False,
     max_bad: MaxBad = None,
     max_samples: MaxSamples = None,
-    block_size: BlockSize = "1MiB",
+    block_size: BlockSize = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -163,7 +163,7 @@ def pairwise(
     strict: Strict = False,
     max_bad: MaxBad = None,
     max_samples: MaxSamples = None,
-    block_size: BlockSize = "1MiB",
+    block_size: BlockSize = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -191,7 +191,7 @@ def process_reward(
     strict: Strict = False,
     max_bad: MaxBad = None,
     max_samples: MaxSamples = None,
-    block_size: BlockSize = "1MiB",
+    block_size: BlockSize = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -235,7 +235,7 @@ def prompts(
     strict: Strict = False,
     max_bad: MaxBad = None,
     max_samples: MaxSamples = None,
-    block_size: BlockSize = "1MiB",
+    block_size: BlockSize = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
@@ -379,7 +379,7 @@ def _common(given: dict[str, Any]) -> dict[str, Any]:
         **{name: given[name] for name in names},
         shard=_shard(given["shard"]),
         max_bad=None if given["max_bad"] is None else _share("--max-bad", given["max_bad"]),
-        block_bytes=_size(given["block_size"]),
+        block_bytes=0 if given["block_size"] is None else _size(given["block_size"]),
     )
 
 

@@ -24,6 +24,7 @@ class Job:
     long:      what is done with longer ones.
     shard:     (i, n): only every n-th block from the i-th on, counted from 0.
     max_bad:   share of bad records above which the run stops; None: never. strict: at the first.
+    block_bytes: 0: `block` says.
     workers:   processes; 0: as many as the machine has cores.
     """
 
@@ -51,7 +52,7 @@ class Job:
     max_samples: int | None = None
     tokenizer_engine: str = "auto"
     seed: int = 1234
-    block_bytes: int = 1 << 20
+    block_bytes: int = 0
     shard: tuple[int, int] | None = None
     workers: int = 0
     engine: str = "local"
@@ -93,6 +94,11 @@ class Job:
             raise usage("--max-samples does not go with --shard", "leave one out")
         if self.engine == "ray" and self.shard is not None:
             raise usage("--engine ray makes the shards itself", "leave --shard out; --shards N says how many")
+
+    @property
+    def block(self) -> int:
+        """Bytes of text that a worker takes at once: fewer of conversations, which are many Python objects."""
+        return self.block_bytes or (1 << 20 if self.command in ("pretrain", "process-reward") else 1 << 18)
 
     @property
     def packed_name(self) -> str:

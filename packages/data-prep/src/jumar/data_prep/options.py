@@ -81,7 +81,12 @@ MaxBad = Annotated[
     typer.Option("--max-bad", metavar="SHARE", help="Stop past this share of bad ones: 1%, 0.01.", rich_help_panel="Run"),
 ]
 MaxSamples = Annotated[int | None, typer.Option(min=1, help="Only the first N records.", rich_help_panel="Run")]
-BlockSize = Annotated[str, typer.Option(metavar="SIZE", help="Text a worker takes at once.", rich_help_panel="Run")]
+BlockSize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE", help="Text a worker takes at once.", show_default="1MiB; 256KiB of chats", rich_help_panel="Run"
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Of what is drawn by lot.", rich_help_panel="Run")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.", rich_help_panel="Run")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.", rich_help_panel="Run")]

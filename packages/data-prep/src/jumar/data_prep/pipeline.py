@@ -124,7 +124,7 @@ def _run(made: Run, progress: Callable[[int, int], None]) -> Finished:
     tokenizer = _tokenizer(job, made.inputs)
     before = read_facts(job.work)
     stream: Iterator[Block]
-    stream, sample = _peeked(blocks(made.inputs, job.block_bytes))
+    stream, sample = _peeked(blocks(made.inputs, job.block))
     mapping = choose_mapping(job, sample, made.say)
     checker = Checker(lambda: tokenizer.reference) if tokenizer.engine_name != "tokenizers" else None
     try:
@@ -134,7 +134,7 @@ def _run(made: Run, progress: Callable[[int, int], None]) -> Finished:
         try:
             if before and store.last >= 0:
                 made.say("note", f"going on behind {store.totals.read:,} records of the run before")
-                stream = blocks(made.inputs, job.block_bytes, skip=store.last + 1)
+                stream = blocks(made.inputs, job.block, skip=store.last + 1)
             _ = tokenizer.engine  # loaded before the workers are, who share it
             tokenizer.settle()
             gc.collect()
