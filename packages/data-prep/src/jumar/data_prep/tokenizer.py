@@ -17,7 +17,7 @@ from jumar.schema.errors import Exit, ToolError
 from jumar.schema.manifest import tokenizer_sha256
 from jumar.schema.templates import read_json, special_tokens
 
-CHECKED_FIRST, CHECKED_EVERY = 4, 8  # blocks, of each process
+CHECKED_FIRST, CHECKED_EVERY = 4, 32  # blocks, of each process
 CHECKED_TEXTS = 8
 CHECKED_CHARS = 8192
 SMALL_BYTES = 4 << 20  # below this much text, loading a second library takes longer than it saves
