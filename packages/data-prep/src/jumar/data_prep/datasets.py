@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import numpy.typing as npt
 
 from jumar.schema.errors import ToolError
 from jumar.schema.indexed import CHUNK, IndexedReader, strip_suffix
+from jumar.schema.manifest import read_manifest_file
 
 Array = npt.NDArray[Any]
 Group = tuple[str, str, str]
@@ -145,14 +145,7 @@ def _nothing(path: Path, name: str, stems: list[str]) -> ToolError:
 
 def read_prefix_manifest(prefix: Path) -> dict[str, Any] | None:
     """PREFIX.manifest.json; None where there is none, or one of another project. ToolError if it is damaged."""
-    path = prefix.with_name(prefix.name + ".manifest.json")
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as fault:
-        raise ToolError(f"{path} is not JSON: {fault}", hint="remove it to go on without") from None
-    return content if isinstance(content, dict) and str(content.get("tool", "")).startswith("jumar") else None
+    return read_manifest_file(prefix.with_name(prefix.name + ".manifest.json"))
 
 
 def _agree(prefix: Path, keys: dict[str, IndexedReader]) -> None:

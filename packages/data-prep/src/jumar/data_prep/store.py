@@ -249,6 +249,8 @@ def _locked(folder: Path) -> BinaryIO:
         raise ToolError(
             f"{folder} is in use: another process is making it", hint="wait for it, or choose another -o", code=Exit.ENVIRONMENT
         ) from None
+    except OSError:  # a file system without locks
+        pass
     return lock
 
 

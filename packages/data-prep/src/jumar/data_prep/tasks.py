@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
@@ -26,7 +27,7 @@ Rows = list[tuple[int, dict[str, Any]]]
 
 
 @dataclass
-class Task:
+class Task(ABC):
     """One command's work on rows.
 
     keys: those of the output that are made of tokens. `attention_mask` of ones is made when the files are finished.
@@ -39,12 +40,13 @@ class Task:
     keys: tuple[str, ...] = field(init=False, default=())
     ones: str | None = field(init=False, default=None)  # the key whose lengths the mask of ones takes
 
+    @abstractmethod
     def __post_init__(self) -> None:
         """Says the keys; refuses what a tokenizer lacks."""
-        raise NotImplementedError
 
+    @abstractmethod
     def __call__(self, rows: Rows, part: Part) -> None:
-        raise NotImplementedError
+        """A block's rows as tokens of `part`; those that cannot be used are rejected there."""
 
     def read(self, rows: Rows, part: Part, make: Callable[[dict[str, Any]], R]) -> Iterator[tuple[int, dict[str, Any], R]]:
         """Rows as records; those that are none leave the stream."""

@@ -33,11 +33,15 @@ def manifest_text(*, tool: str, version: str, **facts: Any) -> str:
 
 
 def read_manifest(directory: Path) -> dict[str, Any] | None:
-    """A directory's manifest; None where there is none, or one of another project.
+    """A directory's manifest; see `read_manifest_file`."""
+    return read_manifest_file(directory / NAME)
+
+
+def read_manifest_file(path: Path) -> dict[str, Any] | None:
+    """A manifest; None where there is none, or one of another project.
 
     ToolError if it is damaged or of a newer schema.
     """
-    path = directory / NAME
     if not path.is_file():
         return None
     try:
