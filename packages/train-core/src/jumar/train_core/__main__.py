@@ -1,0 +1,3 @@
+from jumar.train_core.cli import main
+
+main()

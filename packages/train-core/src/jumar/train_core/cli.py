@@ -1,0 +1,74 @@
+"""jumar-train: parse, call one function, print."""
+
+# Without `from __future__ import annotations`: typer would compile the text of every annotation, for help too.
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jumar.schema.cli import make_app, print_json, run
+from jumar.schema.errors import Exit
+
+app = make_app(
+    "jumar-train",
+    "jumar-train-core",
+    "Train language models in parallel on Ascend NPUs, CUDA GPUs and CPUs, with megatron-core as the engine. "
+    "What does not fit is said before anything is launched.",
+    epilog="Example: jumar-train pretrain recipe.yaml --nproc 8 --set load.path=hf/",
+)
+DEVICES = "auto, cpu, cuda or npu."
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+DeviceName = Annotated[str, typer.Option("--device", help=DEVICES)]
+
+
+@app.command()
+def pretrain(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="What to train: `jumar-train schema` shows all of it.")],
+    nproc: Annotated[int | None, typer.Option(min=1, help="Ranks on this machine.", show_default="1, or torchrun's")] = None,
+    sets: Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="A recipe field; may be repeated.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what the run would be, and stop.")] = False,
+    device: DeviceName = "auto",
+) -> None:
+    """Train on documents: recipe.yaml names the model, the data and the layout.
+
+    On one machine with --nproc; on several: torchrun ... -m jumar.train_core pretrain RECIPE.yaml ...
+    """
+    from jumar.train_core.pretrain import pretrain as start
+
+    code = start(recipe, sets or [], nproc=nproc, device=device, dry_run=dry_run)
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
+def schema(as_json: Json = False) -> None:
+    """Print every recipe field with its default and meaning, as YAML to begin with."""
+    from jumar.train_core.schema_text import json_schema, schema_text
+
+    print_json(json_schema()) if as_json else print(schema_text(), end="")
+
+
+@app.command()
+def doctor(as_json: Json = False, device: DeviceName = "auto") -> None:
+    """Look at what a training needs here: engine, device, driver, limits, ports. Exit code 4 if something is missing."""
+    from dataclasses import asdict
+
+    from jumar.train_core import show
+    from jumar.train_core.doctor import examine
+
+    checks = list(examine(device))
+    failed = [check for check in checks if check.status == "fail"]
+    if as_json:
+        print_json({"ok": not failed, "checks": [asdict(check) for check in checks]})
+    else:
+        show.doctor(checks)
+    if failed:
+        raise typer.Exit(Exit.ENVIRONMENT)
+
+
+def main() -> None:
+    run(app, "jumar-train")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""What a run would be: the report of `--dry-run`, as data, and as people read it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jumar.train_core.data.blends import PARTS, plan
+from jumar.train_core.estimate import active_parameters, flops_per_token, ranks, whole_parameters
+from jumar.train_core.features import active, ddp, optimizer, settings
+from jumar.train_core.groups import rank_groups
+from jumar.train_core.job import Job
+from jumar.train_core.recipe import Recipe
+
+
+def report(job: Job) -> dict[str, Any]:
+    """Plain values: recipe, derived sizes, features, groups, stages, parameters, data and steps."""
+    return {
+        "recipe": changed(job.recipe, Recipe()),
+        "derived": _derived(job),
+        "features": [feature.name for feature in active(job)],
+        "megatron": {"config": settings(job), "ddp": ddp(job), "optimizer": optimizer(job)},
+        "groups": rank_groups(job),
+        "stages": [_stage(rank) for rank in ranks(job)],
+        "parameters": {
+            "total": whole_parameters(job.family, job.spec),
+            "active": active_parameters(job.family, job.spec),
+            "flops_per_token": flops_per_token(job.spec, job.recipe.data.seq_len),
+        },
+        "data": _data(job),
+        "steps": _steps(job),
+    }
+
+
+def changed(section: Any, usual: Any) -> dict[str, Any]:
+    """A recipe's fields that differ from the defaults, as plain values."""
+    found: dict[str, Any] = {}
+    for f in fields(section):
+        here, default = getattr(section, f.name), getattr(usual, f.name, None)
+        if here == default:
+            continue
+        if is_dataclass(here) and is_dataclass(default):
+            found[f.name] = changed(here, default)
+        else:
+            found[f.name] = _plain(here)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return {key: _plain(inner) for key, inner in asdict(value).items() if inner is not None}
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(inner) for inner in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _derived(job: Job) -> dict[str, Any]:
+    layout, spec = job.layout, job.spec
+    derived: dict[str, Any] = {
+        "model": spec.model_type,
+        "ranks": job.world,
+        **{name: getattr(layout, name) for name in ("tp", "pp", "vpp", "cp", "dp")},
+    }
+    if spec.moe is not None:
+        derived |= {"ep": layout.ep, "etp": layout.expert_tp, "expert_dp": job.expert_dp}
+    return derived | {
+        "sequence_parallel": job.sequence_parallel,
+        "micro_batches": job.micro_batches,
+        "padded_vocab": job.padded_vocab,
+    }
+
+
+def _stage(rank: Any) -> dict[str, Any]:
+    names = ("weights", "gradients", "optimizer", "activations", "logits", "total")
+    return {
+        "stage": rank.stage,
+        "layers": [list(chunk) for chunk in rank.layers],
+        "parameters": rank.parameters,
+        "of_experts": rank.experts,
+        "bytes": {name: getattr(rank, f"{name}_bytes") for name in names},
+    }
+
+
+def _data(job: Job) -> dict[str, list[dict[str, Any]]]:
+    """For training, validation and test: each dataset, what it holds, and how often it is read."""
+    planned, seq_len = plan(job), job.recipe.data.seq_len
+    split = [share / sum(planned.split) for share in planned.split] if planned.split else [1.0] * len(PARTS)
+    blends = [planned.blends[0] if planned.split and share else blend for share, blend in zip(split, planned.blends, strict=True)]
+    found: dict[str, list[dict[str, Any]]] = {}
+    for kind, blend, part, wanted in zip(PARTS, blends, split, planned.samples, strict=True):
+        if blend is None:
+            continue
+        for reader, share in zip(blend.readers, blend.weights or (1.0,), strict=True):
+            tokens = int(reader.lengths.sum(dtype=np.int64))
+            samples = int(tokens * part) / seq_len
+            row = {"prefix": str(reader.prefix), "documents": len(reader.documents) - 1, "tokens": tokens, "part": part}
+            row |= {"samples": int(samples), "share": share, "epochs": wanted * share / samples if samples else None}
+            found.setdefault(kind, []).append(row)
+    return found
+
+
+def _steps(job: Job) -> dict[str, int]:
+    train = job.recipe.train
+    return {
+        "steps": train.steps,
+        "samples_per_step": train.global_batch_size,
+        "tokens_per_step": job.tokens_per_step,
+        "tokens": train.steps * job.tokens_per_step,
+        "evaluations": -(-train.steps // train.eval_every) if train.eval_every else 0,  # and one at the end
+        "checkpoints": _checkpoints(job),
+    }
+
+
+def _checkpoints(job: Job) -> int:
+    save, steps = job.recipe.save, job.recipe.train.steps
+    if save.path is None:
+        return 0
+    return -(-steps // save.every) if save.every else 1

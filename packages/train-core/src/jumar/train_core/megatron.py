@@ -1,0 +1,259 @@
+"""What megatron-core 0.16 needs mended, on each device. `mend` is called once, by main, before a model is built.
+
+Two kinds: what is wrong or missing everywhere, and what makes it run where there is no CUDA. Each item says what happens
+without it; tests/parity holds a run for each that would be wrong.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import sys
+import types
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils._device import _device_constructors
+
+
+def mend(device: str) -> None:
+    """Patches this process for a device: "cpu", "cuda", "npu". A second call changes nothing.
+
+    On an NPU the device package has already mapped torch.cuda to torch.npu (torch_npu.contrib.transfer_to_npu).
+    """
+    if device not in _DONE:
+        _DONE.add(device)
+        if device == "cpu":
+            _cuda_is_the_cpu()
+            _gloo_like_nccl()
+        warnings.filterwarnings(
+            "ignore", module=r"megatron\.core"
+        )  # that apex and TransformerEngine are not there, a dozen times
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+        _without_triton()
+        if device != "cuda":
+            torch.compiler.set_stance("force_eager")  # its jit_fuser is torch.compile: twenty seconds for one forward
+            _tensor_types()
+        _megatron(device)
+
+
+_DONE: set[str] = set()
+
+
+def _without_triton() -> None:
+    """mamba_mixer imports inference kernels written in triton, which only CUDA has: ModuleNotFoundError."""
+    name = "megatron.core.inference.contexts.attention_context.triton.tensor_ops"
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        stand_in: Any = types.ModuleType(name)
+        stand_in.tensor_get_slice_after = stand_in.tensor_masked_update = stand_in.tensor_merge = None
+        sys.modules.setdefault(name, stand_in)
+
+
+def _megatron(device: str) -> None:
+    from megatron.core import tensor_parallel
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+    from megatron.core.tensor_parallel import mappings, random
+    from megatron.core.transformer import multi_latent_attention
+    from megatron.core.transformer.moe import moe_utils, token_dispatcher
+
+    mappings._reduce = _reduce
+    if not hasattr(moe_utils, "te_general_gemm"):
+        moe_utils.te_general_gemm = None  # never bound without TransformerEngine: NameError in every router
+    if not isinstance(multi_latent_attention.TELinear, type):
+        multi_latent_attention.HAVE_TE = False  # true in error, TELinear being a stand-in: TypeError in isinstance
+    if not random.HAVE_TE:
+        _checkpoint_without_fp8(random)
+    _adam_steps(DistributedOptimizer)
+    if device == "cpu":
+        random._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)
+        random._get_cuda_rng_state = lambda device="cuda", clone=False, graph_safe=False: torch.get_rng_state()
+        token_dispatcher.maybe_move_tensor_to_cpu = _splits_on_cpu  # the stock one asks is_cuda, and all_to_all needs a list
+    for noisy in ("transformer_layer",):  # "Unknown MLP type", of ours
+        logging.getLogger(f"megatron.core.transformer.{noisy}").setLevel(logging.ERROR)
+    if device == "cpu":
+        # There is one generator, so what it warns of ("CPU RNG state changed within GPU RNG context") is as it should be.
+        logging.getLogger(tensor_parallel.random.__name__).setLevel(logging.ERROR)
+
+
+def _reduce(input_: Tensor, group: Any) -> Tensor:
+    """All-reduce. The stock one returns a tensor that is not contiguous as it came, unreduced, without a word."""
+    assert group is not None
+    if group.size() == 1:
+        return input_
+    whole = input_.contiguous()
+    dist.all_reduce(whole, group=group)
+    return whole
+
+
+def _splits_on_cpu(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+    return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
+
+
+def _checkpoint_without_fp8(random: Any) -> None:
+    """Recomputed norms ask TransformerEngine for its FP8 state: NameError where it is not installed."""
+    init = random.CheckpointWithoutOutput.__init__
+    random.CheckpointWithoutOutput.__init__ = lambda self, fp8=False: init(self, None)
+    random.FP8GlobalStateManager = types.SimpleNamespace(is_fp8_enabled=lambda: False)
+
+
+def _adam_steps(kind: Any) -> None:
+    """torch's Adam keeps a step for each parameter, which the loader of optimizer state does not expect: KeyError 'step'."""
+    load = kind._set_main_param_and_optimizer_states
+
+    def with_step(self: Any, parameter: Any, tensors: dict[str, Any]) -> None:
+        group, order = self.model_param_group_index_map[parameter]
+        state = self.optimizer.state[self.optimizer.param_groups[group]["params"][order]]
+        load(self, parameter, {**({"step": state["step"]} if "step" in state else {}), **tensors})
+
+    kind._set_main_param_and_optimizer_states = with_step
+
+
+def _tensor_types() -> None:
+    """Gradient clipping and optimizers compare `Tensor.type()` with CUDA's names; other devices have others."""
+    plain = torch.Tensor.type
+
+    def type_(self: Tensor, dtype: Any = None, *args: Any, **kwargs: Any) -> Any:
+        said = plain(self, dtype, *args, **kwargs) if dtype is not None else plain(self)
+        return "torch.cuda." + said.rsplit(".", 1)[1] if dtype is None else said
+
+    torch.Tensor.type = type_  # type: ignore[method-assign, assignment]
+
+
+# What follows is for the CPU alone: megatron-core names the device "cuda" in a few hundred places.
+
+
+class _Event:
+    def __init__(self, *_args: Any, **_kwargs: Any) -> None: ...
+    def record(self, *_args: Any) -> None: ...
+    def wait(self, *_args: Any) -> None: ...
+    def synchronize(self) -> None: ...
+    def query(self) -> bool:
+        return True
+
+    def elapsed_time(self, _other: Any) -> float:
+        return 0.0
+
+
+class _Stream:
+    cuda_stream = 0
+
+    def __init__(self, *_args: Any, **_kwargs: Any) -> None: ...
+    def wait_stream(self, *_args: Any) -> None: ...
+    def wait_event(self, *_args: Any) -> None: ...
+    def synchronize(self) -> None: ...
+    def query(self) -> bool:
+        return True
+
+    def record_event(self, event: _Event | None = None) -> _Event:
+        return event or _Event()
+
+    def __enter__(self) -> _Stream:
+        return self
+
+    def __exit__(self, *_exc: Any) -> None: ...
+
+
+def _cuda_is_the_cpu() -> None:
+    """torch.cuda answers for the CPU. `torch.cuda.is_available()` stays false."""
+    cuda: Any = torch.cuda
+    stream = _Stream()
+    answers: dict[str, Callable[..., Any]] = {
+        "current_device": lambda: torch.device("cpu"),
+        "current_stream": lambda *_a, **_k: stream,
+        "default_stream": lambda *_a, **_k: stream,
+        "get_device_capability": lambda *_a, **_k: (0, 0),
+        "get_device_properties": lambda *_a, **_k: types.SimpleNamespace(name="cpu", multi_processor_count=1, total_memory=0),
+        "get_rng_state": lambda *_a, **_k: torch.get_rng_state(),
+        "set_rng_state": lambda state, *_a, **_k: torch.set_rng_state(state),
+        "manual_seed": lambda seed: torch.default_generator.manual_seed(seed),
+        "is_current_stream_capturing": lambda: False,
+        "memory_allocated": lambda *_a, **_k: 0,
+        "max_memory_allocated": lambda *_a, **_k: 0,
+        "memory_stats": lambda *_a, **_k: {},
+        "stream": lambda _stream=None: _Stream(),
+        **{name: lambda *_a, **_k: None for name in ("set_device", "set_stream", "synchronize", "empty_cache")},
+    }
+    for name, answer in answers.items():
+        setattr(cuda, name, answer)
+    cuda.Stream, cuda.Event = _Stream, _Event
+    cuda.random.get_rng_state = cuda.get_rng_state
+    for name in ("range_push", "range_pop", "mark"):
+        setattr(cuda.nvtx, name, lambda *_a, **_k: None)
+    _device_constructors()  # remembers the functions below as they are: `with torch.device("meta")` asks
+    for name in ("tensor", "as_tensor", "empty", "zeros", "ones", "full", "arange", "rand", "randn", "randint", "empty_like"):
+        setattr(torch, name, _on_cpu(getattr(torch, name)))
+    for name in ("zeros_like", "ones_like", "full_like", "empty_strided"):
+        setattr(torch, name, _on_cpu(getattr(torch, name)))
+    tensor: Any = torch.Tensor
+    tensor.cuda = tensor.pin_memory = lambda self, *_a, **_k: self
+    tensor.record_stream = lambda self, _stream: None
+    tensor.to = _to_cpu(tensor.to)
+    torch.nn.Module.cuda = lambda self, device=None: self  # type: ignore[method-assign]
+    os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
+
+
+def _is_cuda(device: Any) -> bool:
+    return (isinstance(device, torch.device) and device.type == "cuda") or (isinstance(device, str) and device.startswith("cuda"))
+
+
+def _on_cpu(factory: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(factory)
+    def made(*args: Any, **kwargs: Any) -> Tensor:
+        kwargs.pop("pin_memory", None)
+        if _is_cuda(kwargs.get("device")):
+            kwargs["device"] = "cpu"
+        return factory(*args, **kwargs)
+
+    return made
+
+
+def _to_cpu(to: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(to)
+    def moved(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if args and _is_cuda(args[0]):
+            args = ("cpu", *args[1:])
+        if _is_cuda(kwargs.get("device")):
+            kwargs["device"] = "cpu"
+        return to(self, *args, **kwargs)
+
+    return moved
+
+
+def _gloo_like_nccl() -> None:
+    """Gloo gathers and scatters equal parts only (experts under ETP have unequal ones), and bars without devices."""
+    gather, scatter, barrier = dist.all_gather, dist.reduce_scatter, dist.barrier
+
+    def all_gather(parts: list[Tensor], own: Tensor, group: Any = None, async_op: bool = False) -> Any:
+        if len({part.shape for part in parts}) == 1:
+            return gather(parts, own, group=group, async_op=async_op)
+        padded = own.new_zeros((max(part.shape[0] for part in parts), *own.shape[1:]))
+        padded[: own.shape[0]] = own
+        buffers = [torch.empty_like(padded) for _ in parts]
+        gather(buffers, padded, group=group)
+        for part, buffer in zip(parts, buffers, strict=True):
+            part.copy_(buffer[: part.shape[0]])
+        return None
+
+    def reduce_scatter(
+        own: Tensor, parts: list[Tensor], op: Any = dist.ReduceOp.SUM, group: Any = None, async_op: bool = False
+    ) -> Any:
+        if len({part.shape for part in parts}) == 1:
+            return scatter(own, parts, op=op, group=group, async_op=async_op)
+        whole = torch.cat(parts)
+        dist.all_reduce(whole, op=op, group=group)
+        own.copy_(torch.split(whole, [part.shape[0] for part in parts])[dist.get_rank(group)])
+        return None
+
+    def bar(*args: Any, **kwargs: Any) -> Any:
+        kwargs.pop("device_ids", None)
+        return barrier(*args, **kwargs)
+
+    seam: Any = dist
+    seam.all_gather, seam.reduce_scatter, seam.barrier = all_gather, reduce_scatter, bar

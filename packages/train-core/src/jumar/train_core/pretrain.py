@@ -1,0 +1,145 @@
+"""`jumar-train pretrain`: one process that checks and launches, or one of the ranks."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from jumar.schema.cli import say, say_error
+from jumar.schema.errors import Exit, ToolError
+from jumar.schema.recipe import load_recipe
+from jumar.train_core.exit_file import ExitFile
+from jumar.train_core.job import Job, resolve
+from jumar.train_core.launch import Place, alone, launch, place
+from jumar.train_core.recipe import Recipe
+
+
+def pretrain(path: Path, sets: Sequence[str], *, nproc: int | None, device: str, dry_run: bool) -> int:
+    """Everything of the command; returns the exit code. Raises ToolError for what is wrong, on rank 0 alone where all see it."""
+    here = place(os.environ)
+    if here is None or dry_run:
+        recipe = load_recipe(Recipe, path, sets)
+        world = nproc or (here.world if here is not None else 1)
+        if dry_run:
+            return _dry_run(recipe, world, device) if here is None or here.rank == 0 else 0
+        return _start(recipe, path, sets, world, device)
+    if nproc is not None and nproc != here.world:
+        raise ToolError(
+            f"--nproc {nproc} under torchrun with {here.world} ranks", hint="leave --nproc out: torchrun starts the ranks"
+        )
+    return _rank(here, path, sets, device)
+
+
+def _dry_run(recipe: Recipe, world: int, device: str) -> int:
+    from jumar.train_core import show
+    from jumar.train_core.dry_run import report
+
+    job = resolve(recipe, world=world, device=device)
+    _say_problems(job)
+    show.dry_run(report(job))
+    return 0
+
+
+def _start(recipe: Recipe, path: Path, sets: Sequence[str], world: int, device: str) -> int:
+    """Checks everything, then launches the ranks, or is the only one."""
+    ended = ExitFile(recipe.save.path)
+    try:
+        job = resolve(recipe, world=world, device=device)
+        _say_problems(job, engine=True)
+        name = _prepare(device, world, tell=True)
+    except ToolError as fault:
+        ended.write(fault.code, fault.message, 0)
+        raise
+    if world == 1:
+        os.environ.update(alone(os.environ))
+        return _train(job, name, 0, ended)
+    arguments = ["pretrain", str(path), "--device", name, *(word for item in sets for word in ("--set", item))]
+    return launch(world, arguments, recipe.save.path)
+
+
+def _rank(here: Place, path: Path, sets: Sequence[str], device: str) -> int:
+    """One rank. What all ranks find wrong is said by rank 0."""
+    ended = ExitFile(None)
+    try:
+        recipe = load_recipe(Recipe, path, sets)
+        ended = ExitFile(recipe.save.path)
+        job = resolve(recipe, world=here.world, device=device)
+        if not here.launched:
+            _say_problems(job, engine=True, quiet=here.rank > 0)
+        name = _prepare(device, here.world, tell=here.rank == 0 and not here.launched)
+    except ToolError as fault:
+        if here.rank:
+            sys.exit(fault.code)
+        ended.write(fault.code, fault.message, 0)
+        raise
+    return _train(job, name, here.rank, ended)
+
+
+def _train(job: Job, device: str, rank: int, ended: ExitFile) -> int:
+    """The engine, and the note of how it ended."""
+    from jumar.train_core.run.main import train
+
+    try:
+        code = int(train(job, device))
+    except ToolError as fault:
+        if rank and _said(ended, fault.message):
+            sys.exit(fault.code)
+        ended.write(fault.code, fault.message, rank)
+        raise ToolError(f"rank {rank}: {fault.message}" if rank else fault.message, hint=fault.hint, code=fault.code) from fault
+    except BaseException as fault:
+        ended.write(Exit.INTERRUPTED if isinstance(fault, KeyboardInterrupt) else Exit.BUG, repr(fault), rank)
+        raise
+    if rank == 0 or code:
+        ended.write(code, "", rank)
+    return code
+
+
+def _said(ended: ExitFile, message: str) -> bool:
+    """Whether another rank says the same, within a second: what all ranks find wrong is said once."""
+    for _ in range(20):
+        if (told := ended.read()) is not None:
+            return told.message == message
+        time.sleep(0.05)
+    return False
+
+
+def _say_problems(job: Job, *, engine: bool = False, quiet: bool = False) -> None:
+    """Every problem as a line for people; raises ToolError for the last fault, if there is one."""
+    from jumar.train_core.checks import check
+    from jumar.train_core.engine_check import check_engine
+
+    problems = [*(check_engine() if engine else ()), *check(job)]
+    faults = [ToolError(p.message, hint=p.hint, code=p.code) for p in problems if not p.warning]
+    if not quiet:
+        for problem in problems:
+            if problem.warning:
+                say("warning", f"{problem.message}; {problem.hint}")
+        for fault in faults[1:]:
+            say_error(fault)
+    if faults:
+        raise faults[0]
+
+
+def _prepare(name: str, world: int, *, tell: bool) -> str:
+    """Sets the variables that the device's vendor advises, before torch is imported; returns the device's name."""
+    from jumar.device import open_device
+
+    device = open_device(name)
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    if device.name != "cpu" and local > device.count():  # ranks on a CPU share it
+        raise ToolError(
+            f"{local} ranks on this machine, which has {device.count()} devices {device.name!r}",
+            hint=f"--nproc {device.count()}, or more machines under torchrun",
+            code=Exit.ENVIRONMENT,
+        )
+    advised = device.environment({"LOCAL_WORLD_SIZE": str(world), **os.environ})
+    if world > 1:
+        advised.setdefault("OMP_NUM_THREADS", "1")
+    new = {key: value for key, value in advised.items() if key not in os.environ}
+    os.environ.update(new)
+    if new and tell:
+        say("environment", " ".join(f"{key}={value}" for key, value in sorted(new.items())), "bold cyan")
+    return device.name

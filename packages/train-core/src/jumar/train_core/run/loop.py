@@ -1,0 +1,183 @@
+"""The training loop: batches, schedule, optimizer, metrics, checkpoints, in that order, until the steps are done."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.pipeline_parallel import get_forward_backward_func
+
+from jumar.device import Device
+from jumar.schema.errors import Exit, ToolError
+from jumar.train_core.estimate import flops_per_token
+from jumar.train_core.job import Job
+from jumar.train_core.model.router import Router
+from jumar.train_core.run.checkpoint import FULL_NAMES, Checkpoints, Progress
+from jumar.train_core.run.experts import inner_losses
+from jumar.train_core.run.groups import is_reporting_rank
+from jumar.train_core.run.metrics import Rates
+from jumar.train_core.run.optimizer import Trainee, update
+from jumar.train_core.run.schedule import learning_rate
+from jumar.train_core.run.stop import Stop
+from jumar.train_core.tasks.lm import Batch, forward_step
+
+
+@dataclass(slots=True)
+class Totals:
+    """Sums over the ranks of one step: losses, tokens of the loss, and ranks that were asked to stop."""
+
+    loss_sum: float
+    tokens: int
+    stops: int
+
+    @property
+    def loss(self) -> float:
+        return self.loss_sum / self.tokens if self.tokens else math.nan
+
+
+class Loop:
+    """Runs a trainee over batches. One object a run; `run` returns how far it came."""
+
+    def __init__(self, job: Job, trainee: Trainee, device: Device, where: torch.device, stop: Stop) -> None:
+        self.job, self.trainee, self.device, self.where, self.stop = job, trainee, device, where, stop
+        self.forward_step = forward_step(job.recipe.train.loss == "token")
+        self.schedule = get_forward_backward_func()
+        flops = flops_per_token(job.spec, job.recipe.data.seq_len)
+        self.rates = Rates(flops, device.peak_flops(FULL_NAMES[job.recipe.train.precision]), job.world)
+
+    def run(self, progress: Progress, batches: Any, evaluate: Any, metrics: Any, saved: Checkpoints | None) -> Progress:
+        """Trains from `progress` on to the last step, or to where it is asked to stop.
+
+        batches: iterator over micro batches; evaluate: () -> iterator over those of one evaluation, or None.
+        """
+        recipe, last = self.job.recipe, self.job.recipe.train.steps
+        saved_at = progress.step
+        while progress.step < last:
+            started = time.perf_counter()
+            progress, values = self.step(progress, batches)
+            stops = values.pop("stops")
+            values |= self.rates.step(self.job.tokens_per_step, time.perf_counter() - started)
+            metrics.log(progress.step, values)
+            if (every := recipe.train.eval_every) and (progress.step % every == 0 or progress.step == last):
+                loss = self.evaluate(evaluate())
+                metrics.log(progress.step, {"eval_loss": loss, "eval_perplexity": math.exp(min(loss, 700))})
+            if saved is not None:
+                saved.poll()
+                if (every := recipe.save.every) and progress.step % every == 0 and progress.step < last:
+                    with self.gathered():
+                        saved.save(progress)
+                    saved_at = progress.step
+            if stops:
+                break
+        if saved is not None:
+            if saved_at != progress.step or not progress.step:
+                with self.gathered():
+                    saved.save(progress, wait=True)
+            saved.finish()
+        return progress
+
+    def step(self, progress: Progress, batches: Iterator[Batch]) -> tuple[Progress, dict[str, Any]]:
+        """One optimizer step, and what there is to say of it."""
+        recipe, number = self.job.recipe, progress.step + 1
+        for chunk in self.trainee.model:
+            chunk.train()
+            chunk.zero_grad_buffer()
+        self.trainee.optimizer.zero_grad()
+        totals = self._pass(batches, forward_only=False)
+        rate = learning_rate(number, recipe.train.steps, recipe.optim, recipe.schedule)
+        finite = math.isfinite(totals.loss)
+        done = update(self.trainee.optimizer, rate, recipe.optim.weight_decay) if finite else None
+        applied = done is not None and done.applied
+        norm = done.grad_norm if done is not None else math.nan
+        skipped = 0 if applied else progress.skipped + 1
+        self._judge(number, totals.loss, norm, skipped)
+        after = Progress(number, progress.samples + recipe.train.global_batch_size, progress.tokens + totals.tokens, skipped)
+        values = {"loss": totals.loss, "grad_norm": norm, "lr": rate, "tokens": after.tokens, "skipped": skipped}
+        values["memory_bytes"] = self.device.memory().peak_bytes
+        if self.trainee.config.fp16:
+            values["loss_scale"] = float(self.trainee.optimizer.get_loss_scale())
+        return after, values | inner_losses(self.job, self.where) | {"stops": totals.stops}
+
+    def _judge(self, step: int, loss: float, norm: float, skipped: int) -> None:
+        """What the recipe says of a loss or gradient that is not finite."""
+        train = self.job.recipe.train
+        overflow = self.trainee.config.fp16 and math.isfinite(loss)  # the scale goes down by itself
+        if not skipped or (overflow and skipped <= max(train.max_skipped, 40)):
+            return
+        if train.on_nan == "skip" and skipped <= train.max_skipped:
+            return
+        what = f"the loss is {loss}" if not math.isfinite(loss) else f"the norm of the gradient is {norm}"
+        raise ToolError(
+            f"step {step}: {what}" + (f", {skipped} steps in a row" if skipped > 1 else ""),
+            hint="lower optim.lr or lengthen schedule.warmup_steps; train.on_nan=skip leaves single steps out",
+            code=Exit.INPUT,
+        )
+
+    def evaluate(self, batches: Iterable[Batch]) -> float:
+        """The mean loss per token over an evaluation's batches."""
+        found = [0.0, 0]
+        source = iter(batches)
+        with self.gathered(), torch.no_grad():
+            for chunk in self.trainee.model:
+                chunk.eval()
+            for _ in range(self.job.recipe.train.eval_batches):
+                totals = self._pass(source, forward_only=True)
+                found = [found[0] + totals.loss_sum, found[1] + totals.tokens]
+        return found[0] / found[1] if found[1] else math.nan
+
+    def _pass(self, batches: Iterator[Batch], *, forward_only: bool) -> Totals:
+        """The micro batches of one global batch through the pipeline, and the sums over all ranks."""
+        job, model = self.job, self.trainee.model
+        micro = [self._to_device(next(batches)) for _ in range(job.micro_batches)]
+        if not forward_only and job.spec.moe is not None:
+            Router.loss_tokens = self._tokens(micro) / (job.micro_batches * job.layout.dp)
+        feeds = [iter(micro if _needs_batch(chunk) else [{}] * len(micro)) for chunk in self.trainee.chunks]
+        results = self.schedule(
+            forward_step_func=self.forward_step,
+            data_iterator=feeds if len(feeds) > 1 else feeds[0],
+            model=model if len(model) > 1 else model[0],
+            num_microbatches=job.micro_batches,
+            seq_length=job.recipe.data.seq_len,
+            micro_batch_size=job.recipe.train.micro_batch_size,
+            forward_only=forward_only,
+        )
+        mine = torch.zeros(3, dtype=torch.float64)
+        if results and is_reporting_rank():
+            mine[:2] = torch.stack([result["loss"] for result in results]).double().sum(0).cpu()
+        mine[2] = float(self.stop.asked)
+        sums = mine.float().to(self.where) if self.where.type != "cpu" else mine  # some devices have no float64
+        dist.all_reduce(sums)
+        loss_sum, tokens, stops = sums.tolist()
+        return Totals(loss_sum, round(tokens), round(stops))
+
+    def _tokens(self, micro: list[Batch]) -> torch.Tensor:
+        """Tokens of the loss in the global batch."""
+        count = torch.stack([batch["loss_mask"].sum() for batch in micro]).sum()
+        dist.all_reduce(count, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
+        return count
+
+    def _to_device(self, batch: Batch) -> Batch:
+        return {name: tensor.to(self.where, non_blocking=True) for name, tensor in batch.items()}
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Parameters whole on every rank; with overlap_param_gather they otherwise are only when the next pass needs them."""
+        chunks = [chunk for chunk in self.trainee.model if chunk.ddp_config.overlap_param_gather]
+        for chunk in chunks:
+            chunk.disable_forward_pre_hook(param_sync=True)
+        try:
+            yield
+        finally:
+            for chunk in chunks:
+                chunk.enable_forward_pre_hook()
+
+
+def _needs_batch(chunk: Any) -> bool:
+    return bool(chunk.pre_process or chunk.post_process or getattr(chunk, "mtp_process", False))

@@ -1,0 +1,37 @@
+"""torchrun as a library: `python -m jumar.train_core.torchrun FAILURES.json NPROC MODULE ARGS...`, started by `launch`.
+
+torchrun's own command prints a page about every rank that ended with a code; here that goes into FAILURES.json, and to who reads
+it: {"1": {"exitcode": -9, "pid": 4711, "timestamp": 1700000000}}, by rank.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def main(arguments: list[str]) -> int:
+    """0 if every rank returned 0, else 1."""
+    from torch.distributed import run as library
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    torchrun: Any = library  # it has no types
+    failures, count, *command = arguments
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    try:
+        torchrun.run(torchrun.parse_args(["--standalone", "--nproc-per-node", count, "-m", *command]))
+    except ChildFailedError as fault:
+        found: dict[str, Any] = {
+            str(rank): {"exitcode": failure.exitcode, "pid": failure.pid, "timestamp": failure.timestamp}
+            for rank, failure in fault.failures.items()
+        }
+        Path(failures).write_text(json.dumps(found), encoding="utf-8")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
