@@ -11,6 +11,7 @@ from jumar.device.ops.npu import NPU_OPS
 from jumar.device.ops.npu_attention import _mask
 from jumar.device.ops.reference import REFERENCE
 from jumar.device.testing.npu_stand_in import npu_device, npu_operations, stand_in
+from jumar.device.testing.wrong_calls import Meddling, at, called, rename, replace, without
 
 FEW = settings(max_examples=25, deadline=None, derandomize=True)
 CU_Q = torch.tensor([0, 3, 3, 7], dtype=torch.int32)
@@ -221,53 +222,8 @@ def test_a_device_for_trainers_in_ci():
     assert device.activate(3) == torch.device("cpu")
 
 
-class Meddling:
-    """The stand-in with one change to every call of one operator; the change may return another operator's name."""
-
-    def __init__(self, name, change):
-        self.name, self.change = name, change
-
-    def __getattr__(self, name):
-        if name != self.name:
-            return getattr(stand_in(), name)
-
-        def call(*args, **kwargs):
-            args = list(args)
-            return getattr(stand_in(), self.change(args, kwargs) or name)(*args, **kwargs)
-
-        return call
-
-
-def rename(old, new):
-    def change(args, kwargs):
-        kwargs[new] = kwargs.pop(old)
-
-    return change
-
-
-def replace(**new):
-    def change(args, kwargs):
-        kwargs.update({key: value(kwargs.get(key)) if callable(value) else value for key, value in new.items()})
-
-    return change
-
-
-def at(position, value):
-    def change(args, kwargs):
-        args[position] = value(args[position]) if callable(value) else value
-
-    return change
-
-
-def without(key):
-    def change(args, kwargs):
-        del kwargs[key]
-
-    return change
-
-
 WRONG = {
-    "a name that is not there": ("rms_norm", "npu_rms_norm", lambda args, kwargs: "npu_rms_normal"),
+    "a name that is not there": ("rms_norm", "npu_rms_norm", called("npu_rms_normal")),
     "pre_tokens for pre_tockens": ("attention window", "npu_fusion_attention", rename("pre_tockens", "pre_tokens")),
     "epsilon called eps": ("rms_norm", "npu_rms_norm", rename("epsilon", "eps")),
     "the mask the other way round": ("attention", "npu_fusion_attention", replace(atten_mask=lambda mask: ~mask)),

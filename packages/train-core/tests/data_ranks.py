@@ -59,6 +59,8 @@ def _rank(rank: int, world: int, job: Job, store: Path | None, barrier: Any, ans
         answer = {"tokens": [train[i]["tokens"].tolist() for i in range(len(train))], "built": built}
     except ToolError as fault:
         answer = {"error": fault.message, "hint": fault.hint}
+    except (IndexError, RuntimeError) as fault:
+        answer = {"error": str(fault)}
     if store is not None:
         dist.destroy_process_group()
     answers.put((rank, answer))

@@ -165,6 +165,8 @@ def test_a_reader_that_is_killed() -> None:
             pass
     assert raised.value.code is Exit.ENVIRONMENT
     assert "data.workers" in str(raised.value.hint)
+    with pytest.raises(StopIteration):
+        next(given_out)
 
 
 def children() -> set[str]:
@@ -186,6 +188,18 @@ def test_readers_end_and_leave_signals_to_the_loop() -> None:
     given_out.close()
     given_out.close()
     assert not children() & started
+    with pytest.raises(StopIteration):
+        next(given_out)
+
+
+def test_readers_end_with_the_last_batch() -> None:
+    before = children()
+    given_out = batches(Numbered(), workers=2, consumed=8, stop=30)
+    for left in range(4, 0, -1):
+        assert len(children() - before) == 2, left
+        next(given_out)
+    assert children() == before
+    assert given_out.consumed == 24
     with pytest.raises(StopIteration):
         next(given_out)
 

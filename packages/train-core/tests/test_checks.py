@@ -145,7 +145,6 @@ def test_state_space_models_are_refused_by_trait(tmp_path: Path) -> None:
             "leave optim.initial_loss_scale out",
         ),
         ("llama", 1, {"train__max_skipped": 3}, "max_skipped = 3 has no effect: train.on_nan is stop", "leave"),
-        ("llama", 1, {"train__eval_batches": 3}, "has no effect: train.eval_every is not set", "leave"),
         ("llama", 1, {"load__iteration": 3}, "has no effect: load.path is not set", "leave load.iteration out"),
         ("llama", 1, {"model__hidden_dropout": 1.0}, "hidden_dropout is 1.0", "hidden_dropout=0.1"),
         ("llama", 1, {"model__attention_dropout": 0.1}, "fused and has no dropout", "model.hidden_dropout is there"),

@@ -35,9 +35,9 @@ def test_names_and_fields_exist() -> None:
 
 def test_one_rank_uses_little(tmp_path: Path) -> None:
     job = make_job(tmp_path)
-    assert [feature.name for feature in features.active(job)] == ["loss per token", "distributed optimizer"]
+    assert [feature.name for feature in features.active(job)] == ["loss per token"]
     assert features.settings(job) == {"calculate_per_token_loss": True}
-    assert features.ddp(job) == features.optimizer(job) == {"use_distributed_optimizer": True}
+    assert features.ddp(job) == features.optimizer(job) == {}
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,7 @@ with Metrics(None, Log(), steps=30) as metrics:
     assert "step 30/30" in text
     assert "loss 0.0333" in text
     assert "eval loss 0.2500" in text
-    assert "step 20 [not markup]" in text
+    assert "saved:\x1b[0m step 20 [not markup]" in text  # in one piece, not with the bar between
 
 
 def test_words() -> None:
@@ -243,7 +243,11 @@ def test_tensorboard(tmp_path: Path) -> None:
 def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    run(tmp_path, 0, 4, wandb=Wandb(project="p"))
+    with Metrics(
+        tmp_path, Log(wandb=Wandb(project="p")), steps=4, about={"recipe": {"path": tmp_path, "list": (1, 2)}}
+    ) as metrics:
+        metrics.start(0)
+        metrics.log(1, {"loss": float("nan")})
     name = (tmp_path / "wandb_id").read_text().strip()
     run(tmp_path, 2, 4, wandb=Wandb(project="p"))
     folders = sorted(folder.name for folder in (tmp_path / "wandb").glob("offline-run-*"))

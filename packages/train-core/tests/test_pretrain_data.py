@@ -369,3 +369,13 @@ def test_a_fault_of_one_rank_is_raised_on_all(tmp_path: Path) -> None:
         first, second = run_all(jobs, tmp_path / f"store {text}")
         assert first == second
         assert text in first["error"]
+
+
+def test_a_bug_of_one_rank_does_not_leave_the_others_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any) -> Any:
+        raise IndexError("oversamples")
+
+    monkeypatch.setattr(pretrain, "_build", broken)
+    job = make_job(tmp_path, Data(train=make_data(tmp_path / "x"), seq_len=SEQ_LEN))
+    seen = run_all([job] * 2, tmp_path / "store")
+    assert [each["error"] for each in seen] == ["oversamples", "rank 0: IndexError('oversamples')"]

@@ -114,16 +114,20 @@ def _layer(job: Job, layer: int) -> _Layer:
         heads = spec.num_heads * (2 * (mla.nope_dim + mla.rope_dim) + mla.v_dim)
         latent = 2 * (mla.q_lora_rank + mla.kv_lora_rank) + mla.rope_dim
         projections, out = each * tokens * (heads / tp + latent), spec.num_heads * mla.v_dim
+        gathered = spec.num_heads * (mla.nope_dim + mla.rope_dim + mla.v_dim)
     else:
         width = (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
         normed = (spec.num_heads + spec.num_kv_heads) * spec.head_dim if spec.qk_norm else 0
         projections, out = each * tokens * (width + normed) / tp, spec.num_heads * spec.head_dim
+        gathered = 2 * spec.num_kv_heads * spec.head_dim
+    scores = SCORES * job.recipe.data.seq_len if spec.attn_softcap else 0
+    everyone = each * tokens * job.layout.cp * gathered / tp if job.layout.cp > 1 else 0.0  # keys and values of all cp ranks
     feed, act, shared = _experts(job) if moe else (_mlp(job, spec.ffn_size, tp), 0.0, 0.0)
     return _Layer(
         inputs=2 * stream + dropout,
         norms=norms,
         projections=projections,
-        core=4 * tokens * spec.num_heads / tp * (1 + (SCORES * job.recipe.data.seq_len if spec.attn_softcap else 0)),
+        core=4 * tokens * spec.num_heads / tp * (1 + scores) + everyone,
         output=each * tokens * out / tp,
         feed=feed,
         act=act,

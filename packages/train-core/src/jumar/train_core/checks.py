@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -103,7 +104,8 @@ def check_recipe(job: Job) -> Iterator[Problem]:
     if recipe.train.on_nan == "stop":
         yield from without_effect(job, ("train.max_skipped",), "train.on_nan is stop")
     if recipe.train.eval_every is None:
-        yield from without_effect(job, ("train.eval_batches",), "train.eval_every is not set")
+        for idle in without_effect(job, ("train.eval_batches",), "train.eval_every is not set"):
+            yield replace(idle, warning=True)  # a recipe is tried without evaluation
     yield from _check_schedule(job)
 
 

@@ -72,7 +72,13 @@ def launch(nproc: int, arguments: Sequence[str], run: Path | None, *, module: st
             signals.started(process)
             code = process.wait()
         found: dict[str, Any] = json.loads(failures.read_text(encoding="utf-8")) if failures.exists() else {}
-    return _outcome(code, found, ended.read(), signals.received, run)
+    try:
+        outcome = _outcome(code, found, ended.read(), signals.received, run)
+    except ToolError as fault:
+        ended.write(fault.code, fault.message, 0)
+        raise
+    ended.write(outcome, "", 0)  # where no rank could
+    return outcome
 
 
 class _Signals:

@@ -1,7 +1,8 @@
 """What megatron-core 0.16 needs mended, on each device. `mend` is called once, by main, before a model is built.
 
-Two kinds: what is wrong or missing everywhere, and what makes it run where there is no CUDA. Each item says what happens
-without it; tests/parity holds a run for each that would be wrong.
+Three kinds: what is wrong or missing everywhere, what makes it run where there is no CUDA, and the one place where a device's
+operations are reached through no module of ours. Each item says what happens without it; tests/parity holds a run for each that
+would be wrong.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 import types
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,9 +22,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils._device import _device_constructors
 
+from jumar.device import Ops
 
-def mend(device: str) -> None:
-    """Patches this process for a device: "cpu", "cuda", "npu". A second call changes nothing.
+
+def mend(device: str, ops: Ops) -> None:
+    """Patches this process for the type of its torch.device, "cpu", "cuda" or "npu", and its operations. Again: for others.
 
     On an NPU the device package has already mapped torch.cuda to torch.npu (torch_npu.contrib.transfer_to_npu).
     """
@@ -40,6 +44,7 @@ def mend(device: str) -> None:
             torch.compiler.set_stance("force_eager")  # its jit_fuser is torch.compile: twenty seconds for one forward
             _tensor_types()
         _megatron(device)
+    _permute_by(ops)
 
 
 _DONE: set[str] = set()
@@ -59,11 +64,12 @@ def _without_triton() -> None:
 def _megatron(device: str) -> None:
     from megatron.core import tensor_parallel
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-    from megatron.core.tensor_parallel import mappings, random
+    from megatron.core.tensor_parallel import cross_entropy, mappings, random
     from megatron.core.transformer import multi_latent_attention
     from megatron.core.transformer.moe import moe_utils, token_dispatcher
 
     mappings._reduce = _reduce
+    cross_entropy.VocabParallelCrossEntropy.calculate_logits_max = staticmethod(_logits_max)
     if not hasattr(moe_utils, "te_general_gemm"):
         moe_utils.te_general_gemm = None  # never bound without TransformerEngine: NameError in every router
     if not isinstance(multi_latent_attention.TELinear, type):
@@ -75,6 +81,9 @@ def _megatron(device: str) -> None:
         random._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)
         random._get_cuda_rng_state = lambda device="cuda", clone=False, graph_safe=False: torch.get_rng_state()
         token_dispatcher.maybe_move_tensor_to_cpu = _splits_on_cpu  # the stock one asks is_cuda, and all_to_all needs a list
+    if device == "npu":
+        # The stock one goes through torch.cuda's own queue of calls and list of generators, which torch-npu does not map as such.
+        random._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.cuda.set_rng_state(state)
     for noisy in ("transformer_layer",):  # "Unknown MLP type", of ours
         logging.getLogger(f"megatron.core.transformer.{noisy}").setLevel(logging.ERROR)
     if device == "cpu":
@@ -90,6 +99,12 @@ def _reduce(input_: Tensor, group: Any) -> Tensor:
     whole = input_.contiguous()
     dist.all_reduce(whole, group=group)
     return whole
+
+
+def _logits_max(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits in float32 and the greatest of each token. The stock one also looks for its place: seven times as long."""
+    logits = logits.float()
+    return logits, logits.amax(-1)
 
 
 def _splits_on_cpu(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
@@ -113,6 +128,50 @@ def _adam_steps(kind: Any) -> None:
         load(self, parameter, {**({"step": state["step"]} if "step" in state else {}), **tensors})
 
     kind._set_main_param_and_optimizer_states = with_step
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Where a device's `permute` put the k choices of each token. The dispatcher hands it on to `unpermute`, unread."""
+
+    order: Tensor
+    k: int
+
+
+def _permute_by(ops: Ops) -> None:
+    """The all-to-all dispatcher sorts its tokens by expert, and puts them back, with the device's operations.
+
+    Not where a device has none of its own (plain torch is what megatron-core has, and a little faster), and not where tokens may
+    differ in their number of experts: the all-gather dispatcher brings no probs, a capacity brings num_out_tokens as a tensor.
+    megatron-core's switch for it, moe_permute_fusion, wants TransformerEngine, and kernels for those cases too.
+    """
+    from megatron.core.transformer.moe import moe_utils, token_dispatcher
+
+    from jumar.device.ops.reference import REFERENCE
+
+    stock, back = moe_utils.permute, moe_utils.unpermute
+
+    def permute(
+        tokens: Tensor, routing_map: Tensor, probs: Tensor | None = None, num_out_tokens: Any = None, **settings: Any
+    ) -> tuple[Tensor, Tensor | None, Any]:
+        if probs is None or not isinstance(num_out_tokens, int) or any(settings.values()) or not len(tokens):
+            out: tuple[Tensor, Tensor | None, Any] = stock(tokens, routing_map, probs, num_out_tokens, **settings)
+            return out
+        k = num_out_tokens // len(tokens)
+        falling = torch.arange(routing_map.shape[1], 0, -1, device=tokens.device, dtype=torch.float32)
+        chosen = (routing_map * falling).topk(k).indices  # a token's experts in order, without waiting for the device
+        permuted, order = ops.permute(tokens, chosen)
+        weights = probs.gather(1, chosen).flatten()
+        return permuted, torch.empty_like(weights).index_copy(0, order.long(), weights), _Rows(order, k)
+
+    def unpermute(permuted: Tensor, rows: Any, *args: Any, **kwargs: Any) -> Tensor:
+        if isinstance(rows, _Rows):
+            return ops.unpermute(permuted, rows.order, k=rows.k)
+        out: Tensor = back(permuted, rows, *args, **kwargs)
+        return out
+
+    own = ops.permute is not REFERENCE.permute
+    token_dispatcher.permute, token_dispatcher.unpermute = (permute, unpermute) if own else (stock, back)
 
 
 def _tensor_types() -> None:

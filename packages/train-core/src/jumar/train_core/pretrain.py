@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -11,10 +12,11 @@ from pathlib import Path
 from jumar.schema.cli import say, say_error
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.recipe import load_recipe
-from jumar.train_core.exit_file import ExitFile
+from jumar.train_core.exit_file import Ended, ExitFile
 from jumar.train_core.job import Job, resolve
-from jumar.train_core.launch import Place, alone, launch, place
+from jumar.train_core.launch import LAUNCHED, Place, alone, launch, place
 from jumar.train_core.recipe import Recipe
+from jumar.train_core.run.stop import die_with_parent
 
 
 def pretrain(path: Path, sets: Sequence[str], *, nproc: int | None, device: str, dry_run: bool) -> int:
@@ -62,6 +64,8 @@ def _start(recipe: Recipe, path: Path, sets: Sequence[str], world: int, device: 
 
 def _rank(here: Place, path: Path, sets: Sequence[str], device: str) -> int:
     """One rank. What all ranks find wrong is said by rank 0."""
+    if here.launched or "TORCHELASTIC_RUN_ID" in os.environ:  # else ranks would go on without torchrun
+        die_with_parent(signal.SIGTERM)
     ended = ExitFile(None)
     try:
         recipe = load_recipe(Recipe, path, sets)
@@ -85,25 +89,49 @@ def _train(job: Job, device: str, rank: int, ended: ExitFile) -> int:
     try:
         code = int(train(job, device))
     except ToolError as fault:
-        if rank and _said(ended, fault.message):
-            sys.exit(fault.code)
-        ended.write(fault.code, fault.message, rank)
+        if (said := _said(fault, rank, ended)) is not None:
+            sys.exit(said)
         raise ToolError(f"rank {rank}: {fault.message}" if rank else fault.message, hint=fault.hint, code=fault.code) from fault
+    except KeyboardInterrupt:
+        ended.write(Exit.INTERRUPTED, "stopped before the first step", rank)
+        if rank:
+            sys.exit(Exit.INTERRUPTED)
+        raise
     except BaseException as fault:
-        ended.write(Exit.INTERRUPTED if isinstance(fault, KeyboardInterrupt) else Exit.BUG, repr(fault), rank)
+        ended.write(Exit.BUG, repr(fault), rank)
         raise
     if rank == 0 or code:
         ended.write(code, "", rank)
     return code
 
 
-def _said(ended: ExitFile, message: str) -> bool:
-    """Whether another rank says the same, within a second: what all ranks find wrong is said once."""
-    for _ in range(20):
-        if (told := ended.read()) is not None:
-            return told.message == message
+def _said(fault: ToolError, rank: int, ended: ExitFile) -> int | None:
+    """The code to end with in silence, where another rank or `launch` says why; None where this rank is to speak.
+
+    What all ranks find wrong is said once, and that a rank is lost only if that rank does not say itself.
+    """
+    from jumar.train_core.run.claim import InUse
+    from jumar.train_core.run.ranks import Lost
+
+    if isinstance(fault, InUse):
+        return fault.code if rank else None
+    if isinstance(fault, Lost):
+        if (told := _told(ended, 0 if fault.late and not rank else 2)) is not None:
+            return told.code
+        if LAUNCHED in os.environ and not fault.late:
+            return fault.code
+    elif rank and (told := _told(ended, 1)) is not None and told.message == fault.message:
+        return fault.code
+    ended.write(fault.code, fault.message, rank)
+    return None
+
+
+def _told(ended: ExitFile, seconds: float) -> Ended | None:
+    """What another rank has said of the end, within that time."""
+    end = time.monotonic() + seconds
+    while (told := ended.read()) is None and time.monotonic() < end:
         time.sleep(0.05)
-    return False
+    return told
 
 
 def _say_problems(job: Job, *, engine: bool = False, quiet: bool = False) -> None:

@@ -249,7 +249,7 @@ class MoeTraining:
 
     dispatcher: how tokens travel to experts
     grouped_gemm: one call for the experts of a rank
-    balancing: the auxiliary loss: of each micro batch, of each sequence, of the global batch, or none
+    balancing: the auxiliary loss: of each micro batch, of each sequence, or none
     aux_loss: its coefficient; null: the model's
     z_loss: coefficient of the router's z-loss, https://arxiv.org/abs/2202.08906; 0: none
     bias_rate: step of the balancing bias, where the model has one, https://arxiv.org/abs/2408.15664
@@ -257,7 +257,7 @@ class MoeTraining:
 
     dispatcher: Literal["alltoall", "allgather"] = "alltoall"
     grouped_gemm: bool = True
-    balancing: Literal["micro_batch", "sequence", "global_batch", "none"] = "micro_batch"
+    balancing: Literal["micro_batch", "sequence", "none"] = "micro_batch"
     aux_loss: float | None = None
     z_loss: float = 0.0
     bias_rate: float = 1e-3

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
+from jumar.train_core.run.stop import die_with_parent
+
 
 def main(arguments: list[str]) -> int:
-    """0 if every rank returned 0, else 1."""
+    """0 if every rank returned 0, else 1. Ends with `launch`; then the ranks are asked to stop, see `pretrain`."""
+    die_with_parent(signal.SIGKILL)
     from torch.distributed import run as library
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 

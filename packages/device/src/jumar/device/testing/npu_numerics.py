@@ -6,6 +6,7 @@ shape and dtype is compared with the wheel's shape kernel. This is how the calls
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -141,6 +142,9 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "npu_weight_quant_batchmatmul": weight_quant_batchmatmul,
     "npu_apply_adam_w.out": apply_adam_w,
 }
+RAN: Counter[str] = Counter()
+"""How often each operator has run in this process, those of backward passes too: what a test looks at that wants to know."""
+
 NO_DERIVATIVE = ("npu_grouped_matmul", "npu_incre_flash_attention", "npu_weight_quant_batchmatmul")
 
 
@@ -161,13 +165,19 @@ def _checked(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
 
     base, _, overload = name.partition(".")
     operator = getattr(getattr(torch.ops.npu, base), overload or "default")
-    if overload:  # in place: the outputs are the inputs
-        return kernel
+
+    def in_place(*args: Any, **kwargs: Any) -> Any:  # the outputs are the inputs
+        RAN[base] += 1
+        return kernel(*args, **kwargs)
+
+    if overload:
+        return in_place
 
     def to_meta(value: Any) -> Any:
         return value.to("meta") if isinstance(value, Tensor) else value
 
     def checked(*args: Any, **kwargs: Any) -> Any:
+        RAN[name] += 1
         out = kernel(*args, **kwargs)
         wanted = operator(*_pytree.tree_map(to_meta, args), **_pytree.tree_map(to_meta, kwargs))
         for got, want in zip(_pytree.tree_leaves(out), _pytree.tree_leaves(wanted), strict=True):

@@ -37,6 +37,13 @@ YAMLS = (
 )
 META = "torch_npu/op_plugin/meta/_meta_registrations.py"
 OLD_META = "torch_npu/meta/_meta_registrations.py"  # before it moved
+# What maps torch.cuda to torch.npu: transfer_to_npu, and the names in __all__ that it copies.
+MAPPING = (
+    "torch_npu/contrib/transfer_to_npu.py",
+    "torch_npu/npu/__init__.py",
+    "torch_npu/npu/random.py",
+    "torch_npu/_init/patches/monkey_patches.py",
+)
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "linux_x86_64")
 
 
@@ -45,7 +52,17 @@ def torch_npu_wheel(release: str = PINNED) -> Path:
 
     Raises RuntimeError with pip's words if the index does not give it.
     """
-    kept = CACHE / f"torch_npu-{release}.zip"
+    return _trimmed(release, f"torch_npu-{release}.zip", (*YAMLS, META, OLD_META))
+
+
+def torch_npu_mapping(release: str = PINNED) -> dict[str, str]:
+    """The sources MAPPING of that release, by their paths in the wheel. Fetched and kept as `torch_npu_wheel` does."""
+    with zipfile.ZipFile(_trimmed(release, f"torch_npu-{release}-mapping.zip", MAPPING)) as archive:
+        return {name: archive.read(name).decode() for name in archive.namelist()}
+
+
+def _trimmed(release: str, name: str, members: tuple[str, ...]) -> Path:
+    kept = CACHE / name
     if kept.exists():
         return kept
     CACHE.mkdir(parents=True, exist_ok=True)
@@ -55,9 +72,8 @@ def torch_npu_wheel(release: str = PINNED) -> Path:
             zipfile.ZipFile(_download(release, Path(folder))) as wheel,
             zipfile.ZipFile(trimmed, "w", zipfile.ZIP_DEFLATED) as out,
         ):
-            wanted = set(wheel.namelist()) & {*YAMLS, META, OLD_META}
-            for name in sorted(wanted):
-                out.writestr(name, wheel.read(name))
+            for member in sorted(set(wheel.namelist()) & set(members)):
+                out.writestr(member, wheel.read(member))
         trimmed.replace(kept)
     return kept
 

@@ -79,6 +79,7 @@ class Batches:
         )
         self._given = 0
         end = len(dataset) if stop is None else min(stop, len(dataset))
+        self._last = max(end - consumed, 0) // global_batch_size * self._per_step
         numbers = sample_numbers(
             consumed,
             end,
@@ -132,6 +133,8 @@ class Batches:
         if isinstance(loaded, ToolError):
             raise loaded
         self._given += 1
+        if self._given == self._last:
+            self.close()  # who counts batches does not ask for one more
         return {key: torch.from_numpy(value) for key, value in loaded.items()}
 
     def close(self) -> None:

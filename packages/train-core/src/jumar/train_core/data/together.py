@@ -30,26 +30,30 @@ class Ranks:
     def gather(self, work: Callable[[], T]) -> list[T]:
         """What `work` returns on each rank. The fault of the lowest rank that has one is raised on all of them.
 
-        Collective. Raises ToolError; an OSError becomes one with exit code 4.
+        Collective. Raises ToolError; an OSError becomes one with exit code 4. A bug is raised where it is, as it is.
         """
-        outcome = _outcome(work)
-        everyone: list[Any] = [outcome]
-        if self.group is not None:
+        value, fault = _outcome(work)
+        if self.group is None:
+            everyone: list[Any] = [(value, fault)]
+        else:
+            told = fault if fault is None or isinstance(fault, ToolError) else RuntimeError(f"rank {self.rank}: {fault!r}")
             everyone = [None] * dist.get_world_size(self.group)
-            dist.all_gather_object(everyone, outcome, group=self.group)
-        for _, fault in everyone:
-            if fault is not None:
-                raise fault
-        return [value for value, _ in everyone]
+            dist.all_gather_object(everyone, (value, told), group=self.group)
+        if fault is not None and not isinstance(fault, ToolError):
+            raise fault
+        for _, each in everyone:
+            if each is not None:
+                raise each
+        return [each for each, _ in everyone]
 
 
-def _outcome(work: Callable[[], T]) -> tuple[T | None, ToolError | None]:
+def _outcome(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
     try:
         return work(), None
-    except ToolError as fault:
-        return None, fault
     except OSError as fault:
         return None, ToolError(f"{fault.filename or 'data'}: {fault.strerror or fault}", code=Exit.ENVIRONMENT)
+    except Exception as fault:  # noqa: BLE001  # raised in `gather`, where the others have heard of it
+        return None, fault
 
 
 @contextmanager

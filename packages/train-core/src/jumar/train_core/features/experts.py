@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from jumar.train_core.features.base import Feature, Problem, Settings, is_set, without_effect
 from jumar.train_core.job import Job
 
-BALANCING = {"micro_batch": "aux_loss", "sequence": "seq_aux_loss", "global_batch": "global_aux_loss", "none": "none"}
+BALANCING = {"micro_batch": "aux_loss", "sequence": "seq_aux_loss", "none": "none"}
 MOE = "features.moe."
 
 

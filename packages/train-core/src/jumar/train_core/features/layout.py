@@ -37,7 +37,8 @@ def _sequence_check(job: Job) -> Iterator[Problem]:
             + " (sequence parallel)",
             f"set data.seq_len to a multiple of {tp * cp}, or parallel.sequence_parallel=false",
         )
-    if not job.sequence_parallel and tp > 1 and job.spec.moe is not None:
+    layers = range(job.spec.num_layers + job.spec.mtp_layers)
+    if not job.sequence_parallel and tp > 1 and any(job.spec.is_moe_layer(layer) for layer in layers):
         yield Problem(
             f"experts at tp={tp} need sequence parallelism: without it every rank would send the same tokens",
             "leave parallel.sequence_parallel out",

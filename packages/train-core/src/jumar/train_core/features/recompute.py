@@ -17,12 +17,22 @@ def _check(job: Job) -> Iterator[Problem]:
         return
     if wanted.granularity == "full":
         yield from _unused(wanted, ("modules",))
-        layers = max(sum(slot is not None for slot in chunk.slots) for chunk in job.chunks)
-        if not 1 <= wanted.layers <= layers:
-            where = "a model chunk" if job.layout.vpp > 1 else "a pipeline stage" if job.layout.pp > 1 else "the model"
+        counts = [sum(slot is not None for slot in chunk.slots) for chunk in job.chunks]
+        where = "a model chunk" if job.layout.vpp > 1 else "a pipeline stage" if job.layout.pp > 1 else "the model"
+        if not 1 <= wanted.layers <= max(counts):
             yield Problem(
-                f"{FIELD}layers is {wanted.layers}, {where} has {layers} layers",
-                f"set {FIELD}layers to a number from 1 to {layers}",
+                f"{FIELD}layers is {wanted.layers}, {where} has {max(counts)} layers",
+                f"set {FIELD}layers to a number from 1 to {max(counts)}",
+            )
+        elif wanted.method == "uniform" and (odd := [count for count in counts if count % wanted.layers]):
+            yield Problem(
+                f"{FIELD}layers is {wanted.layers}, {where} has {odd[0]} layers, which are no whole number of such units",
+                f"set {FIELD}layers=1, or {FIELD}method=block",
+            )
+        elif wanted.method == "uniform" and wanted.layers > 1 and job.spec.mtp_layers:
+            yield Problem(
+                f"{FIELD}layers is {wanted.layers}: with multi-token prediction units are single layers",
+                f"set {FIELD}layers=1, or {FIELD}method=block",
             )
         return
     yield from _unused(wanted, ("method", "layers"))

@@ -85,6 +85,7 @@ class SelfAttention(_Core, attention.SelfAttention):  # type: ignore[misc]
     ) -> tuple[Tensor, Tensor | None]:
         """hidden_states [S, B, H]; rotary_pos_emb as `Rotary` gives it. Returns [S, B, H] and a bias that is yet to be added."""
         q, k, v = self.get_query_key_value_tensors(hidden_states, None)
+        v = v.contiguous()  # as a part of what the matrix gave, it would keep all of it until the backward pass
         if rotary_pos_emb is not None:
             cos, sin = rotary_pos_emb
             q = self.ops.rope(q, cos, sin, interleaved=self.interleaved)

@@ -68,8 +68,6 @@ class Router(TopKRouter):  # type: ignore[misc]  # megatron-core has no types
     ) -> Tensor:
         if self.calculate_per_token_loss:
             kwargs["valid_token_count"] = Router.loss_tokens
-        if kwargs.get("reduce_group_has_dp"):  # a rank has its share of it, and the mean over data-parallel ranks is to come
-            aux_loss = aux_loss * (self.tp_dp_cp_group.size() / self.tp_cp_group.size())
         out: Tensor = super().attach_and_log_load_balancing_loss(activation, aux_loss_coeff, aux_loss, *args, **kwargs)
         return out
 
@@ -94,6 +92,5 @@ class Router(TopKRouter):  # type: ignore[misc]  # megatron-core has no types
             choice, scores = compute_routing_scores_for_aux_loss(logits, self.topk, self.score_function)
             probs = self._apply_aux_loss(probs, scores, choice)
             probs = self._apply_seq_aux_loss(probs, scores, choice, seq, batch)
-            probs = self._apply_global_aux_loss(probs, scores, choice)
         self._apply_expert_bias(routing_map)
         return probs, routing_map

@@ -1,7 +1,7 @@
 """Checkpoints of a run: torch_dist directories that appear whole or not at all, and finding the newest that is whole.
 
     RUN/latest_checkpointed_iteration.txt   the newest
-    RUN/iter_0000100/                       megatron-core's torch_dist files, and complete.json: what must be there
+    RUN/iter_0000100/                       megatron-core's torch_dist files, and complete.json: their sizes and checksums
     RUN/hf/                                 config, tokenizer, template: all that conversion and inference need besides
     RUN/manifest.json
 
@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,107 +27,175 @@ from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from jumar.device import Device
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.megatron_args import to_args
 from jumar.train_core.job import Job
-from jumar.train_core.run.beside import write_beside
-from jumar.train_core.run.optimizer import Trainee, parts, prime
+from jumar.train_core.run.beside import replace_file, sync, write_beside
+from jumar.train_core.run.optimizer import Trainee, parts
+from jumar.train_core.run.optimizer_state import take, updates, wanted
+from jumar.train_core.run.ranks import disk, on_rank_0
 from jumar.train_core.run.weights import placement
+from jumar.train_core.run.writing import Results, Sums, checksum
 
 ITERATION = re.compile(r"iter_(\d{7,})")
 COMPLETE = "complete.json"
 TRACKER = "latest_checkpointed_iteration.txt"
-OPTIMIZER_METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "distrib_optim_fully_reshardable_mem_efficient": False}
+OPTIMIZER_METADATA = {
+    "distrib_optim_sharding_type": "fully_reshardable",
+    "distrib_optim_fully_reshardable_mem_efficient": False,
+    "chained_optim_avoid_prefix": True,  # the names do not tell whether a rank has experts
+}
+WRITER = re.compile(r"inline_container|iostream|PytorchStreamWriter")
+"""Words of torch where a file cannot be written."""
 FULL_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run has come: optimizer steps, samples and tokens of the loss, and steps in a row without a finite loss."""
+    """How far a run has come: steps, samples and tokens of the loss, and steps in a row without a finite loss.
+
+    unevaluated: the evaluation of this step is still to be done, as a stop came first
+    """
 
     step: int = 0
     samples: int = 0
     tokens: int = 0
     skipped: int = 0
+    unevaluated: bool = False
 
 
 class Checkpoints:
     """The checkpoints of one run directory. Every method is called on every rank."""
 
-    def __init__(self, job: Job, trainee: Trainee, device: Device, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        job: Job,
+        trainee: Trainee,
+        device: Device,
+        say: Callable[[str], None],
+        inputs: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
         assert job.recipe.save.path is not None
-        self.job, self.trainee, self.device, self.say = job, trainee, device, say
+        self.job, self.trainee, self.device, self.say, self.inputs = job, trainee, device, say, inputs
         self.root = job.recipe.save.path
         self.queue = AsyncCallsQueue()
+        self.partial: Path | None = None
 
     def save(self, progress: Progress, *, wait: bool = False) -> None:
-        """Writes a checkpoint, in the background if the recipe says so and not `wait`. One that is under way is waited for."""
+        """Writes a checkpoint, in the background if the recipe says so and not `wait`. One that is under way is waited for.
+
+        Raises ToolError (4) on all ranks where it cannot be written; then nothing of it is left, and those before are whole.
+        """
         self.finish()
         final = self.root / f"iter_{progress.step:07d}"
         partial = final.with_name(final.name + ".partial")
-        if dist.get_rank() == 0:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            write_beside(self.job, self.root)
-        dist.barrier()
-        background = self.job.recipe.save.background and not wait
-        request = dist_checkpointing.save(self._state(progress, loading=False), str(partial), async_sharded_save=background)
-        if request is None:
-            self._publish(partial, final, progress)
-            return
-        request.add_finalize_fn(lambda: self._publish(partial, final, progress))
-        self.queue.schedule_async_request(request)
+        on_rank_0(lambda: self._begin(partial))
+        results, written = Results(), Sums()
+        facts = self._facts(progress)  # now: training goes on while it is written
+        with self._heard(partial):
+            request = dist_checkpointing.save(self._state(progress), str(partial), async_sharded_save=True)
+            request.finalize_fns.insert(0, lambda: self._written(partial, results, bool(request.async_fn), written))
+            request.add_finalize_fn(lambda: self._publish(partial, final, facts, written))
+            if self.job.recipe.save.background and not wait:
+                self.partial = partial
+                self.queue.schedule_async_request(request)
+            else:
+                request.execute_sync()
 
-    def poll(self) -> None:
+    def poll(self, *, wait: bool = False) -> None:
         """Publishes a checkpoint that the background has finished."""
-        self.queue.maybe_finalize_async_calls(blocking=False)
+        if self.partial is not None:
+            with self._heard(self.partial):
+                if self.queue.maybe_finalize_async_calls(blocking=wait):
+                    self.partial = None
 
     def finish(self) -> None:
         """Waits for a checkpoint that is under way."""
-        self.queue.maybe_finalize_async_calls(blocking=True)
+        self.poll(wait=True)
 
-    def _publish(self, partial: Path, final: Path, progress: Progress) -> None:
-        dist.barrier()
+    @contextmanager
+    def _heard(self, partial: Path) -> Iterator[None]:
+        """A full disk, from wherever it is told: what rank 0 writes besides, megatron-core writes by itself."""
+        try:
+            yield
+        except (OSError, RuntimeError) as fault:
+            if isinstance(fault, OSError) or WRITER.search(str(fault)):
+                raise self._cannot(partial, disk(fault).message if isinstance(fault, OSError) else str(fault)) from fault
+            raise
+
+    def _begin(self, partial: Path) -> None:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        write_beside(self.job, self.root, self.inputs)
+
+    def _written(self, partial: Path, results: Results, own: bool, written: Sums) -> None:
+        """What all ranks wrote into `partial`; raises what one of them could not. own: whether this rank had to write."""
+        everyone: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, results.outcome() if own else (None, {}))
+        for rank, (fault, sums) in enumerate(everyone):
+            if fault is not None:
+                raise self._cannot(partial, f"rank {rank}: {fault}")
+            written |= sums
+
+    def _cannot(self, partial: Path, why: str) -> ToolError:
         if dist.get_rank() == 0:
-            files = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
-            facts: dict[str, Any] = {
-                "step": progress.step,
-                "samples": progress.samples,
-                "tokens": progress.tokens,
-                "skipped": progress.skipped,
-            }
-            facts |= {"ranks": _ranks(self.job), "optimizer": self.job.recipe.save.optimizer, "files": files}
-            (partial / COMPLETE).write_text(json.dumps(facts, indent=2) + "\n")
-            for path in partial.iterdir():
-                _sync(path)
-            shutil.rmtree(final, ignore_errors=True)
-            partial.rename(final)
-            _sync(self.root)
-            _replace(self.root / TRACKER, str(progress.step))
-            self._forget_old()
+            shutil.rmtree(partial, ignore_errors=True)
+        hint = f"make room on the disk of {self.root}, or set save.keep; then the same command goes on from the checkpoint before"
+        return ToolError(f"{partial.with_suffix('')} cannot be written: {why}", hint=hint, code=Exit.ENVIRONMENT)
+
+    def _publish(self, partial: Path, final: Path, facts: Mapping[str, Any], written: Sums) -> None:
         dist.barrier()
 
-    def _forget_old(self) -> None:
+        def publish() -> None:
+            try:
+                own = {path.name: checksum(path) for path in sorted(partial.iterdir()) if path.name not in written}
+                (partial / COMPLETE).write_text(facts_text({**facts, "files": dict(sorted((written | own).items()))}))
+                for name in (*own, COMPLETE):
+                    sync(partial / name)
+                sync(partial)
+                shutil.rmtree(final, ignore_errors=True)  # a damaged one, which was passed over
+                partial.rename(final)
+                sync(self.root)
+                replace_file(self.root / TRACKER, str(facts["step"]))
+            except OSError as fault:
+                raise self._cannot(partial, disk(fault).message) from None
+            self._forget_old(final)
+
+        on_rank_0(publish)
+
+    def _facts(self, progress: Progress) -> dict[str, Any]:
+        recipe = self.job.recipe
+        scaler = next((part.grad_scaler for part in parts(self.trainee.optimizer) if getattr(part, "grad_scaler", None)), None)
+        return {
+            **asdict(progress),
+            "updates": updates(self.trainee),
+            "loss_scale": {name: float(value) for name, value in scaler.state_dict().items()} if scaler else {},
+            "ranks": _ranks(self.job),
+            "precision": recipe.train.precision,
+            "optimizer": recipe.save.optimizer,
+        }
+
+    def _forget_old(self, newest: Path) -> None:
+        """Those before `newest` that are too many. Later ones are damaged, and no reason to forget one that is whole."""
         if (keep := self.job.recipe.save.keep) is not None:
-            for path in iterations(self.root)[keep:]:
+            found = iterations(self.root)
+            for path in found[found.index(newest) :][keep:]:
                 trash = path.with_name(path.name + ".removing")  # never half of one under a name that counts
                 path.rename(trash)
                 shutil.rmtree(trash, ignore_errors=True)
 
     def restore(self) -> Progress | None:
         """Goes back to the newest checkpoint that is whole; None where there is none. A damaged one is passed over, aloud."""
-        found = [str(path) for path in iterations(self.root)] if dist.get_rank() == 0 else []
-        for path in map(Path, _from_rank_0(found)):
-            fault = _from_rank_0(damage(path) if dist.get_rank() == 0 else None)
+        found = on_rank_0(lambda: [str(path) for path in iterations(self.root)])
+        for path in map(Path, found):
+            faults: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(faults, damage(path, dist.get_rank(), dist.get_world_size()))
+            fault = next((fault for fault in faults if fault is not None), None)
             if fault is None:
-                try:
-                    return self._load(path)
-                except ToolError:
-                    raise
-                except Exception as wrong:  # noqa: BLE001  # whatever torch makes of a damaged file; it is said
-                    fault = f"{type(wrong).__name__}: {str(wrong).splitlines()[0] if str(wrong) else ''}"
+                return self._load(path)
             self.say(f"{path} is damaged ({fault}); going back to the one before")
         if found:
             raise ToolError(
@@ -136,47 +205,59 @@ class Checkpoints:
         return None
 
     def _load(self, path: Path) -> Progress:
-        facts = json.loads((path / COMPLETE).read_text())
+        facts = read_facts(path)
+        new_run = f"to start from its weights, set load.path={path.parent} and another save.path"
         if not facts["optimizer"]:
+            raise ToolError(f"{path} has no optimizer state: a run cannot go on from it", hint=new_run, code=Exit.INPUT)
+        if facts["precision"] != (precision := self.job.recipe.train.precision):
             raise ToolError(
-                f"{path} has no optimizer state: a run cannot go on from it",
-                hint=f"to start from its weights, set load.path={path.parent} and another save.path",
-                code=Exit.INPUT,
+                f"{path} was trained in {facts['precision']}, train.precision is {precision}",
+                hint=f"set train.precision={facts['precision']}; {new_run}",
             )
         same_ranks = facts["ranks"] == _ranks(self.job)
-        for part in parts(self.trainee.optimizer):
-            prime(part.optimizer)
-        state = self._state(Progress(), loading=True, rng=same_ranks)
-        loaded = dist_checkpointing.load(state, str(path))
+        model = self._model()
+        state: dict[str, Any] = dict(model)
+        if same_ranks:
+            state["rng"] = self._rng_state()
+        names = on_rank_0(lambda: set(FileSystemReader(str(path)).read_metadata().state_dict_metadata))
+        state["optimizer"] = wanted(self.trainee, model, names)
+        # Not every rank asks for every parameter that it holds: the main replica of one may be left out.
+        loaded = dist_checkpointing.load(state, str(path), validate_access_integrity=False)
         for key, chunk in zip(_keys(self.trainee), self.trainee.chunks, strict=True):
             absent = chunk.load_state_dict(loaded[key], strict=False).missing_keys
             if absent := [name for name in absent if not name.endswith("_extra_state")]:
                 raise AssertionError(f"no weights for {absent[:4]}")
-        self.trainee.optimizer.load_state_dict(loaded["optimizer"])
+        take(self.trainee, loaded["optimizer"], facts["updates"])
+        for part in parts(self.trainee.optimizer) if facts["loss_scale"] else ():
+            saved = facts["loss_scale"]
+            part.grad_scaler.load_state_dict(
+                {
+                    name: int(value) if name != "scale" else torch.tensor([value], device=part.grad_scaler.scale.device)
+                    for name, value in saved.items()
+                }
+            )
         if same_ranks:
             self._set_rng(loaded["rng"][0])
-        return Progress(facts["step"], facts["samples"], facts["tokens"], facts["skipped"])
+        return Progress(**{field.name: facts[field.name] for field in fields(Progress)})
 
-    def _state(self, progress: Progress, *, loading: bool, rng: bool = True) -> dict[str, Any]:
+    def _model(self) -> dict[str, Any]:
         metadata = {"dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
-        model = {
-            key: chunk.sharded_state_dict(metadata=metadata)
-            for key, chunk in zip(_keys(self.trainee), self.trainee.chunks, strict=True)
-        }
-        state: dict[str, Any] = dict(model)
-        if loading or self.job.recipe.save.optimizer:
-            state["optimizer"] = self.trainee.optimizer.sharded_state_dict(
-                model, is_loading=loading, metadata=metadata | OPTIMIZER_METADATA
-            )
-        if rng:
-            where = ((dist.get_world_size(),), (dist.get_rank(),))
-            state["rng"] = ShardedObject("rng_state", [self._rng()], *where, replica_id=0)
-        if not loading:
-            dtype = FULL_NAMES[self.job.recipe.train.precision]
-            args = to_args(placement(self.job), dtype=dtype, iteration=progress.step)
-            args["consumed_train_samples"] = progress.samples
-            state |= {"args": argparse.Namespace(**args), "checkpoint_version": 3.0, "iteration": progress.step}
-        return state
+        chunks = zip(_keys(self.trainee), self.trainee.chunks, strict=True)
+        return {key: chunk.sharded_state_dict(metadata=metadata) for key, chunk in chunks}
+
+    def _state(self, progress: Progress) -> dict[str, Any]:
+        """Everything of a checkpoint, as Megatron-LM names it."""
+        model = self._model()
+        state: dict[str, Any] = {**model, "rng": self._rng_state()}
+        if self.job.recipe.save.optimizer:
+            metadata = {"dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True), **OPTIMIZER_METADATA}
+            state["optimizer"] = self.trainee.optimizer.sharded_state_dict(model, is_loading=False, metadata=metadata)
+        args = to_args(placement(self.job), dtype=FULL_NAMES[self.job.recipe.train.precision], iteration=progress.step)
+        args["consumed_train_samples"] = progress.samples
+        return state | {"args": argparse.Namespace(**args), "checkpoint_version": 3.0, "iteration": progress.step}
+
+    def _rng_state(self) -> ShardedObject:
+        return ShardedObject("rng_state", [self._rng()], (dist.get_world_size(),), (dist.get_rank(),), replica_id=0)
 
     def _rng(self) -> dict[str, Any]:
         tracked = {name: state.clone() for name, state in get_cuda_rng_tracker().get_states().items()}
@@ -196,19 +277,50 @@ def iterations(root: Path) -> list[Path]:
     return [found[step] for step in sorted(found, reverse=True)]
 
 
-def damage(path: Path) -> str | None:
-    """What is missing of a checkpoint, by the sizes that it was published with; None if nothing is."""
+def newest(root: Path | None) -> dict[str, Any] | None:
+    """What complete.json says of the newest checkpoint of a run whose files are there; None where there is none."""
+    for path in iterations(root) if root is not None else ():
+        if damage(path, content=False) is None:
+            return read_facts(path)
+    return None
+
+
+def damage(path: Path, rank: int = 0, ranks: int = 1, *, content: bool = True) -> str | None:
+    """What is wrong with a checkpoint, by the sizes and checksums that it was published with; None if nothing is.
+
+    Each of `ranks` reads its share of the files; content: False looks at their sizes only.
+    """
     try:
-        facts = json.loads((path / COMPLETE).read_text())
-        for name, size in facts["files"].items():
+        files = read_facts(path)["files"]
+        for name in sorted(files)[rank::ranks] if content else files:
+            size, crc = files[name]
             file = path / name
             if not file.is_file():
                 return f"{name} is missing"
             if file.stat().st_size != size:
                 return f"{name} has {file.stat().st_size} bytes of {size}"
-    except (OSError, ValueError, KeyError, TypeError) as fault:
+            if content and checksum(file)[1] != crc:
+                return f"{name} has other bytes than were written"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
         return f"{COMPLETE} cannot be read: {fault}"
     return None
+
+
+def facts_text(facts: Mapping[str, Any]) -> str:
+    """complete.json: facts, and a checksum of them."""
+    return json.dumps({**facts, "crc32": _crc_of(facts)}, indent=2) + "\n"
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """Of a checkpoint's directory. Raises OSError, or ValueError where it is not what was written."""
+    facts: dict[str, Any] = json.loads((path / COMPLETE).read_text())
+    if facts.pop("crc32", None) != _crc_of(facts):
+        raise ValueError("it has other bytes than were written")
+    return facts
+
+
+def _crc_of(facts: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(facts, sort_keys=True).encode())
 
 
 def _keys(trainee: Trainee) -> list[str]:
@@ -220,25 +332,3 @@ def _ranks(job: Job) -> dict[str, int]:
     layout = job.layout
     sizes = {name: getattr(layout, name) for name in ("tp", "pp", "vpp", "cp", "ep", "dp")}
     return {**sizes, "etp": layout.expert_tp}
-
-
-def _from_rank_0(value: Any) -> Any:
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _replace(path: Path, text: str) -> None:
-    """A small file's new content, whole or not at all."""
-    beside = path.with_name(f".{path.name}.new")
-    beside.write_text(text)
-    _sync(beside)
-    beside.rename(path)

@@ -12,7 +12,6 @@ from jumar.train_core.job import Job
 BALANCING = {
     "micro_batch": "load_balancing_loss",
     "sequence": "seq_load_balancing_loss",
-    "global_batch": "global_load_balancing_loss",
 }
 
 
@@ -27,7 +26,7 @@ def inner_losses(job: Job, where: torch.device) -> dict[str, float]:
         names = [(kind, layout.dp)] if kind else []
         names += [("z_loss", layout.dp * layout.tp * layout.cp)] if moe.z_loss else []
     layers = sum(job.spec.is_moe_layer(i) for i in range(job.spec.num_layers + job.spec.mtp_layers))
-    for name, ranks in names:
+    for name, ranks in names if layers else ():
         mine = tracked[name]["values"].sum() if name in tracked else torch.zeros((), device=where)
         found[name] = _everywhere(mine, where) / (ranks * layers * job.micro_batches)
     clear_aux_losses_tracker()
@@ -35,7 +34,8 @@ def inner_losses(job: Job, where: torch.device) -> dict[str, float]:
         values = MTPLossLoggingHelper.tracker.get("values")
         mine = values.nan_to_num().mean() if values is not None else torch.zeros((), device=where)
         found["mtp_loss"] = _everywhere(mine, where) / (layout.dp * layout.tp * layout.cp * job.micro_batches)
-        MTPLossLoggingHelper.clean_loss_in_tracker()
+        if values is not None:  # stages before the last have none
+            MTPLossLoggingHelper.clean_loss_in_tracker()
     return found
 
 

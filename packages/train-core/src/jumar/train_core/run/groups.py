@@ -10,6 +10,7 @@ from datetime import timedelta
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+from torch.distributed.distributed_c10d import _world
 
 from jumar.device import Device
 from jumar.train_core.job import Job
@@ -48,6 +49,8 @@ def model_parallel(job: Job, device: Device) -> Iterator[None]:
         yield
     finally:
         parallel_state.destroy_model_parallel()
+        for group in [group for group in _world.pg_map if group is not dist.group.WORLD]:
+            dist.destroy_process_group(group)  # megatron-core only forgets them: their threads and connections stay
 
 
 def is_reporting_rank() -> bool:

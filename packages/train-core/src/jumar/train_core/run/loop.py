@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from jumar.train_core.run.checkpoint import FULL_NAMES, Checkpoints, Progress
 from jumar.train_core.run.experts import inner_losses
 from jumar.train_core.run.groups import is_reporting_rank
 from jumar.train_core.run.metrics import Rates
-from jumar.train_core.run.optimizer import Trainee, update
+from jumar.train_core.run.optimizer import Trainee, balancing, update
 from jumar.train_core.run.schedule import learning_rate
 from jumar.train_core.run.stop import Stop
 from jumar.train_core.tasks.lm import Batch, forward_step
@@ -59,29 +59,51 @@ class Loop:
         """
         recipe, last = self.job.recipe, self.job.recipe.train.steps
         saved_at = progress.step
-        while progress.step < last:
+        self.stop.holds = True
+        stops = self._stops()
+        if progress.unevaluated and not stops:
+            progress, stops = self._evaluated(progress, evaluate, metrics)
+            saved_at = -1
+        while progress.step < last and not stops:
             started = time.perf_counter()
             progress, values = self.step(progress, batches)
             stops = values.pop("stops")
             values |= self.rates.step(self.job.tokens_per_step, time.perf_counter() - started)
             metrics.log(progress.step, values)
+            if (fault := self._judge(progress, values["loss"], values["grad_norm"])) is not None:
+                if saved is not None:
+                    saved.finish()
+                raise fault
             if (every := recipe.train.eval_every) and (progress.step % every == 0 or progress.step == last):
-                loss = self.evaluate(evaluate())
-                metrics.log(progress.step, {"eval_loss": loss, "eval_perplexity": math.exp(min(loss, 700))})
+                progress = replace(progress, unevaluated=True)
+                if not stops:
+                    progress, stops = self._evaluated(progress, evaluate, metrics)
             if saved is not None:
                 saved.poll()
-                if (every := recipe.save.every) and progress.step % every == 0 and progress.step < last:
+                if (every := recipe.save.every) and progress.step % every == 0 and progress.step < last and not stops:
                     with self.gathered():
                         saved.save(progress)
                     saved_at = progress.step
-            if stops:
-                break
         if saved is not None:
-            if saved_at != progress.step or not progress.step:
+            if saved_at != progress.step:
                 with self.gathered():
                     saved.save(progress, wait=True)
             saved.finish()
         return progress
+
+    def _evaluated(self, progress: Progress, evaluate: Any, metrics: Any) -> tuple[Progress, int]:
+        """An evaluation, and how many ranks were asked to stop meanwhile; then it is put off."""
+        loss, stops = self.evaluate(evaluate())
+        if loss is None:
+            return progress, stops
+        metrics.log(progress.step, {"eval_loss": loss, "eval_perplexity": math.exp(min(loss, 700))})
+        return replace(progress, unevaluated=False), stops
+
+    def _stops(self) -> int:
+        """How many ranks were asked to stop."""
+        asked = torch.tensor([float(self.stop.asked)], device=self.where)
+        dist.all_reduce(asked)
+        return round(asked.item())
 
     def step(self, progress: Progress, batches: Iterator[Batch]) -> tuple[Progress, dict[str, Any]]:
         """One optimizer step, and what there is to say of it."""
@@ -90,14 +112,16 @@ class Loop:
             chunk.train()
             chunk.zero_grad_buffer()
         self.trainee.optimizer.zero_grad()
+        biases = [(bias, bias.clone()) for bias in balancing(self.trainee)]
         totals = self._pass(batches, forward_only=False)
         rate = learning_rate(number, recipe.train.steps, recipe.optim, recipe.schedule)
         finite = math.isfinite(totals.loss)
         done = update(self.trainee.optimizer, rate, recipe.optim.weight_decay) if finite else None
         applied = done is not None and done.applied
+        for bias, before in biases if not applied else ():
+            bias.copy_(before)
         norm = done.grad_norm if done is not None else math.nan
         skipped = 0 if applied else progress.skipped + 1
-        self._judge(number, totals.loss, norm, skipped)
         after = Progress(number, progress.samples + recipe.train.global_batch_size, progress.tokens + totals.tokens, skipped)
         values = {"loss": totals.loss, "grad_norm": norm, "lr": rate, "tokens": after.tokens, "skipped": skipped}
         values["memory_bytes"] = self.device.memory().peak_bytes
@@ -105,32 +129,34 @@ class Loop:
             values["loss_scale"] = float(self.trainee.optimizer.get_loss_scale())
         return after, values | inner_losses(self.job, self.where) | {"stops": totals.stops}
 
-    def _judge(self, step: int, loss: float, norm: float, skipped: int) -> None:
-        """What the recipe says of a loss or gradient that is not finite."""
-        train = self.job.recipe.train
-        overflow = self.trainee.config.fp16 and math.isfinite(loss)  # the scale goes down by itself
+    def _judge(self, progress: Progress, loss: float, norm: float) -> ToolError | None:
+        """What the recipe says of a loss or gradient that is not finite. The same on all ranks."""
+        train, skipped = self.job.recipe.train, progress.skipped
+        falls = self.trainee.config.fp16 and self.job.recipe.optim.loss_scale is None
+        overflow = falls and math.isfinite(loss)  # the scale goes down by itself
         if not skipped or (overflow and skipped <= max(train.max_skipped, 40)):
-            return
+            return None
         if train.on_nan == "skip" and skipped <= train.max_skipped:
-            return
+            return None
         what = f"the loss is {loss}" if not math.isfinite(loss) else f"the norm of the gradient is {norm}"
-        raise ToolError(
-            f"step {step}: {what}" + (f", {skipped} steps in a row" if skipped > 1 else ""),
+        return ToolError(
+            f"step {progress.step}: {what}" + (f", {skipped} steps in a row" if skipped > 1 else ""),
             hint="lower optim.lr or lengthen schedule.warmup_steps; train.on_nan=skip leaves single steps out",
             code=Exit.INPUT,
         )
 
-    def evaluate(self, batches: Iterable[Batch]) -> float:
-        """The mean loss per token over an evaluation's batches."""
-        found = [0.0, 0]
-        source = iter(batches)
+    def evaluate(self, batches: Iterable[Batch]) -> tuple[float | None, int]:
+        """The mean loss per token over an evaluation's batches, None if a stop came first, and how many ranks were asked to."""
+        found, source = [0.0, 0], iter(batches)
         with self.gathered(), torch.no_grad():
             for chunk in self.trainee.model:
                 chunk.eval()
-            for _ in range(self.job.recipe.train.eval_batches):
+            for number in range(self.job.recipe.train.eval_batches):
                 totals = self._pass(source, forward_only=True)
                 found = [found[0] + totals.loss_sum, found[1] + totals.tokens]
-        return found[0] / found[1] if found[1] else math.nan
+                if totals.stops and number + 1 < self.job.recipe.train.eval_batches:
+                    return None, totals.stops
+        return found[0] / found[1] if found[1] else math.nan, totals.stops
 
     def _pass(self, batches: Iterator[Batch], *, forward_only: bool) -> Totals:
         """The micro batches of one global batch through the pipeline, and the sums over all ranks."""

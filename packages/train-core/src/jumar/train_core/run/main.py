@@ -23,13 +23,25 @@ if TYPE_CHECKING:
 def train(job: Job, device: str) -> int:
     """Runs this rank to the end and returns its exit code: 0 done, 75 stopped with a checkpoint saved, 130 stopped without."""
     with Stop() as stop, engine(open_device(device)) as (hardware, where):
-        from jumar.train_core.run.groups import joined, model_parallel
+        from torch.distributed.checkpoint.api import CheckpointException
 
-        with joined(hardware), model_parallel(job, hardware):
-            progress = run(job, hardware, where, stop)
-    if progress.step >= job.recipe.train.steps:
+        from jumar.train_core.run.claim import claimed
+        from jumar.train_core.run.groups import joined, model_parallel
+        from jumar.train_core.run.ranks import lost
+
+        try:
+            with joined(hardware), claimed(job.recipe.save.path), model_parallel(job, hardware):
+                progress = run(job, hardware, where, stop)
+        except (RuntimeError, CheckpointException) as fault:
+            if stop.asked and not stop.holds:
+                raise KeyboardInterrupt from None  # the others were asked as well
+            if (gone := lost(fault)) is not None:
+                stop.last_word()
+                raise gone from None
+            raise
+    if progress.step >= job.recipe.train.steps and not progress.unevaluated:
         return Exit.OK
-    return Exit.STOPPED if job.recipe.save.path is not None else Exit.INTERRUPTED
+    return Exit.STOPPED if job.recipe.save.path is not None and progress.step else Exit.INTERRUPTED
 
 
 @contextmanager
@@ -38,7 +50,7 @@ def engine(hardware: Device) -> Iterator[tuple[Device, torch.device]]:
     where = hardware.activate(int(os.environ.get("LOCAL_RANK", "0")))
     from jumar.train_core.megatron import mend
 
-    mend(hardware.name)
+    mend(where.type, hardware.ops())
     yield hardware, where
 
 
@@ -51,18 +63,27 @@ def run(job: Job, hardware: Device, where: torch.device, stop: Stop, metrics: An
     from jumar.train_core.data.batch import Batches, split_for_cp, workers_for
     from jumar.train_core.data.pretrain import datasets
     from jumar.train_core.model.build import build
-    from jumar.train_core.run.checkpoint import Checkpoints, Progress
+    from jumar.train_core.run.beside import check_same_run
+    from jumar.train_core.run.checkpoint import Checkpoints, Progress, iterations, newest
     from jumar.train_core.run.loop import Loop
     from jumar.train_core.run.optimizer import wrap
+    from jumar.train_core.run.ranks import on_rank_0
     from jumar.train_core.run.weights import initialise, load_weights
 
     recipe, rank = job.recipe, dist.get_rank()
     if recipe.train.deterministic:
         torch.use_deterministic_algorithms(True)
     metrics = metrics or own_metrics(job, hardware, rank)
+    root = recipe.save.path
+    before = on_rank_0(lambda: newest(root))
+    if before is not None and before["step"] >= recipe.train.steps and not before["unevaluated"]:
+        metrics.say("note", f"{root} is at step {before['step']}, train.steps is {recipe.train.steps}: nothing is left to do")
+        return Progress(before["step"])
     data = datasets(job)
+    going_on = root is not None and on_rank_0(lambda: bool(iterations(root)))
+    if root is not None and going_on:
+        on_rank_0(lambda: check_same_run(job, root, data.inputs, partial(metrics.say, "warning")))
     config, chunks = build(job, hardware.ops(), where)
-    going_on = recipe.save.path is not None and has_checkpoint(job)
     if not going_on:
         if recipe.load.path is not None:
             load_weights(job, chunks, recipe.load.path, recipe.load.iteration)
@@ -70,30 +91,36 @@ def run(job: Job, hardware: Device, where: torch.device, stop: Stop, metrics: An
             initialise(job, chunks)
     trainee = wrap(job, config, chunks, hardware.ops())
     trainee.optimizer.reload_model_params()
-    saved = Checkpoints(job, trainee, hardware, partial(metrics.say, "warning")) if recipe.save.path is not None else None
+    warn = partial(metrics.say, "warning")
+    saved = Checkpoints(job, trainee, hardware, warn, data.inputs) if root is not None else None
     progress = (saved.restore() if saved is not None and going_on else None) or Progress()
 
     group = parallel_state.get_data_parallel_group()
     cp = parallel_state.get_context_parallel_group()
 
     def batches(dataset: Any, consumed: int = 0) -> Any:
-        made = Batches(
-            dataset,
-            global_batch_size=recipe.train.global_batch_size,
-            micro_batch_size=recipe.train.micro_batch_size,
-            dp_rank=group.rank(),
-            dp_size=group.size(),
-            vocab_size=job.spec.vocab_size,
-            consumed=consumed,
-            workers=workers_for(recipe.data.workers, hardware.name),
-        )
+        with torch.random.fork_rng(devices=()):  # every DataLoader takes a seed from the generator that dropout uses on a CPU
+            made = Batches(
+                dataset,
+                global_batch_size=recipe.train.global_batch_size,
+                micro_batch_size=recipe.train.micro_batch_size,
+                dp_rank=group.rank(),
+                dp_size=group.size(),
+                vocab_size=job.spec.vocab_size,
+                consumed=consumed,
+                workers=workers_for(recipe.data.workers, hardware.name),
+            )
         open_batches.callback(made.close)
         return (split_for_cp(batch, cp.rank(), cp.size()) for batch in made)
 
     with metrics, ExitStack() as open_batches:
         metrics.start(progress.step)
         loop = Loop(job, trainee, hardware, where, stop)
-        return loop.run(progress, batches(data.train, progress.samples), lambda: batches(data.valid), metrics, saved)
+        progress = loop.run(progress, batches(data.train, progress.samples), lambda: batches(data.valid), metrics, saved)
+        if progress.step < recipe.train.steps:
+            kept = f"; the same command goes on from {root}" if root is not None and progress.step else ", nothing is saved"
+            metrics.say("stopped", f"after step {progress.step}{kept}")
+        return progress
 
 
 def own_metrics(job: Job, hardware: Device, rank: int) -> Metrics:
@@ -104,15 +131,3 @@ def own_metrics(job: Job, hardware: Device, rank: int) -> Metrics:
 
     about = {"recipe": asdict(job.recipe), "model_type": job.spec.model_type, "device": hardware.name, "ranks": job.world}
     return Metrics(job.recipe.save.path, job.recipe.log, steps=job.recipe.train.steps, rank=rank, about=about)
-
-
-def has_checkpoint(job: Job) -> bool:
-    """Whether the run's directory holds a checkpoint, as rank 0 sees it."""
-    import torch.distributed as dist
-
-    from jumar.train_core.run.checkpoint import iterations
-
-    assert job.recipe.save.path is not None
-    box = [bool(iterations(job.recipe.save.path)) if dist.get_rank() == 0 else False]
-    dist.broadcast_object_list(box, src=0)
-    return bool(box[0])

@@ -62,8 +62,11 @@ def wrap(job: Job, config: TransformerConfig, chunks: list[GPTModel], ops: Ops) 
         model,
     )
     for part in parts(optimizer):
-        if part.optimizer is not None:
-            use_device_adamw(part.optimizer, ops)
+        use_device_adamw(part.optimizer, ops)
+        prime(part.optimizer)
+    if config.fp16:  # megatron-core gives experts a scale of their own, and scales their loss by the other one
+        for part in _every(optimizer):
+            part.grad_scaler = _every(optimizer)[0].grad_scaler
     _hook(config, settings, model, optimizer)
     return Trainee(config, chunks, model, optimizer)
 
@@ -84,8 +87,12 @@ def _hook(config: Any, settings: Any, model: list[Any], optimizer: Any) -> None:
 
 def parts(optimizer: MegatronOptimizer) -> list[Any]:
     """The optimizers of a chain (dense parameters, experts), without those that have no parameters on this rank."""
-    chained = optimizer.chained_optimizers if isinstance(optimizer, ChainedOptimizer) else [optimizer]
-    return [part for part in chained if not getattr(part, "is_stub_optimizer", False)]
+    return [part for part in _every(optimizer) if part.optimizer is not None and not getattr(part, "is_stub_optimizer", False)]
+
+
+def _every(optimizer: MegatronOptimizer) -> list[Any]:
+    """Those as well: what is summed over ranks, they sum with the others."""
+    return list(optimizer.chained_optimizers) if isinstance(optimizer, ChainedOptimizer) else [optimizer]
 
 
 def use_device_adamw(adam: torch.optim.Optimizer, ops: Ops) -> None:
@@ -131,7 +138,7 @@ def _start(state: dict[str, Any], parameter: torch.Tensor) -> int:
 
 
 def prime(adam: torch.optim.Optimizer) -> None:
-    """Gives every parameter an empty state: megatron-core's loader takes its shapes from there."""
+    """Gives every parameter its state: what is saved before the first update, or loaded, has a place."""
     for group in adam.param_groups:
         for parameter in group["params"]:
             _start(adam.state[parameter], parameter)
@@ -151,7 +158,7 @@ def update(optimizer: MegatronOptimizer, lr: float, weight_decay: float) -> Upda
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_mult", 1.0)
         group["weight_decay"] = weight_decay * group.get("wd_mult", 1.0)  # megatron-core leaves this to its scheduler
-    if optimizer.prepare_grads():  # fp16 found an overflow, and has lowered its scale
+    if _overflowed(optimizer):
         return Update(False, math.inf)
     norm = float(optimizer.get_grad_norm())
     if not math.isfinite(norm):
@@ -161,3 +168,23 @@ def update(optimizer: MegatronOptimizer, lr: float, weight_decay: float) -> Upda
         if parameters and part.config.clip_grad > 0:
             clip_grad_by_total_norm_fp32(parameters, part.config.clip_grad, norm)
     return Update(bool(optimizer.step_with_ready_grads()), norm)
+
+
+def _overflowed(optimizer: MegatronOptimizer) -> bool:
+    """Brings gradients to where they are used. In fp16, whether one of them is not finite: then the scale goes down by itself."""
+    scaler = getattr(_every(optimizer)[0], "grad_scaler", None)
+    if scaler is None:
+        return bool(optimizer.prepare_grads())
+    found = False
+    for part in _every(optimizer):
+        if not part.is_stub_optimizer:
+            part._copy_model_grads_to_main_grads()
+        found |= part._unscale_main_grads_and_check_for_nan()
+    scaler.update(found)  # once, after all of them were unscaled
+    return found
+
+
+def balancing(trainee: Trainee) -> list[torch.Tensor]:
+    """The routers' balancing biases, which move when gradients are finished, before anyone knows whether the step counts."""
+    found = [getattr(module, "expert_bias", None) for chunk in trainee.chunks for module in chunk.modules()]
+    return [bias for bias in found if bias is not None]

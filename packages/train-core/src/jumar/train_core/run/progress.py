@@ -14,6 +14,8 @@ from jumar.schema.cli import escaped, say, stderr
 Numbers = Mapping[str, float | int]
 LOOK_BACK = 50
 """Steps from whose times the time left is told."""
+WIDE = 110
+"""Columns of a terminal that has room for a bar beside the numbers."""
 
 
 class Console:
@@ -29,10 +31,13 @@ class Console:
         """The run is at `step`."""
         self._times.append((step, time.monotonic()))
         if sys.stderr is not None and sys.stderr.isatty():
-            from rich.progress import BarColumn, Progress, TextColumn
+            from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
+            from rich.table import Column
 
-            columns = TextColumn("step {task.completed}/{task.total}"), BarColumn(bar_width=20), TextColumn("{task.description}")
-            self._bar = Progress(*columns, console=stderr())
+            console, whole = stderr(), Column(no_wrap=True, min_width=len(f"step {self.steps}/{self.steps}"))
+            columns: list[ProgressColumn] = [TextColumn("step {task.completed}/{task.total}", table_column=whole)]
+            columns += [BarColumn(bar_width=20)] if console.width >= WIDE else []
+            self._bar = Progress(*columns, TextColumn("{task.description}", markup=False), console=console)
             self._bar.start()
             self._bar.add_task("", total=self.steps, completed=step)
 
@@ -62,8 +67,9 @@ class Console:
         if self._bar is None:
             say(word, text)
         else:
-            self._bar.console.print(f"[bold yellow]{word}:[/] ", end="")
-            self._line(text)
+            from rich.text import Text
+
+            self._bar.console.print(Text.assemble((f"{word}:", "bold yellow"), f" {escaped(text)}"), soft_wrap=True)
 
     def _line(self, text: str) -> None:
         if self._bar is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import uuid
 from collections.abc import Mapping
@@ -88,7 +89,7 @@ class WeightsAndBiases:
             id=known.read_text(encoding="utf-8").strip(),
             resume="allow",
             dir=str(path),
-            config=dict(about),
+            config=json.loads(json.dumps(about, default=str)),
         )
         self._run.define_metric("*", step_metric="step")  # its own count of steps cannot go back
 
