@@ -14,6 +14,8 @@ import pytest
 from jumar.schema.recipe import load_recipe
 from training import DONE, ENVIRONMENT, INPUT, Going, Run, command, finish, make_run, token_file, train
 
+pytestmark = pytest.mark.timeout(1200)  # several runs of several processes
+
 CONVERT = str(Path(sys.executable).with_name("jumar-convert"))
 LEARN = {"train.steps": 3, "train.eval_every": 3, "train.eval_batches": 2, "schedule.warmup_steps": 1, "schedule.kind": "linear"}
 

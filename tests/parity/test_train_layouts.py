@@ -65,7 +65,9 @@ def test_a_layout_computes_what_one_process_computes(row: Row, runs: Runs) -> No
     assert apart.within(row), str(apart)
     if row.gradient is not None:
         for name, values in wanted.values["inner"].items():
-            assert np.allclose(found.values["inner"][name], values, rtol=1e-5, atol=1e-6), name
+            # The logged loss of multi-token prediction is the mean of the ranks' own means, which masks make differ.
+            close = 1e-2 if name == "mtp_loss" and "data.eod_mask_loss" in row.same else 1e-5
+            assert np.allclose(found.values["inner"][name], values, rtol=close, atol=1e-6), name
         assert np.allclose(found.values["eval"], wanted.values["eval"], atol=row.loss), "losses of evaluations"
 
 
