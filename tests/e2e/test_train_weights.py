@@ -17,6 +17,7 @@ from training import DONE, ENVIRONMENT, INPUT, Going, Run, command, finish, make
 pytestmark = pytest.mark.timeout(1200)  # several runs of several processes
 
 CONVERT = str(Path(sys.executable).with_name("jumar-convert"))
+pytestmark = pytest.mark.timeout(1200)  # processes on a machine that others use as well
 LEARN = {"train.steps": 3, "train.eval_every": 3, "train.eval_batches": 2, "schedule.warmup_steps": 1, "schedule.kind": "linear"}
 
 
@@ -61,7 +62,7 @@ def samples(run: Run) -> tuple[list[Any], list[Any]]:
     from jumar.train_core.job import resolve
     from jumar.train_core.recipe import Recipe
 
-    job = resolve(load_recipe(Recipe, run.recipe, []), world=1, device="cpu")
+    job = resolve(load_recipe(Recipe, run.recipe, []), world=2, device="cpu")
     data, batch = datasets(job), job.recipe.train.global_batch_size
     steps = [[data.train[i] for i in range(step * batch, (step + 1) * batch)] for step in range(job.recipe.train.steps)]
     return steps, [data.valid[i] for i in range(batch * job.recipe.train.eval_batches)]

@@ -153,7 +153,7 @@ def torchrun(run: Run, nproc: int) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(nproc), *mine]
 
 
-def train(run: Run, nproc: int | None = None, *sets: str, env: Settings | None = None, timeout: float = 240) -> Ended:
+def train(run: Run, nproc: int | None = None, *sets: str, env: Settings | None = None, timeout: float = 600) -> Ended:
     """Runs it to its end, whatever that is."""
     begun = time.monotonic()
     done = subprocess.run(
@@ -209,7 +209,7 @@ class Going:
                 found[int(rank)] = process
         return found
 
-    def until(self, there: Callable[[], Any], seconds: float = 120) -> Going:
+    def until(self, there: Callable[[], Any], seconds: float = 300) -> Going:
         """Waits for something while the run goes on."""
         end = time.monotonic() + seconds
         while not there():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from jumar.schema.recipe import validate
 from jumar.train_core.checks import check, raise_first
 from jumar.train_core.job import resolve
 from jumar.train_core.recipe import Recipe
-from train_rows import Changes, Row, recompute, recompute_full
+from train_rows import PP2, Changes, Row, recompute, recompute_full
 from train_runs import Place
 
 pytestmark = pytest.mark.timeout(3600)
@@ -169,10 +170,22 @@ def fuzz(place: Place, count: int) -> None:
     assert len(accepted) - between > len(rows) / 3, "hardly anything is compared"
 
 
-def test_what_is_drawn_equals_one_process_or_is_refused(tmp_path: Any) -> None:
+@pytest.mark.parametrize(
+    ("variant", "world", "changes", "why"),
+    [
+        ("llama", 1, recompute_full("uniform", 3), "no whole number of such units"),
+        ("llama", 2, PP2 | {"parallel.layers_per_stage": [1, 3]} | recompute_full("uniform", 3), "no whole number of such units"),
+        ("deepseek_v3_mtp", 1, recompute_full("uniform", 2), "units are single layers"),
+    ],
+)
+def test_what_was_found_so_is_refused(tmp_path: Path, variant: str, world: int, changes: Changes, why: str) -> None:
+    assert why in (refusal(Place(tmp_path), Row(name="found", variant=variant, world=world, changes=changes)) or "")
+
+
+def test_what_is_drawn_equals_one_process_or_is_refused(tmp_path: Path) -> None:
     fuzz(Place(tmp_path / "few"), 16)
 
 
 @pytest.mark.slow
-def test_much_that_is_drawn_equals_one_process_or_is_refused(tmp_path: Any) -> None:
+def test_much_that_is_drawn_equals_one_process_or_is_refused(tmp_path: Path) -> None:
     fuzz(Place(tmp_path / "many"), 450)
