@@ -8,8 +8,6 @@ import pytest
 
 from training import TWO, Settings, close, finish, make_run, tensors
 
-pytestmark = pytest.mark.timeout(1200)  # several runs of several processes
-
 pytestmark = pytest.mark.timeout(1200)  # processes on a machine that others use as well
 DROPOUT: Settings = {"model.hidden_dropout": 0.1}
 EVAL: Settings = {"train.eval_every": 2, "train.eval_batches": 1}

@@ -14,8 +14,6 @@ import pytest
 from jumar.schema.recipe import load_recipe
 from training import DONE, ENVIRONMENT, INPUT, Going, Run, command, finish, make_run, token_file, train
 
-pytestmark = pytest.mark.timeout(1200)  # several runs of several processes
-
 CONVERT = str(Path(sys.executable).with_name("jumar-convert"))
 pytestmark = pytest.mark.timeout(1200)  # processes on a machine that others use as well
 LEARN = {"train.steps": 3, "train.eval_every": 3, "train.eval_batches": 2, "schedule.warmup_steps": 1, "schedule.kind": "linear"}
@@ -104,7 +102,9 @@ def test_transformers_and_adamw_train_the_same(tmp_path: Path) -> None:
         assert ours[number] == pytest.approx((loss.item(), norm.item(), rate), rel=1e-5)
     back = loaded(tmp_path / "back")
     for (name, mine), theirs in zip(model.named_parameters(), back.parameters(), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=2e-6, msg=lambda text, name=name: f"{name}: {text}")
+        # Where a gradient is next to nothing Adam's first steps are as rounding has it; a step is 3e-3, its decay 9e-4 of the weight.
+        assert (mine - theirs).abs().max() < 5e-5, name
+        assert (mine - theirs).abs().mean() < 1e-7, name
     with torch.no_grad():
         assert loss_of(back, evaluated).item() == pytest.approx(run.metrics("eval_loss")[3][0], abs=2e-6)
 

@@ -229,7 +229,7 @@ LATENT = (
     slow("deepseek_v3_mtp:recompute", 1, recompute_full("uniform", 1), same=MASK, gradient=0, loss=0, norm=0),
     slow("deepseek_v3_mtp:tp2ep2pp2", 4, TP2 | EP2 | PP2, same=MASK),
     slow("deepseek_v3_mtp:pp2vpp2", 2, VPP2, same=MASK),
-    slow("deepseek_v3_mtp:evaluated-dp2", 2, SPREAD, same=EVALUATED),
+    slow("deepseek_v3_mtp:evaluated-dp2", 2, SPREAD, same=EVALUATED | {"features.moe.bias_rate": 0.02}),
 )
 RESUMED = (
     row("llama:resumed-dp2", 2, OVERLAP, first=OVERLAP, like="llama-dp2-overlap", loss=0, norm=0, gradient=0),
@@ -247,20 +247,28 @@ RESUMED = (
     slow("gemma2:resumed-tp2-pp2", 2, PP2, first=TP2),
 )
 HALF = dict(loss=2e-3, norm=5e-3, gradient=None)
+CUT = dict(loss=1e-2, norm=5e-2, gradient=None)
+"""Ranks that each round a part of a sum to bf16 are further from one process: docs/correctness.md has what was measured."""
 HALVES = (
     row("llama:bf16-dp2", 2, OVERLAP, same=BF16, **HALF),
-    slow("llama:bf16-tp2", 2, TP2, same=BF16, **HALF),
+    slow("llama:bf16-tp2", 2, TP2, same=BF16, **CUT),
     slow("llama:bf16-pp2", 2, PP2, same=BF16, **HALF),
-    slow("llama:bf16-cp2", 2, CP2, same=BF16, **HALF),
+    slow("llama:bf16-cp2", 2, CP2, same=BF16, **CUT),
     slow("llama:fp16-dp2", 2, SPREAD, same=FP16, **HALF),
     slow("llama:fp16-tp2", 2, TP2, same=FP16, **HALF),
-    slow("mixtral:bf16-ep2", 2, EP2 | SPREAD, same=BF16, **HALF),
-    slow("deepseek_v2_dense:bf16-tp2", 2, TP2, same=BF16, **HALF),
+    slow("mixtral:bf16-ep2", 2, EP2 | SPREAD, same=BF16, **CUT),
+    slow("deepseek_v2_dense:bf16-tp2", 2, TP2, same=BF16, **CUT),
 )
 ROWS = (*DENSE, *FAMILIES, *EXPERTS, *LATENT, *RESUMED, *HALVES)
 
 TRAPPED = tuple(
-    replace(found, name=f"{found.name}-{trap}", trap=trap, slow=not quick, steps=4 if found.first is None else 20)
+    replace(
+        found,
+        name=f"{found.name}-{trap}",
+        trap=trap,
+        slow=not quick,
+        steps=20 if trap in ("shared_step", "bias_in_evaluation") else 4,
+    )
     for name, trap, quick in (
         ("llama-pp2vpp2", "batched_sends", True),
         ("deepseek_v2_dense-tp2-whole", "rotary_key", False),

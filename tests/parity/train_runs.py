@@ -19,7 +19,7 @@ import train_models
 from train_rows import Row
 
 WORKER = Path(__file__).with_name("train_worker.py")
-MARGIN = 5e-6
+MARGIN = 3e-6
 """Of the reference run: a token whose experts differ by less may go elsewhere through rounding, which is no error."""
 
 
@@ -58,7 +58,7 @@ def recipe(place: Place, variant: str, changes: dict[str, Any], steps: int = 20)
         "load": {"path": model},
         "data": {"train": "plain", "seq_len": train_models.SEQ_LEN, "eod_id": train_models.EOD, "workers": 0},
         "train": {"steps": steps, "global_batch_size": 8, "micro_batch_size": 2, "precision": "fp32"},
-        "optim": {"lr": 3e-3, "weight_decay": 0.1, "eps": 1e-5},  # eps: no element moves by the sign of a rounding
+        "optim": {"lr": 3e-3, "weight_decay": 0.1, "eps": 1e-4},  # eps: no element moves by the sign of a rounding
         "schedule": {"kind": "constant"},
         "features": {"distributed_optimizer": False},
     }

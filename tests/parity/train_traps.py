@@ -83,9 +83,17 @@ def stock_reduce() -> Iterator[None]:
 @trap
 def shared_step() -> Iterator[None]:
     """torch's own AdamW, whose parameters share one step counter after megatron-core has loaded it."""
-    from jumar.train_core.run import optimizer
+    from jumar.train_core.run import checkpoint, optimizer, optimizer_state
 
-    with replaced(optimizer, "use_device_adamw", lambda adam, ops: None):
+    take = checkpoint.take
+
+    def sharing(trainee: Any, loaded: Any, updates: int) -> None:
+        take(trainee, loaded, updates)
+        step = torch.tensor(float(updates))
+        for slot in optimizer_state.slots(trainee):
+            slot.state["step"] = step
+
+    with replaced(checkpoint, "take", sharing), replaced(optimizer, "use_device_adamw", lambda adam, ops: None):
         yield
 
 

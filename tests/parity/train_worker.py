@@ -157,7 +157,7 @@ def margins(found: list[float]) -> Iterator[None]:
     """The smallest difference between the last expert that was chosen and the first that was not, as a share of the former."""
     from jumar.train_core.model import router
 
-    choose, groups = router.choose, router._in_best_groups
+    choose, groups, score_aux = router.choose, router._in_best_groups, router.compute_routing_scores_for_aux_loss
 
     def gap(ranks: torch.Tensor, count: int) -> None:
         if count < ranks.shape[-1]:
@@ -177,7 +177,13 @@ def margins(found: list[float]) -> Iterator[None]:
             gap(ranks, moe.top_k)
         return choose(logits, moe, bias)
 
-    with replaced(router, "choose", choosing):
+    def scoring(logits: torch.Tensor, topk: int, score_function: str) -> Any:
+        """The balancing loss counts a choice of its own, without groups and bias."""
+        choice, scores = score_aux(logits, topk, score_function)
+        gap(scores.detach(), topk)
+        return choice, scores
+
+    with replaced(router, "choose", choosing), replaced(router, "compute_routing_scores_for_aux_loss", scoring):
         yield
 
 

@@ -176,7 +176,7 @@ class Loop:
         )
         mine = torch.zeros(3, dtype=torch.float64)
         if results and is_reporting_rank():
-            mine[:2] = torch.stack([result["loss"] for result in results]).double().sum(0).cpu()
+            mine[:2] = torch.stack([result["loss"] for result in results]).cpu().double().sum(0)
         mine[2] = float(self.stop.asked)
         sums = mine.float().to(self.where) if self.where.type != "cpu" else mine  # some devices have no float64
         dist.all_reduce(sums)

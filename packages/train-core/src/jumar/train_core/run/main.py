@@ -98,7 +98,7 @@ def run(job: Job, hardware: Device, where: torch.device, stop: Stop, metrics: An
     group = parallel_state.get_data_parallel_group()
     cp = parallel_state.get_context_parallel_group()
 
-    def batches(dataset: Any, consumed: int = 0) -> Any:
+    def batches(dataset: Any, consumed: int = 0, stop: int | None = None) -> Any:
         with torch.random.fork_rng(devices=()):  # every DataLoader takes a seed from the generator that dropout uses on a CPU
             made = Batches(
                 dataset,
@@ -108,6 +108,7 @@ def run(job: Job, hardware: Device, where: torch.device, stop: Stop, metrics: An
                 dp_size=group.size(),
                 vocab_size=job.spec.vocab_size,
                 consumed=consumed,
+                stop=stop,  # its readers end there by themselves
                 workers=workers_for(recipe.data.workers, hardware.name),
             )
         open_batches.callback(made.close)
@@ -116,7 +117,9 @@ def run(job: Job, hardware: Device, where: torch.device, stop: Stop, metrics: An
     with metrics, ExitStack() as open_batches:
         metrics.start(progress.step)
         loop = Loop(job, trainee, hardware, where, stop)
-        progress = loop.run(progress, batches(data.train, progress.samples), lambda: batches(data.valid), metrics, saved)
+        once = recipe.train.eval_batches * recipe.train.global_batch_size
+        valid = partial(batches, data.valid, stop=once)
+        progress = loop.run(progress, batches(data.train, progress.samples), valid, metrics, saved)
         if progress.step < recipe.train.steps:
             kept = f"; the same command goes on from {root}" if root is not None and progress.step else ", nothing is saved"
             metrics.say("stopped", f"after step {progress.step}{kept}")

@@ -29,8 +29,8 @@ def learning_rate(step: int, steps: int, optim: Optim, schedule: Schedule) -> fl
 
 def _fall(curve: str, done: float, peak: float, low: float) -> float:
     """From `peak` at done=0 to `low` at done=1."""
-    if curve == "exponential":  # halves with every share of 1/10; 2^-10 is left at the end, and taken off
-        share = (2 ** (-10 * done) - 2**-10) / (1 - 2**-10)
+    if curve == "exponential":  # as in Megatron-LM
+        share = 2 * 0.5**done - 1
     elif curve == "minus_sqrt":
         share = 1 - math.sqrt(done)
     elif curve == "cosine":

@@ -1,0 +1,244 @@
+"""What is known of checkpoints without a run: which are there, which are whole, and what a writer answers."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed.checkpoint.filesystem import _StorageWriterTransforms
+
+from jobs import make_job
+from jumar.schema.errors import Exit, ToolError
+from jumar.train_core.run.beside import check_same_run, replace_file, write_beside
+from jumar.train_core.run.checkpoint import COMPLETE, Checkpoints, damage, facts_text, iterations, newest, read_facts
+from jumar.train_core.run.claim import InUse, _claim
+from jumar.train_core.run.ranks import lost
+from jumar.train_core.run.writing import Results, checksum, write
+
+TRANSFORMS = [_StorageWriterTransforms()]
+INPUTS = [{"name": "a.idx", "size": 10, "head_sha256": "aa"}, {"name": "a.bin", "size": 20, "head_sha256": "bb"}]
+
+
+def checkpoint(root: Path, step: int, **facts: Any) -> Path:
+    path = root / f"iter_{step:07d}"
+    path.mkdir(parents=True)
+    (path / "common.pt").write_bytes(bytes(range(200)))
+    (path / "__0_0.distcp").write_bytes(os.urandom(5000))
+    files = {file.name: checksum(file) for file in path.iterdir()}
+    (path / COMPLETE).write_text(facts_text({"step": step, "unevaluated": False, **facts, "files": files}))
+    return path
+
+
+def test_published_ones_newest_first(tmp_path: Path) -> None:
+    assert iterations(tmp_path / "no") == []
+    for name in (
+        "iter_0000009",
+        "iter_0000010",
+        "iter_0000011.partial",
+        "iter_0000012.removing",
+        "iter_12345678",
+        "iter_1",
+        "hf",
+    ):
+        (tmp_path / name).mkdir()
+    (tmp_path / "iter_0000099").touch()
+    assert [path.name for path in iterations(tmp_path)] == ["iter_12345678", "iter_0000010", "iter_0000009"]
+
+
+def test_a_whole_one(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path, 3, samples=12)
+    assert damage(path) is None
+    assert damage(path, 1, 2) is None
+    assert read_facts(path)["samples"] == 12
+    (path / "more").touch()
+    assert damage(path) is None
+
+
+@pytest.mark.parametrize("name", ["common.pt", "__0_0.distcp"])
+def test_each_damage_is_seen(tmp_path: Path, name: str) -> None:
+    path = checkpoint(tmp_path, 3)
+    whole = (path / name).read_bytes()
+    (path / name).write_bytes(whole[:-1])
+    assert damage(path) == f"{name} has {len(whole) - 1} bytes of {len(whole)}"
+    (path / name).write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+    assert damage(path) == f"{name} has other bytes than were written"
+    assert damage(path, content=False) is None
+    assert [damage(path, rank, 2) for rank in range(2)].count(None) == 1, "each rank reads its share"
+    (path / name).unlink()
+    assert damage(path) == f"{name} is missing"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", '{"files": {}}', '{"files": {"a": 3}, "crc32": 1}'])
+def test_a_list_that_is_none(tmp_path: Path, text: str) -> None:
+    path = checkpoint(tmp_path, 3)
+    (path / COMPLETE).write_text(text)
+    assert (damage(path) or "").startswith("complete.json cannot be read")
+
+
+def test_any_other_byte_of_the_list(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path, 3)
+    content = (path / COMPLETE).read_bytes()
+    for at in [at for at, byte in enumerate(content) if chr(byte).isalnum()]:
+        (path / COMPLETE).write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        assert damage(path) is not None, content[max(0, at - 20) : at + 5]
+
+
+def test_the_newest_that_is_there(tmp_path: Path) -> None:
+    assert newest(None) is None
+    assert newest(tmp_path) is None
+    for step in (3, 6, 9):
+        checkpoint(tmp_path, step)
+    (tmp_path / "iter_0000009" / COMPLETE).unlink()
+    found = newest(tmp_path)
+    assert found is not None
+    assert found["step"] == 6
+
+
+@pytest.mark.parametrize("keep, left", [(None, [3, 6, 9, 12]), (1, [9, 12]), (2, [6, 9, 12]), (5, [3, 6, 9, 12])])
+def test_which_are_forgotten(tmp_path: Path, keep: int | None, left: list[int]) -> None:
+    """12 is a damaged one that was passed over; 9 was just written."""
+    for step in (3, 6, 9, 12):
+        checkpoint(tmp_path, step)
+    here = SimpleNamespace(root=tmp_path, job=SimpleNamespace(recipe=SimpleNamespace(save=SimpleNamespace(keep=keep))))
+    Checkpoints._forget_old(here, tmp_path / "iter_0000009")  # type: ignore[arg-type]
+    assert sorted(int(path.name[5:]) for path in tmp_path.iterdir()) == left
+
+
+def test_a_small_file_is_replaced_whole(tmp_path: Path) -> None:
+    for text in ("1", "22"):
+        replace_file(tmp_path / "tracker", text)
+        assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("tracker", text)]
+
+
+def test_what_lies_beside(tmp_path: Path) -> None:
+    job, root = make_job(tmp_path), tmp_path / "run"
+    root.mkdir()
+    write_beside(job, root, INPUTS)
+    first = (root / "manifest.json").read_text()
+    assert json.loads(first)["inputs"] == INPUTS
+    assert sorted(path.name for path in root.iterdir()) == ["hf", "manifest.json"]
+    write_beside(make_job(tmp_path, train__seed=5), root, INPUTS)
+    assert json.loads((root / "manifest.json").read_text())["seed"] == 5, "it tells of the run as it is now"
+
+
+def test_a_run_that_goes_on_is_the_one_that_began(tmp_path: Path) -> None:
+    job, root, said = make_job(tmp_path), tmp_path / "run", list[str]()
+    root.mkdir()
+    check_same_run(job, root, INPUTS, said.append)  # of a manifest that is not there nothing is known
+    write_beside(job, root, INPUTS)
+    check_same_run(job, root, INPUTS, said.append)
+    check_same_run(make_job(tmp_path, parallel__tp=2, world=2, optim__lr=0.1), root, INPUTS, said.append)
+    assert said == []
+    check_same_run(job, root, [INPUTS[0], {**INPUTS[1], "head_sha256": "cc"}], said.append)
+    check_same_run(job, root, INPUTS[:1], said.append)
+    check_same_run(make_job(tmp_path, train__seed=5), root, INPUTS, said.append)
+    assert [re.search(r"\((.*)\)|was (\d+)", text).group() for text in said] == ["(a.bin)", "(a.bin)", "was 1234"]  # type: ignore[union-attr]
+    with pytest.raises(ToolError, match="holds a run of another model: num_layers 4 there, 2 here"):
+        check_same_run(make_job(tmp_path, model__config={"num_hidden_layers": 2}), root, INPUTS, said.append)
+
+
+def test_a_directory_is_claimed_and_cleared(tmp_path: Path) -> None:
+    root = tmp_path / "a/run"
+    for name in ("iter_0000003", "iter_0000004.partial", "iter_0000001.removing", ".hf.new", "hf"):
+        (root / name).mkdir(parents=True)
+    (root / "exit.json").touch()
+    text = f"import sys\nfrom pathlib import Path\nfrom jumar.train_core.run.claim import _claim\n_claim(Path({str(root)!r}))\n"
+    text += "print('claimed', flush=True)\nsys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", text], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "claimed\n"
+        assert sorted(path.name for path in root.iterdir()) == [".lock", "hf", "iter_0000003"]
+        with pytest.raises(InUse, match=f"is in use by another run .process {other.pid} on ") as fault:
+            _claim(root)
+        assert fault.value.code == Exit.ENVIRONMENT
+        other.kill()
+    os.close(_claim(root))
+
+
+def bucket(path: Path, tensor: torch.Tensor) -> Any:
+    from torch.distributed.checkpoint.metadata import MetadataIndex
+    from torch.distributed.checkpoint.planner import WriteItem, WriteItemType
+
+    item = WriteItem(index=MetadataIndex("x"), type=WriteItemType.TENSOR)
+    return str(path), path.name, ([], [(item, tensor)])
+
+
+@pytest.mark.parametrize("forked", [False, True])
+def test_a_writer_answers(tmp_path: Path, forked: bool) -> None:
+    """Also with more than a pipe holds."""
+    results = Results()
+    assert results.outcome() == ("the process that writes it was killed", {})
+    with pytest.raises(queue.Empty):
+        results.get_nowait()
+    buckets = [bucket(tmp_path / f"__0_{i}.distcp", torch.full((100 + i,), float(i))) for i in range(3)]
+    _written(results, buckets, forked)
+    fault, sums = results.outcome()
+    assert fault is None
+    assert sums == {f"__0_{i}.distcp": checksum(tmp_path / f"__0_{i}.distcp") for i in range(3)}
+    assert sorted(results.get_nowait()) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("forked", [False, True])
+def test_a_writer_that_cannot(tmp_path: Path, forked: bool) -> None:
+    results = Results()
+    _written(results, [bucket(tmp_path / "no/__0_0.distcp", torch.zeros(3))], forked)
+    assert "No such file or directory" in str(results.outcome()[0])
+    assert isinstance(results.get_nowait(), OSError)
+
+
+def _written(results: Results, buckets: Any, forked: bool) -> None:
+    if not forked:
+        write(TRANSFORMS, False, 0, buckets, results)
+        return
+    process = multiprocessing.get_context("fork").Process(target=write, args=(TRANSFORMS, False, 0, buckets, results))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+
+
+def test_a_forked_writer_ends_with_its_rank_and_not_by_signals(tmp_path: Path) -> None:
+    text = (
+        "import multiprocessing, sys, time\nfrom jumar.train_core.run.writing import _aside\n"
+        "def work():\n    _aside()\n    print('aside', flush=True)\n    time.sleep(60)\n"
+        "p = multiprocessing.get_context('fork').Process(target=work)\np.start()\nprint(p.pid, flush=True)\np.join()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True) as rank:
+        assert rank.stdout is not None
+        lines = {rank.stdout.readline().strip() for _ in range(2)}
+        (writer,) = (int(line) for line in lines if line != "aside")
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            os.kill(writer, number)
+        time.sleep(0.3)
+        assert Path(f"/proc/{writer}").exists()
+        rank.kill()
+    end = time.monotonic() + 30
+    while Path(f"/proc/{writer}").exists() and "Z" not in Path(f"/proc/{writer}/stat").read_text().rsplit(")", 1)[1]:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    "text, late",
+    [
+        ("[/x/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1", False),
+        ("[/x/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 6000ms for recv operation to complete", True),
+        ("NCCL communicator was aborted on rank 0", False),
+        ("shape '[2]' is invalid for input of size 3", None),
+    ],
+)
+def test_what_a_failed_collective_means(text: str, late: bool | None) -> None:
+    found = lost(RuntimeError(text))
+    assert (found and found.late) == late
+    assert found is None or found.code == Exit.ENVIRONMENT
