@@ -102,7 +102,7 @@ def test_transformers_and_adamw_train_the_same(tmp_path: Path) -> None:
         assert ours[number] == pytest.approx((loss.item(), norm.item(), rate), rel=1e-5)
     back = loaded(tmp_path / "back")
     for (name, mine), theirs in zip(model.named_parameters(), back.parameters(), strict=True):
-        # Where a gradient is next to nothing Adam's first steps are as rounding has it; a step is 3e-3, its decay 9e-4 of the weight.
+        # Where a gradient is next to nothing, rounding decides Adam's first steps, which are 3e-3 long.
         assert (mine - theirs).abs().max() < 5e-5, name
         assert (mine - theirs).abs().mean() < 1e-7, name
     with torch.no_grad():

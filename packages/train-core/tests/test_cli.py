@@ -162,13 +162,14 @@ def test_under_torchrun_rank_0_speaks(recipe: Path) -> None:
 
 def test_what_all_ranks_find_is_said_once(tmp_path: Path) -> None:
     """A rank that another was quicker than is silent, unless it has something else to say, or nobody spoke."""
+    from jumar.schema.errors import ToolError
     from jumar.train_core.pretrain import _said
 
     here = ExitFile(tmp_path)
-    assert not _said(here, "step 3: the loss is nan")
+    assert _said(ToolError("step 3: the loss is nan"), 1, here) is None
     ExitFile(tmp_path).write(3, "step 3: the loss is nan", 0)
-    assert _said(here, "step 3: the loss is nan")
-    assert not _said(here, "a file is damaged")
+    assert _said(ToolError("step 3: the loss is nan"), 1, here) == 3
+    assert _said(ToolError("a file is damaged"), 1, here) is None
 
 
 def test_nproc_and_torchrun_contradict(recipe: Path) -> None:
