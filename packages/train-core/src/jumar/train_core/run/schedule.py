@@ -37,4 +37,4 @@ def _fall(curve: str, done: float, peak: float, low: float) -> float:
         share = 0.5 * (1 + math.cos(math.pi * done))
     else:
         share = 1 - done
-    return low + (peak - low) * share
+    return float(low + (peak - low) * share)
