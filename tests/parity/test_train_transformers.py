@@ -16,8 +16,8 @@ from train_runs import Place
 FAMILIES = ("llama", "qwen3", "mixtral", "deepseek_v2", "gemma2")
 OPTIM = {"lr": 3e-3, "weight_decay": 0.1, "clip_grad": 0.5, "eps": 1e-8}
 SETTINGS = {f"optim.{name}": value for name, value in OPTIM.items()}
-# Tiny random models of these enlarge every difference tenfold in a few steps; at a smaller rate rounding stays rounding.
-RATES = {"gemma2": 1e-4, "deepseek_v2": 3e-4}
+# At the rate of the others a token's experts flip through rounding.
+RATES = {"deepseek_v2": 3e-4}
 
 
 def settings(name: str) -> dict:
@@ -57,11 +57,7 @@ def curves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict, di
     return {row.name: (ours[row.name].values, found) for row, found in zip(EVERY, theirs, strict=True)}
 
 
-APART = pytest.mark.xfail(reason="4.8e-4 apart at step 16, from the same first loss; the aim is 1e-4, and why is not known yet")
-NAMES = [pytest.param(name, marks=APART if name == "gemma2" else ()) for name in (*FAMILIES, "llama-decayed")]
-
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*FAMILIES, "llama-decayed"])
 def test_the_loss_curve_is_that_of_transformers(name: str, curves: dict[str, tuple[dict, dict]]) -> None:
     ours, theirs = curves[name]
     losses, norms = (np.abs(np.subtract(ours[key], theirs[key])) for key in ("loss", "grad_norm"))

@@ -52,9 +52,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "deepseek_v2_dense": ("deepseek_v2", DEEPSEEK | dict(first_k_dense_replace=4)),
     "deepseek_v3": ("deepseek_v3", DEEPSEEK | dict(num_nextn_predict_layers=0)),
-    "deepseek_v3_mtp": ("deepseek_v3", DEEPSEEK),
+    "deepseek_v3_mtp": ("deepseek_v3", DEEPSEEK | dict(first_k_dense_replace=3)),
 }
-SEEDS = {"deepseek_v2": 1, "deepseek_v2_groups": 1, "deepseek_v3_mtp": 7}
+SEEDS = dict(mixtral=1, qwen2_moe=1, deepseek_v2=1, deepseek_v2_lite=1, deepseek_v2_groups=2, deepseek_v3=6, deepseek_v3_mtp=3)
 """Of weights, where 0 has a token that two experts fit almost equally."""
 
 
