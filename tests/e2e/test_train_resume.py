@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from training import TWO, Settings, close, finish, make_run, tensors
+from training import TWO, Settings, close, finish, make_run, tensors, token_file
 
 pytestmark = pytest.mark.timeout(1200)  # processes on a machine that others use as well
 DROPOUT: Settings = {"model.hidden_dropout": 0.1}
-EVAL: Settings = {"train.eval_every": 2, "train.eval_batches": 1}
+EVAL: Settings = {"train.eval_every": 2, "train.eval_batches": 1, "data.split": [60, 20, 20]}
 FP16: Settings = {"train.precision": "fp16", "optim.initial_loss_scale": 2.0**17}
 CASES: list[tuple[str, str, int | None, Settings]] = [
     ("dp2 overlapped bf16", "qwen2", 2, {**TWO, **EVAL, "train.precision": "bf16", "save.background": True}),
@@ -46,10 +46,19 @@ def test_on_the_same_ranks_bit_for_bit(tmp_path: Path, family: str, nproc: int |
     assert run.steps() == [3, 6]
     again = finish(run.copied("again", until=3), nproc)
     assert again.learned() == run.learned()
-    assert again.metrics("eval_loss") == run.metrics("eval_loss")
+    for key in ("eval_loss", "test_loss"):
+        assert again.metrics(key) == run.metrics(key)
     one, other = tensors(run.path / "iter_0000006"), tensors(again.path / "iter_0000006")
     assert one.keys() == other.keys()
     assert [name for name in one if one[name] != other[name]] == []
+
+
+def test_test_data_is_evaluated_as_validation_data_is_but_once(tmp_path: Path) -> None:
+    same = str(token_file(tmp_path / "held_out_text_document", documents=20, seed=1))
+    settings = {"data.split": None, "data.valid": same, "data.test": same, "train.eval_every": 4, "train.eval_batches": 2}
+    run = finish(make_run(tmp_path, settings))
+    assert sorted(run.metrics("eval_loss")) == [4, 6]
+    assert run.metrics("test_loss", "test_perplexity") == {6: run.metrics("eval_loss", "eval_perplexity")[6]}
 
 
 LAYOUTS: list[tuple[str, str, tuple[int | None, Settings], tuple[int | None, Settings]]] = [

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 
 def curve(job: dict[str, Any]) -> dict[str, list[float]]:
     model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32, attn_implementation="eager").train()
-    model.get_input_embeddings().padding_idx = None  # torch gives that row of the embedding no gradient; here it is a token as any
+    model.get_input_embeddings().padding_idx = None  # a token as any other here; torch would give it no gradient
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": job["weight_decay"]}, {"params": others, "weight_decay": 0.0}]

@@ -103,10 +103,8 @@ def check_recipe(job: Job) -> Iterator[Problem]:
         yield from without_effect(job, ("optim.initial_loss_scale",), "optim.loss_scale is fixed")
     if recipe.train.on_nan == "stop":
         yield from without_effect(job, ("train.max_skipped",), "train.on_nan is stop")
-    for idle in without_effect(job, ("data.test",), "test data is held out, and not evaluated yet"):
-        yield replace(idle, warning=True)
-    if recipe.train.eval_every is None:
-        for idle in without_effect(job, ("train.eval_batches",), "train.eval_every is not set"):
+    if recipe.train.eval_every is None and recipe.data.test is None and not sum((recipe.data.split or ())[2:]):
+        for idle in without_effect(job, ("train.eval_batches",), "train.eval_every is not set, and there is no test data"):
             yield replace(idle, warning=True)  # a recipe is tried without evaluation
     yield from _check_schedule(job)
 

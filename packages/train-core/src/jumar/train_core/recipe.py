@@ -61,11 +61,12 @@ class Data:
     """The token files: prefixes of `.bin/.idx` pairs, or blends of several.
 
     train:    a prefix without .bin and .idx, or a list of {prefix, weight}
-    valid, test: likewise
+    valid:    likewise; its loss is told every train.eval_every steps
+    test:     likewise; its loss is told once, after the last step
     split:    shares of training, validation and test documents of `train`, such as [98, 1, 1]; without it all of `train` trains
     seq_len:  tokens a sample
     cache:    where index maps are kept; null: `cache/` beside the data
-    eod_mask_loss: the end-of-document token's loss is left out
+    eod_mask_loss: no loss where the end-of-document token is the input, so none of the next document's first token
     eod_id:   that token; null: from the model's generation or model config
     workers:  processes that read ahead, a rank; null: none on the CPU, 2 elsewhere
     """

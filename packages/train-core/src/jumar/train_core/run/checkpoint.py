@@ -75,7 +75,7 @@ class Checkpoints:
         job: Job,
         trainee: Trainee,
         device: Device,
-        say: Callable[[str], None],
+        say: Callable[[str, str], None],
         inputs: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         assert job.recipe.save.path is not None
@@ -165,6 +165,7 @@ class Checkpoints:
             self._forget_old(final)
 
         on_rank_0(publish)
+        self.say("saved", str(final))
 
     def _facts(self, progress: Progress) -> dict[str, Any]:
         recipe = self.job.recipe
@@ -196,7 +197,7 @@ class Checkpoints:
             fault = next((fault for fault in faults if fault is not None), None)
             if fault is None:
                 return self._load(path)
-            self.say(f"{path} is damaged ({fault}); going back to the one before")
+            self.say("warning", f"{path} is damaged ({fault}); going back to the one before")
         if found:
             raise ToolError(
                 f"no checkpoint under {self.root} can be read",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,6 +27,8 @@ from jumar.train_core.run.optimizer import Trainee, balancing, update
 from jumar.train_core.run.schedule import learning_rate
 from jumar.train_core.run.stop import Stop
 from jumar.train_core.tasks.lm import Batch, forward_step
+
+HeldOut = Mapping[str, Callable[[], Iterable[Batch]]]
 
 
 @dataclass(slots=True)
@@ -52,17 +54,19 @@ class Loop:
         flops = flops_per_token(job.spec, job.recipe.data.seq_len)
         self.rates = Rates(flops, device.peak_flops(FULL_NAMES[job.recipe.train.precision]), job.world)
 
-    def run(self, progress: Progress, batches: Any, evaluate: Any, metrics: Any, saved: Checkpoints | None) -> Progress:
+    def run(
+        self, progress: Progress, batches: Iterator[Batch], held_out: HeldOut, metrics: Any, saved: Checkpoints | None
+    ) -> Progress:
         """Trains from `progress` on to the last step, or to where it is asked to stop.
 
-        batches: iterator over micro batches; evaluate: () -> iterator over those of one evaluation, or None.
+        batches: micro batches; held_out: "eval" or "test" -> what makes those of one evaluation, where there are any.
         """
         recipe, last = self.job.recipe, self.job.recipe.train.steps
         saved_at = progress.step
         self.stop.holds = True
         stops = self._stops()
         if progress.unevaluated and not stops:
-            progress, stops = self._evaluated(progress, evaluate, metrics)
+            progress, stops = self._evaluated(progress, held_out, metrics)
             saved_at = -1
         while progress.step < last and not stops:
             started = time.perf_counter()
@@ -74,10 +78,10 @@ class Loop:
                 if saved is not None:
                     saved.finish()
                 raise fault
-            if (every := recipe.train.eval_every) and (progress.step % every == 0 or progress.step == last):
+            if self._due(progress.step, held_out):
                 progress = replace(progress, unevaluated=True)
                 if not stops:
-                    progress, stops = self._evaluated(progress, evaluate, metrics)
+                    progress, stops = self._evaluated(progress, held_out, metrics)
             if saved is not None:
                 saved.poll()
                 if (every := recipe.save.every) and progress.step % every == 0 and progress.step < last and not stops:
@@ -91,12 +95,23 @@ class Loop:
             saved.finish()
         return progress
 
-    def _evaluated(self, progress: Progress, evaluate: Any, metrics: Any) -> tuple[Progress, int]:
-        """An evaluation, and how many ranks were asked to stop meanwhile; then it is put off."""
-        loss, stops = self.evaluate(evaluate())
-        if loss is None:
-            return progress, stops
-        metrics.log(progress.step, {"eval_loss": loss, "eval_perplexity": math.exp(min(loss, 700))})
+    def _due(self, step: int, held_out: HeldOut) -> list[str]:
+        """What is evaluated after a step: validation data every few steps and at the end, test data at the end."""
+        train = self.job.recipe.train
+        now = {"eval": bool(train.eval_every) and (step % (train.eval_every or 1) == 0 or step == train.steps)}
+        now["test"] = step == train.steps
+        return [name for name in now if now[name] and name in held_out]
+
+    def _evaluated(self, progress: Progress, held_out: HeldOut, metrics: Any) -> tuple[Progress, int]:
+        """The evaluations of this step, and how many ranks were asked to stop meanwhile; then they are put off."""
+        found, stops = {}, 0
+        for name in self._due(progress.step, held_out):
+            loss, stops = (None, stops) if stops else self.evaluate(held_out[name]())
+            if loss is None:
+                return progress, stops
+            found[name] = {f"{name}_loss": loss, f"{name}_perplexity": math.exp(min(loss, 700))}
+        for values in found.values():
+            metrics.log(progress.step, values)
         return replace(progress, unevaluated=False), stops
 
     def _stops(self) -> int:

@@ -91,8 +91,7 @@ def run(job: Job, hardware: Device, where: torch.device, stop: Stop, metrics: An
             initialise(job, chunks)
     trainee = wrap(job, config, chunks, hardware.ops())
     trainee.optimizer.reload_model_params()
-    warn = partial(metrics.say, "warning")
-    saved = Checkpoints(job, trainee, hardware, warn, data.inputs) if root is not None else None
+    saved = Checkpoints(job, trainee, hardware, metrics.say, data.inputs) if root is not None else None
     progress = (saved.restore() if saved is not None and going_on else None) or Progress()
 
     group = parallel_state.get_data_parallel_group()
@@ -116,10 +115,16 @@ def run(job: Job, hardware: Device, where: torch.device, stop: Stop, metrics: An
 
     with metrics, ExitStack() as open_batches:
         metrics.start(progress.step)
+        if progress.step:
+            metrics.say("note", f"going on after step {progress.step} of {root}")
         loop = Loop(job, trainee, hardware, where, stop)
         once = recipe.train.eval_batches * recipe.train.global_batch_size
-        valid = partial(batches, data.valid, stop=once)
-        progress = loop.run(progress, batches(data.train, progress.samples), valid, metrics, saved)
+        held_out = {
+            name: partial(batches, dataset, stop=once)
+            for name, dataset in (("eval", data.valid), ("test", data.test))
+            if dataset is not None
+        }
+        progress = loop.run(progress, batches(data.train, progress.samples), held_out, metrics, saved)
         if progress.step < recipe.train.steps:
             kept = f"; the same command goes on from {root}" if root is not None and progress.step else ", nothing is saved"
             metrics.say("stopped", f"after step {progress.step}{kept}")

@@ -1,8 +1,9 @@
 """What a run says of itself: RUN/metrics.jsonl, a console, TensorBoard, Weights & Biases, and a picture at the end.
 
 metrics.jsonl has one JSON object a line. A step: {"step", "loss", "grad_norm", "lr", "tokens", "tokens_per_s", "step_time_s",
-"flops_per_s", "mfu", ...}; an evaluation: {"step", "eval_loss", "eval_perplexity"}. JSON has no NaN and no infinity: such a
-number is null, and "nonfinite" names it: {"step": 7, "loss": null, "nonfinite": {"loss": "nan"}}.
+"flops_per_s", "mfu", ...}; an evaluation: {"step", "eval_loss", "eval_perplexity"}, or of test data {"step", "test_loss",
+"test_perplexity"}. JSON has no NaN and no infinity: such a number is null, and "nonfinite" names it:
+{"step": 7, "loss": null, "nonfinite": {"loss": "nan"}}.
 """
 
 from __future__ import annotations

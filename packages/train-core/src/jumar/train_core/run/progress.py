@@ -64,12 +64,13 @@ class Console:
 
     def say(self, word: str, text: str) -> None:
         """A coloured word, then text; above the bar."""
+        colour = "bold green" if word == "saved" else "bold yellow"
         if self._bar is None:
-            say(word, text)
+            say(word, text, colour)
         else:
             from rich.text import Text
 
-            self._bar.console.print(Text.assemble((f"{word}:", "bold yellow"), f" {escaped(text)}"), soft_wrap=True)
+            self._bar.console.print(Text.assemble((f"{word}:", colour), f" {escaped(text)}"), soft_wrap=True)
 
     def _line(self, text: str) -> None:
         if self._bar is not None:
