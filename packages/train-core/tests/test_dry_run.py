@@ -121,18 +121,18 @@ ranks that work together
        ep  [0, 1] [2, 3] [4, 5] [6, 7]
 expert dp  [0, 2] [1, 3] [4, 6] [5, 7]
 
-stages, one rank of each
- stage   layers   parameters     weights   gradients   optimizer   activations     logits     total
- ────────────────────────────────────────────────────────────────────────────────────────────────────────────
- 0       0 2          91,008   355.5 KiB   355.5 KiB   355.5 KiB     402.5 KiB        0 B   1.4 MiB   largest
- 1       1 3          91,072   355.8 KiB   355.8 KiB   355.8 KiB     241.5 KiB   24.8 KiB   1.3 MiB
+stages, one rank of each, memory in MiB
+ stage  layers  parameters  weights  grads  optim  activ  logits  total
+ ──────────────────────────────────────────────────────────────────────
+ 0      0 2         91,008     0.35   0.35   0.35   0.39    0.00   1.43
+ 1      1 3         91,072     0.35   0.35   0.35   0.24    0.02   1.30
 362,432 parameters, 214,976 for one token; 1.285e+06 operations (FLOP) a token
-Memory is estimated, without what the device itself needs.
+Stage 0 needs most. Memory is estimated, without what the device itself needs.
 
 train data
- prefix                     documents   tokens   samples    share   epochs
- ─────────────────────────────────────────────────────────────────────────
- DIR/data/a_text_document          40    1,280        40   100.0%     2.00
+ prefix                    documents  tokens  samples   share  epochs
+ ────────────────────────────────────────────────────────────────────
+ DIR/data/a_text_document         40   1,280       40  100.0%    2.00
 
 steps
 10 steps of 8 samples = 256 tokens; 2,560 tokens in all; 0 evaluations, 1 checkpoint

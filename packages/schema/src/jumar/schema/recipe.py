@@ -35,7 +35,9 @@ def read_file(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ToolError(f"{path} does not exist", code=Exit.USAGE) from None
+        raise ToolError(
+            f"{path} does not exist", hint="give the path of a YAML or TOML file", code=Exit.USAGE
+        ) from None
     except (UnicodeDecodeError, IsADirectoryError) as fault:
         raise ToolError(f"{path} is not a recipe: {fault}", code=Exit.USAGE) from None
     try:

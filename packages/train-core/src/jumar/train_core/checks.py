@@ -136,7 +136,7 @@ def _check_numbers(job: Job) -> Iterator[Problem]:
 def _check_schedule(job: Job) -> Iterator[Problem]:
     s, steps = job.recipe.schedule, job.recipe.train.steps
     decay, name = (steps, "train.steps") if s.decay_steps is None else (s.decay_steps, "schedule.decay_steps")
-    if s.warmup_steps >= decay:
+    if decay >= 1 and s.warmup_steps >= decay:
         hint = f"set schedule.warmup_steps below {decay}, or more steps"
         yield Problem(f"schedule.warmup_steps {s.warmup_steps} leaves nothing of {name} {decay}", hint)
     if s.min_lr > job.recipe.optim.lr:

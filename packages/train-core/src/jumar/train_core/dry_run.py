@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jumar.train_core.data.blends import PARTS, plan
+from jumar.train_core.data.blends import PARTS, part_of, plan
 from jumar.train_core.estimate import active_parameters, flops_per_token, ranks, whole_parameters
 from jumar.train_core.features import active, ddp, optimizer, settings
 from jumar.train_core.groups import rank_groups
@@ -92,14 +92,16 @@ def _data(job: Job) -> dict[str, list[dict[str, Any]]]:
     split = [share / sum(planned.split) for share in planned.split] if planned.split else [1.0] * len(PARTS)
     blends = [planned.blends[0] if planned.split and share else blend for share, blend in zip(split, planned.blends, strict=True)]
     found: dict[str, list[dict[str, Any]]] = {}
-    for kind, blend, part, wanted in zip(PARTS, blends, split, planned.samples, strict=True):
+    begins = [sum(split[:i]) for i in range(len(split))] if planned.split else [0.0] * len(PARTS)
+    for kind, blend, begin, part, wanted in zip(PARTS, blends, begins, split, planned.samples, strict=True):
         if blend is None:
             continue
         for reader, share in zip(blend.readers, blend.weights or (1.0,), strict=True):
-            tokens = int(reader.lengths.sum(dtype=np.int64))
-            samples = int(tokens * part) / seq_len
-            row = {"prefix": str(reader.prefix), "documents": len(reader.documents) - 1, "tokens": tokens, "part": part}
-            row |= {"samples": int(samples), "share": share, "epochs": wanted * share / samples if samples else None}
+            own = part_of(reader, begin, part)
+            tokens = int(own.sum(dtype=np.int64))
+            samples = tokens // seq_len
+            row = {"prefix": str(reader.prefix), "documents": len(own), "tokens": tokens, "part": part}
+            row |= {"samples": samples, "share": share, "epochs": wanted * share / samples if samples else None}
             found.setdefault(kind, []).append(row)
     return found
 

@@ -13,8 +13,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jumar.schema.cli import human_bytes
-
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 WIDTH = 110
 MANY = 8
@@ -30,7 +28,7 @@ def console() -> Console:
 
 
 def table(*columns: str, right: Sequence[str] = ()) -> Table:
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for column in columns:
         made.add_column(column, justify="right" if column in right else "left", overflow="fold")
     return made
@@ -50,12 +48,15 @@ def dry_run(report: dict[str, Any]) -> None:
         _title(out, "ranks that work together")
         for name, groups in report["groups"].items():
             _print_text(out, f"{name:>9}  {_groups(groups)}")
-    _title(out, "stages, one rank of each")
-    _print(out, _stages(report["stages"]))
+    unit, size = _unit(report["stages"])
+    _title(out, f"stages, one rank of each, memory in {unit}")
+    _print(out, _stages(report["stages"], size))
     parameters = report["parameters"]
     active = f", {parameters['active']:,} for one token" if parameters["active"] != parameters["total"] else ""
     _print_text(out, f"{parameters['total']:,} parameters{active}; {parameters['flops_per_token']:.4g} operations (FLOP) a token")
-    _print_text(out, "Memory is estimated, without what the device itself needs.")
+    most = max(report["stages"], key=lambda stage: stage["bytes"]["total"])
+    largest = f"Stage {most['stage']} needs most. " if len(report["stages"]) > 1 else ""
+    _print_text(out, f"{largest}Memory is estimated, without what the device itself needs.")
     for kind, rows in report["data"].items():
         _title(out, f"{kind} data")
         _print(out, _data(rows))
@@ -75,14 +76,20 @@ def doctor(checks: Sequence[Any]) -> None:
             _print_text(out, f"{check.name}: {check.hint}")
 
 
-def _stages(stages: list[dict[str, Any]]) -> Table:
-    names = ("weights", "gradients", "optimizer", "activations", "logits", "total")
-    rows = table("stage", "layers", "parameters", *names, "", right=("parameters", *names))
+def _unit(stages: list[dict[str, Any]]) -> tuple[str, int]:
+    """The largest in which the largest stage is at least 1."""
     most = max(stage["bytes"]["total"] for stage in stages)
+    return next(((unit, size) for unit, size in (("GiB", 2**30), ("MiB", 2**20)) if most >= size), ("KiB", 2**10))
+
+
+def _stages(stages: list[dict[str, Any]], unit: int) -> Table:
+    """Narrow enough for 80 columns."""
+    names = {"weights": "weights", "gradients": "grads", "optimizer": "optim", "activations": "activ", "logits": "logits"}
+    names |= {"total": "total"}
+    rows = table("stage", "layers", "parameters", *names.values(), right=("parameters", *names.values()))
     for stage in stages:
-        largest = "largest" if stage["bytes"]["total"] == most and len(stages) > 1 else ""
-        sizes = [human_bytes(stage["bytes"][name]) for name in names]
-        rows.add_row(str(stage["stage"]), _layers(stage["layers"]), f"{stage['parameters']:,}", *sizes, largest)
+        sizes = [f"{stage['bytes'][name] / unit:,.2f}" for name in names]
+        rows.add_row(str(stage["stage"]), _layers(stage["layers"]), f"{stage['parameters']:,}", *sizes)
     return rows
 
 

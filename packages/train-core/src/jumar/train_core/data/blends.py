@@ -133,15 +133,19 @@ def _checked(reader: IndexedReader) -> IndexedReader:
     return reader
 
 
+def part_of(reader: IndexedReader, begin: float, share: float) -> Any:
+    """The lengths of those documents that a share of a split is, as megatron-core cuts it."""
+    return reader.lengths[round(begin * len(reader)) : round((begin + share) * len(reader))]
+
+
 def _check_parts(blend: Blend, split: Sequence[float], samples: Sequence[int]) -> None:
     """Each part that is drawn from has tokens in each dataset; of an empty one megatron-core would count epochs forever."""
     for reader in blend.readers:
         at = 0.0
         for name, share, wanted in zip(PARTS, split, samples, strict=True):
-            start, at = at, at + share
-            first, last = round(start * len(reader)), round(at * len(reader))
-            if wanted and not reader.lengths[first:last].any():
-                text = f"data.split gives {name} {last - first} of the {len(reader)} documents of {reader.prefix}: no token"
+            own, at = part_of(reader, at, share), at + share
+            if wanted and not own.any():
+                text = f"data.split gives {name} {len(own)} of the {len(reader)} documents of {reader.prefix}: no token"
                 raise ToolError(text, hint="give it a larger share, or data of its own")
 
 
