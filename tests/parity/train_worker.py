@@ -11,6 +11,7 @@ by Hugging Face names. A row that fails ends the launch and leaves NAME.error: w
 from __future__ import annotations
 
 import faulthandler
+import gc
 import json
 import logging
 import os
@@ -144,12 +145,20 @@ def gather_shards(chunk: Any) -> None:
             dist.all_gather_into_tensor(bucket.grad_data, own, group=ranks)
 
 
-def close_groups() -> None:
-    """megatron-core forgets its groups but leaves them open: after twenty rows a collective takes ten times as long."""
-    dist.barrier()
-    for group in list(dist.distributed_c10d._world.pg_map):
-        if group is not dist.group.WORLD:
-            dist.destroy_process_group(group)
+def forget(watch: Gradients | None) -> None:
+    """Lets go of a row's model, and so of its process groups, which have a dozen threads each: a hundred rows would crawl."""
+    from megatron.core.distributed import DistributedDataParallel
+    from megatron.core.transformer.moe.moe_utils import get_moe_layer_wise_logging_tracker
+    from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelper
+
+    get_moe_layer_wise_logging_tracker().clear()  # which also keeps the size of the first model that a process trains
+    MTPLossLoggingHelper.tracker.clear()
+    if watch is not None:
+        watch.trainee = None
+    gc.collect()
+    for each in [each for each in gc.get_objects() if isinstance(each, DistributedDataParallel)]:
+        vars(each).clear()  # a circle through autograd, which the collector does not see
+    gc.collect()
 
 
 @contextmanager
@@ -203,14 +212,8 @@ def batches(found: list[dict[str, list[Any]]]) -> Iterator[None]:
 
 
 def run_row(row: dict[str, Any], hardware: Any, where: Any, stop: Stop) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    from megatron.core.transformer.moe.moe_utils import get_moe_layer_wise_logging_tracker
-    from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelper
-
     from jumar.train_core.run.groups import model_parallel
     from train_traps import TRAPS
-
-    get_moe_layer_wise_logging_tracker().clear()  # it has the size of the first model that a process trains
-    MTPLossLoggingHelper.tracker.clear()
 
     began, records, grads = time.perf_counter(), [], None
     margin, fed = [9.0], []
@@ -229,7 +232,7 @@ def run_row(row: dict[str, Any], hardware: Any, where: Any, stop: Stop) -> tuple
             stack.enter_context(watch.watching() if watch is not None else nullcontext())
             stack.enter_context(model_parallel(job, hardware))
             run(job, hardware, where, stop, recorder)
-        close_groups()
+        forget(watch)
         records += recorder.rows
         grads = watch or grads
     steps = [record for record in records if "loss" in record]
