@@ -58,7 +58,8 @@ def test_a_layout_computes_what_one_process_computes(row: Row, runs: Runs) -> No
     assert found.error is None, found.error
     margin = wanted.values["margin"]
     assert margin is None or margin > train_runs.MARGIN, f"the reference has a token between two experts: {margin:.1e}"
-    assert wanted.values["loss"][-1] < wanted.values["loss"][0] - 0.2 * (row.steps == 20), "it does not learn"
+    falls = 0.2 if row.steps == 20 and "optim.lr" not in row.same else 0
+    assert wanted.values["loss"][-1] < wanted.values["loss"][0] - falls, "it does not learn"
     apart = train_runs.difference(found, wanted)
     print(f"{row.name}: {apart}")
     assert len(found.values["loss"]) == row.steps
@@ -85,7 +86,7 @@ def test_every_row_has_a_name_of_its_own_and_something_to_be_compared_with() -> 
     names = [row.name for row in EVERY]
     assert sorted(set(names)) == sorted(names)
     assert all(expected(row) for row in EVERY)
-    assert len(TRAPPED) == 14, "a trap names a row that is not there"
+    assert len(TRAPPED) == 15, "a trap names a row that is not there"
 
 
 def test_a_row_that_fails_is_told_from_those_after_it(tmp_path: Path) -> None:

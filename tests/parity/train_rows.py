@@ -24,7 +24,7 @@ MEANS: Changes = {"train.loss": "micro_batch"}
 ROUTED: Changes = {"features.moe.aux_loss": 0.5, "features.moe.z_loss": 0.05}
 QUIET: Changes = {"features.moe.balancing": "none"}
 BY_SEQUENCE: Changes = {"features.moe.balancing": "sequence", "features.moe.aux_loss": 0.5}
-BF16: Changes = {"train.precision": "bf16"}
+BF16: Changes = {"train.precision": "bf16", "optim.lr": 3e-4}  # at ten times as much these models enlarge any rounding
 FP16: Changes = {"train.precision": "fp16", "optim.initial_loss_scale": 1024.0}
 EVALUATED: Changes = {"train.eval_every": 1, "train.eval_batches": 1, "data.valid": "ends"}
 
@@ -226,6 +226,7 @@ LATENT = (
     slow("deepseek_v3_mtp:tp2ep2", 2, TP2 | EP2, same=MASK | BY_SEQUENCE),
     slow("deepseek_v3_mtp:dp2", 2, OVERLAP, same=MASK),
     slow("deepseek_v3_mtp:cp2", 2, CP2),
+    slow("deepseek_v3_mtp:means-mask-cp2", 2, CP2, same=MASK | MEANS),
     slow("deepseek_v3_mtp:recompute", 1, recompute_full("uniform", 1), same=MASK, gradient=0, loss=0, norm=0),
     slow("deepseek_v3_mtp:tp2ep2pp2", 4, TP2 | EP2 | PP2, same=MASK),
     slow("deepseek_v3_mtp:pp2vpp2", 2, VPP2, same=MASK),
@@ -247,17 +248,17 @@ RESUMED = (
     slow("gemma2:resumed-tp2-pp2", 2, PP2, first=TP2),
 )
 HALF = dict(loss=2e-3, norm=5e-3, gradient=None)
-CUT = dict(loss=1e-2, norm=5e-2, gradient=None)
-"""Ranks that each round a part of a sum to bf16 are further from one process: docs/correctness.md has what was measured."""
+CHOOSING = dict(loss=1e-2, norm=5e-2, gradient=None)
+"""In bf16 some token's experts are always close together, and rounding sends it elsewhere."""
 HALVES = (
     row("llama:bf16-dp2", 2, OVERLAP, same=BF16, **HALF),
-    slow("llama:bf16-tp2", 2, TP2, same=BF16, **CUT),
+    slow("llama:bf16-tp2", 2, TP2, same=BF16, **HALF),
     slow("llama:bf16-pp2", 2, PP2, same=BF16, **HALF),
-    slow("llama:bf16-cp2", 2, CP2, same=BF16, **CUT),
+    slow("llama:bf16-cp2", 2, CP2, same=BF16, **HALF),
     slow("llama:fp16-dp2", 2, SPREAD, same=FP16, **HALF),
     slow("llama:fp16-tp2", 2, TP2, same=FP16, **HALF),
-    slow("mixtral:bf16-ep2", 2, EP2 | SPREAD, same=BF16, **CUT),
-    slow("deepseek_v2_dense:bf16-tp2", 2, TP2, same=BF16, **CUT),
+    slow("mixtral:bf16-ep2", 2, EP2 | SPREAD, same=BF16, **CHOOSING),
+    slow("deepseek_v2_dense:bf16-tp2", 2, TP2, same=BF16, **HALF),
 )
 ROWS = (*DENSE, *FAMILIES, *EXPERTS, *LATENT, *RESUMED, *HALVES)
 
@@ -283,6 +284,7 @@ TRAPPED = tuple(
         ("llama-cp2", "no_zigzag", False),
         ("llama-mask-means-cp2", "local_tokens", False),
         ("deepseek_v3_mtp-mask-cp2", "unmasked_prediction", False),
+        ("deepseek_v3_mtp-means-mask-cp2", "own_predictions", False),
         ("deepseek_v3_mtp-evaluated-dp2", "bias_in_evaluation", False),
     )
     for found in ROWS

@@ -200,6 +200,16 @@ def unmasked_prediction() -> Iterator[None]:
 
 
 @trap
+def own_predictions() -> Iterator[None]:
+    """megatron-core's count of a micro batch's predictions: those of one context-parallel rank."""
+    from megatron.core.models.gpt import gpt_model
+    from megatron.core.transformer.multi_token_prediction import roll_tensor
+
+    with replaced(gpt_model, "roll_tensor", roll_tensor):
+        yield
+
+
+@trap
 def bias_in_evaluation() -> Iterator[None]:
     """Evaluation with gradients enabled: the balancing bias counts its tokens."""
     from jumar.train_core.run import loop

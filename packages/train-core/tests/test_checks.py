@@ -93,7 +93,6 @@ def test_state_space_models_are_refused_by_trait(tmp_path: Path) -> None:
             "multiple of 2 (micro_batch_size x dp x pp)",
         ),
         ("llama", 1, {"parallel__noop_layers": [4]}, "noop_layers has no effect: pp=1", "set parallel.pp"),
-        ("deepseek_v3", 2, {"parallel__cp": 2, "train__loss": "micro_batch"}, "multi-token prediction", "leave train.loss out"),
         # recomputation
         ("llama", 1, {"features__recompute": {"method": "block"}}, "recompute.method has no effect", "granularity=full"),
         ("llama", 1, {"features__recompute": {"layers": 3}}, "recompute.layers has no effect", "granularity=full"),

@@ -63,12 +63,14 @@ def _without_triton() -> None:
 
 def _megatron(device: str) -> None:
     from megatron.core import tensor_parallel
+    from megatron.core.models.gpt import gpt_model
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
     from megatron.core.tensor_parallel import cross_entropy, mappings, random
     from megatron.core.transformer import multi_latent_attention
     from megatron.core.transformer.moe import moe_utils, token_dispatcher
 
     mappings._reduce = _reduce
+    gpt_model.roll_tensor = _roll
     cross_entropy.VocabParallelCrossEntropy.calculate_logits_max = staticmethod(_logits_max)
     if not hasattr(moe_utils, "te_general_gemm"):
         moe_utils.te_general_gemm = None  # never bound without TransformerEngine: NameError in every router
@@ -99,6 +101,24 @@ def _reduce(input_: Tensor, group: Any) -> Tensor:
     whole = input_.contiguous()
     dist.all_reduce(whole, group=group)
     return whole
+
+
+def _roll(tensor: Tensor, *, cp_group: Any = None, **settings: Any) -> tuple[Tensor, Tensor]:
+    """Labels, or the mask of the loss, moved on by one for multi-token prediction; and, of a mask, its tokens.
+
+    The stock one counts those of one CP rank alone, by which the loss per micro batch is then divided; and by 0, which makes
+    every gradient NaN, where no token of a micro batch is trained.
+    """
+    from megatron.core.transformer.multi_token_prediction import roll_tensor
+
+    rolled, count = roll_tensor(tensor, cp_group=cp_group, **settings)
+    if not tensor.is_floating_point():
+        return rolled, count
+    if cp_group is not None and cp_group.size() > 1:
+        count = count.clone()
+        dist.all_reduce(count, group=cp_group)
+        count = count / cp_group.size()  # losses of the ranks are added up
+    return rolled, count.clamp(min=1.0 / (cp_group.size() if cp_group is not None else 1))
 
 
 def _logits_max(logits: Tensor) -> tuple[Tensor, Tensor]:

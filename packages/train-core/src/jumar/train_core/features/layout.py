@@ -86,16 +86,6 @@ def _context_check(job: Job) -> Iterator[Problem]:
         )
 
 
-def _loss_check(job: Job) -> Iterator[Problem]:
-    """megatron-core divides the loss of multi-token prediction by a rank's own tokens, which may even be none."""
-    if job.recipe.train.loss == "micro_batch" and job.spec.mtp_layers and (job.layout.cp > 1 or job.recipe.data.eod_mask_loss):
-        yield Problem(
-            f"train.loss=micro_batch is wrong with multi-token prediction at cp={job.layout.cp} or with data.eod_mask_loss: "
-            "each rank would divide its loss by its own number of tokens",
-            "leave train.loss out (the mean over the global batch's tokens)",
-        )
-
-
 def _sized(name: str, field: str, **more: Any) -> Feature:
     """A feature that is a parallel size, active above 1."""
     short = field.split(".")[1]
@@ -142,7 +132,6 @@ LAYOUT = (
         name="loss per token",
         fields=("train.loss",),
         active=lambda job: job.recipe.train.loss == "token",
-        check=_loss_check,
         settings=lambda job: {"calculate_per_token_loss": True},
     ),
 )
