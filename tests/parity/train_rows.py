@@ -186,6 +186,7 @@ EXPERTS = (
     slow("mixtral:routed-dp2", 2, SPREAD, same=ROUTED),
     slow("mixtral:routed-tp2cp2ep2", 4, TP2 | CP2 | EP2, same=ROUTED | MASK),
     slow("mixtral:routed-mask-pp2-recompute", 2, PP2 | recompute_full("uniform", 1), same=ROUTED | MASK),
+    row("mixtral:tp2-overlap", 2, TP2 | OVERLAP),  # experts have a gather of parameters of their own
     slow("mixtral:routed-means-cp2", 2, CP2, same=ROUTED | MEANS),
     slow("mixtral:routed-means-mask-cp2", 2, CP2, same=ROUTED | MEANS | MASK),
     slow("mixtral:routed-means-tp2", 2, TP2, same=ROUTED | MEANS),

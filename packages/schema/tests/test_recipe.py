@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.parallel import ParallelLayout
-from jumar.schema.recipe import apply_set, load_recipe, read_file
+from jumar.schema.recipe import apply_set, load_recipe, read_file, validate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,7 +211,31 @@ def test_a_file_that_is_no_recipe_is_refused(text: str, suffix: str, message: st
 
 def test_a_file_that_is_not_there_or_not_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    for name, message in ("absent.yaml", "does not exist"), ("binary.yaml", "is not a recipe"), ("", "is not a recipe"):
+    for name, message in ("absent.yaml", "does not exist"), ("binary.yaml", "is no recipe"), ("", "is no recipe"):
         with pytest.raises(ToolError, match=message) as caught:
             read_file(tmp_path / name)
         assert caught.value.code == Exit.USAGE
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text("train:\n  steps: 3\nlog: {}\ntrain:\n  seed: 1\n")
+    with pytest.raises(ToolError, match=r"'train' stands in lines 1 and 4"):
+        read_file(path)
+
+
+@dataclass(frozen=True)
+class Part:
+    prefix: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Blended:
+    train: str | tuple[Part, ...] | None = None
+
+
+def test_a_key_inside_a_list_of_a_union_is_known_or_refused() -> None:
+    with pytest.raises(ToolError, match=r"unknown key train\.weigth"):
+        validate(Blended, {"train": [{"prefix": "a", "weigth": 2}]}, "here")
+    assert validate(Blended, {"train": [{"prefix": "a", "weight": 2}]}, "here").train == (Part("a", 2.0),)

@@ -293,3 +293,24 @@ def test_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_check, "installed", lambda: (None, None))
     (problem,) = check_engine()
     assert problem.hint == 'pip install "megatron-core>=0.16.1,<0.17"'
+
+
+def test_weights_that_are_not_there(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "run/iter_0000020").mkdir(parents=True)
+    for sets, message in (
+        ({"load__path": str(tmp_path / "none")}, "none does not exist"),
+        ({"load__path": str(tmp_path / "empty")}, "empty holds no weights"),
+        ({"load__path": str(tmp_path / "run"), "load__iteration": 7}, "has no iteration 7"),
+    ):
+        assert message in texts(check(make_job(tmp_path, **sets)))
+
+
+def test_where_nothing_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert "file is a file" in texts(check(make_job(tmp_path, save__path=str(tmp_path / "file/run"))))
+
+
+def test_samples_longer_than_the_data_are_told(tmp_path: Path) -> None:
+    said = texts(check(make_job(tmp_path, data__seq_len=4000)), warnings=True)
+    assert "have 1,280 tokens, a sample takes data.seq_len + 1 = 4,001" in said

@@ -78,7 +78,7 @@ def example(folder: Path, name: str, world: int) -> Job:
     values["model"] = values.get("model", {}) | {"path": model}
     if "load" in values:
         values["load"]["path"] = model
-    data = str(token_file(folder / "data/a", documents=400))
+    data = str(token_file(folder / "data/a", documents=400, length=2000))
     data_section = values["data"]
     for part in ("train", "valid"):
         if isinstance(data_section.get(part), list):

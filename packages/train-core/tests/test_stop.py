@@ -47,10 +47,34 @@ with Stop() as stop:
 """
 
 
+LONG = """
+import hashlib
+from jumar.train_core.run.stop import Stop
+with Stop() as stop:
+    stop.holds = True
+    print("in", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+"""
+
+
 def ended(*numbers: signal.Signals) -> tuple[int, str]:
     text = HARD % "".join(f"{int(number)}, " for number in numbers)
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=False)
     return done.returncode, done.stdout
+
+
+def test_a_second_ctrl_c_in_one_long_operation() -> None:
+    """Python runs no handler before it returns."""
+    with subprocess.Popen([sys.executable, "-c", LONG], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"in\n"
+        for _ in range(2):
+            time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+        try:
+            assert process.wait(timeout=20) == 130
+        finally:
+            process.kill()
 
 
 def test_a_second_ctrl_c_ends_the_process() -> None:

@@ -36,6 +36,11 @@ def open_device(name: str = "auto") -> Device:
     return device
 
 
+def device_names() -> list[str]:
+    """What `open_device` knows, whether it can be used here or not. torch is not imported."""
+    return sorted(point.name for point in entry_points(group=GROUP))
+
+
 def _import_torch() -> None:
     try:
         import_module("torch")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -35,11 +35,10 @@ def read_file(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ToolError(
-            f"{path} does not exist", hint="give the path of a YAML or TOML file", code=Exit.USAGE
-        ) from None
-    except (UnicodeDecodeError, IsADirectoryError) as fault:
-        raise ToolError(f"{path} is not a recipe: {fault}", code=Exit.USAGE) from None
+        raise ToolError(f"{path} does not exist", hint="give the path of a YAML or TOML file", code=Exit.USAGE) from None
+    except (UnicodeDecodeError, OSError) as fault:
+        why = "it is not text in UTF-8" if isinstance(fault, UnicodeDecodeError) else str(fault.strerror)
+        raise ToolError(f"{path} is no recipe: {why}", hint="give the path of a YAML or TOML file", code=Exit.USAGE) from None
     try:
         values = _parse_toml(text) if path.suffix == ".toml" else _parse_yaml(text)
     except ValueError as fault:
@@ -61,10 +60,24 @@ def _parse_toml(text: str) -> Any:
 def _parse_yaml(text: str) -> Any:
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """YAML's own takes the last of two equal keys, without a word."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            lines: dict[Any, int] = {}
+            for key, _ in node.value:
+                name, line = self.construct_object(key, deep=True), key.start_mark.line + 1
+                if name in lines and name != "<<":
+                    raise ValueError(f"{name!r} stands in lines {lines[name]} and {line}: one of the two would have no effect")
+                lines[name] = line
+            found: dict[Any, Any] = super().construct_mapping(node, deep)
+            return found
+
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader)
     except yaml.YAMLError as fault:
-        raise ValueError(f"not YAML: {' '.join(str(fault).split())}") from None
+        said = " ".join(str(fault).split()).replace(' in "<unicode string>",', "")
+        raise ValueError(f"not YAML: {said}") from None
 
 
 def apply_set(values: dict[str, Any], item: str) -> None:
@@ -98,6 +111,13 @@ def validate(kind: type[T], values: Mapping[str, Any], where: str) -> T:
         raise ToolError(f"{where}: " + "; ".join(lines), code=Exit.USAGE) from None
 
 
+def _types(hint: Any) -> Iterator[Any]:
+    """A type, and those that it is made of: of `Path | tuple[Source, ...]` also Source."""
+    yield hint
+    for part in get_args(hint):
+        yield from _types(part)
+
+
 def _refuse_unknown(kind: Any, values: Mapping[str, Any], where: str, prefix: str) -> None:
     hints = get_type_hints(kind)
     known = [f.name for f in fields(kind)]
@@ -106,7 +126,7 @@ def _refuse_unknown(kind: Any, values: Mapping[str, Any], where: str, prefix: st
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(known)}"
             raise ToolError(f"{where}: unknown key {prefix}{key}", hint=hint, code=Exit.USAGE)
-        inner = next((t for t in (hints[key], *get_args(hints[key])) if is_dataclass(t)), None)
+        inner = next(filter(is_dataclass, _types(hints[key])), None)
         for item in value if isinstance(value, list) else [value]:
             if inner is not None and isinstance(item, Mapping):
                 _refuse_unknown(inner, item, where, f"{prefix}{key}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,10 +18,13 @@ from jumar.train_core.data_checks import check_data
 from jumar.train_core.features.base import Problem, is_set, without_effect
 from jumar.train_core.job import Job, in_recipe_words
 
+WEIGHTS = ("config.json", "*.safetensors", "*.gguf", "mp_rank_*", ".metadata", "release", "iter_*")
+"""One of these is in every directory of weights; whether they are whole is for who reads them to say."""
+
 
 def check(job: Job) -> list[Problem]:
     """Everything that does not fit, faults before warnings. Nothing is written; data files are looked at."""
-    found = [*check_model(job), *features.check(job), *check_recipe(job), *check_data(job), *check_save(job)]
+    found = [*check_model(job), *features.check(job), *check_recipe(job), *check_load(job), *check_data(job), *check_save(job)]
     if not any(not problem.warning for problem in found):  # what is left is cut as checkpoints cut it
         found += _check_placement(job)
     return sorted(found, key=lambda problem: problem.warning)
@@ -166,6 +170,10 @@ def check_save(job: Job) -> Iterator[Problem]:
         fields = ("save.every", "save.keep", "save.background", "save.optimizer", "log.tensorboard", "log.wandb")
         yield from without_effect(job, fields, "save.path is not set", "set save.path=runs/NAME")
         yield Problem("nothing is saved: save.path is not set", "set save.path=runs/NAME to keep what is trained", warning=True)
+    elif (fault := _unwritable(save.path)) is not None:
+        yield Problem(
+            f"save.path {save.path}: {fault}", "set save.path to a directory that can be written", code=Exit.ENVIRONMENT
+        )
     elif (room := _room(save.path)) is not None:
         need = checkpoint_bytes(job)
         if need > room:
@@ -189,13 +197,43 @@ def checkpoint_bytes(job: Job) -> int:
     return whole_parameters(job.family, job.spec) * (each + (12 if job.recipe.save.optimizer else 0))
 
 
-def _room(path: Path) -> int | None:
-    """Free bytes where `path` is or will be; None where nobody can tell."""
+def check_load(job: Job) -> Iterator[Problem]:
+    """Whether weights are there at all; what is in them is looked at by who reads them."""
+    path, iteration = job.recipe.load.path, job.recipe.load.iteration
+    if path is None:
+        return
+    if not path.exists():
+        yield Problem(f"load.path: {path} does not exist", "give the path of a Hugging Face or Megatron directory")
+        return
+    steps = sorted(int(each.name[5:]) for each in path.glob("iter_*") if each.name[5:].isdigit())
+    if path.is_dir() and not steps and not any(True for pattern in WEIGHTS for _ in path.glob(pattern)):
+        yield Problem(f"load.path: {path} holds no weights", "give the path of a Hugging Face or Megatron directory")
+    elif iteration is not None and steps and iteration not in steps:
+        yield Problem(
+            f"load.iteration: {path} has no iteration {iteration}", f"set it to one of {', '.join(map(str, steps[-8:]))}"
+        )
+
+
+def _unwritable(path: Path) -> str | None:
+    """Why nothing can be written to `path`; None where it can, as far as can be told without writing."""
+    here = _existing(path)
+    if not here.is_dir():
+        return f"{here} is a file"
+    return None if os.access(here, os.W_OK | os.X_OK) else f"{here} cannot be written by this user"
+
+
+def _existing(path: Path) -> Path:
+    """`path`, or the nearest of the directories above it that is there."""
     here = path.absolute()
     while not here.exists() and here != here.parent:
         here = here.parent
+    return here
+
+
+def _room(path: Path) -> int | None:
+    """Free bytes where `path` is or will be; None where nobody can tell."""
     try:
-        return shutil.disk_usage(here).free
+        return shutil.disk_usage(_existing(path)).free
     except OSError:
         return None
 

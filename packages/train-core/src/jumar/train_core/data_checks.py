@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from jumar.schema.errors import ToolError
 from jumar.schema.manifest import read_manifest_file, tokenizer_sha256
-from jumar.train_core.data.blends import PARTS, TEXT, Plan, plan
+from jumar.train_core.data.blends import PARTS, TEXT, Plan, part_of, plan
 from jumar.train_core.features.base import Problem, without_effect
 from jumar.train_core.job import Job
 
@@ -25,8 +27,26 @@ def check_data(job: Job) -> Iterator[Problem]:
     except ToolError as fault:
         yield Problem(fault.message, fault.hint or "make the dataset again", code=fault.code)
         return
+    yield from _check_lengths(job, planned)
     for kind, prefix in _prefixes(planned):
         yield from _check_manifest(job, f"data.{kind}", prefix)
+
+
+def _check_lengths(job: Job, planned: Plan) -> Iterator[Problem]:
+    """Samples that are longer than all that they are cut from would be the same tokens over and over."""
+    seq_len = job.recipe.data.seq_len
+    shares = [share / sum(planned.split) for share in planned.split] if planned.split else None
+    for at, (kind, wanted) in enumerate(zip(PARTS, planned.samples, strict=True)):
+        blend = planned.blends[0] if shares else planned.blends[at]
+        for reader in blend.readers if blend is not None and wanted else ():
+            own = part_of(reader, sum(shares[:at]), shares[at]) if shares else reader.lengths
+            if (tokens := int(own.sum(dtype=np.int64))) <= seq_len:
+                yield Problem(
+                    f"data.{kind if not shares else 'split'}: the {kind} documents of {reader.prefix} have {tokens:,} tokens, "
+                    f"a sample takes data.seq_len + 1 = {seq_len + 1:,}",
+                    "give more data, or set data.seq_len lower",
+                    warning=True,
+                )
 
 
 def _prefixes(planned: Plan) -> Iterator[tuple[str, Path]]:

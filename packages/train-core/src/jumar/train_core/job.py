@@ -153,7 +153,7 @@ def _spec(family: Family, config: Mapping[str, Any], changes: Mapping[str, Any])
         return family.spec(config)
     except ToolError as fault:
         if not changes:
-            raise ToolError(fault.message, hint="the model uses a feature that jumar does not train yet") from None
+            raise
         raise ToolError(fault.message, hint=f"look at model.config: {', '.join(sorted(changes))}") from None
 
 

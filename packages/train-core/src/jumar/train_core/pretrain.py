@@ -36,9 +36,12 @@ def pretrain(path: Path, sets: Sequence[str], *, nproc: int | None, device: str,
 
 
 def _dry_run(recipe: Recipe, world: int, device: str) -> int:
+    from jumar.device.opening import device_names
     from jumar.train_core import show
     from jumar.train_core.dry_run import report
 
+    if device not in (names := [*device_names(), "auto"]):
+        raise ToolError(f"there is no device {device!r}", hint=f"give one of {', '.join(names)}", code=Exit.USAGE)
     job = resolve(recipe, world=world, device=device)
     _say_problems(job)
     show.dry_run(report(job))
@@ -94,7 +97,7 @@ def _train(job: Job, device: str, rank: int, ended: ExitFile) -> int:
         raise ToolError(f"rank {rank}: {fault.message}" if rank else fault.message, hint=fault.hint, code=fault.code) from fault
     except KeyboardInterrupt:
         ended.write(Exit.INTERRUPTED, "stopped before the first step", rank)
-        if rank:
+        if rank or LAUNCHED in os.environ:  # it is said once
             sys.exit(Exit.INTERRUPTED)
         raise
     except BaseException as fault:

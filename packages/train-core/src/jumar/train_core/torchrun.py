@@ -20,11 +20,13 @@ def main(arguments: list[str]) -> int:
     """0 if every rank returned 0, else 1. Ends with `launch`; then the ranks are asked to stop, see `pretrain`."""
     die_with_parent(signal.SIGKILL)
     from torch.distributed import run as library
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     torchrun: Any = library  # it has no types
     failures, count, *command = arguments
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    for name in ("torch.distributed", "torch.distributed.elastic.agent.server.api"):  # the latter sets a level of its own
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         torchrun.run(torchrun.parse_args(["--standalone", "--nproc-per-node", count, "-m", *command]))
     except ChildFailedError as fault:
@@ -33,6 +35,8 @@ def main(arguments: list[str]) -> int:
             for rank, failure in fault.failures.items()
         }
         Path(failures).write_text(json.dumps(found), encoding="utf-8")
+        return 1
+    except SignalException:  # `launch` knows: it has sent it on
         return 1
     return 0
 

@@ -104,6 +104,10 @@ class GroupedExperts(experts.SequentialMLP):  # type: ignore[misc]
 
     def forward(self, tokens_TH: Tensor, tokens_per_expert: Tensor, probs_T: Tensor) -> tuple[Tensor, None]:
         """Tokens sorted by expert, the number of each, and their weights. Returns the weighted outputs [T, H]."""
+        for expert in self.local_experts:
+            for linear in (expert.linear_fc1, expert.linear_fc2):
+                for hook in linear._forward_pre_hooks.values():
+                    hook(linear, ())  # with overlap_param_gather it waits for the weights; nothing below would
         first = [expert.linear_fc1.weight for expert in self.local_experts]
         second = [expert.linear_fc2.weight for expert in self.local_experts]
         x = self.ops.grouped_matmul(tokens_TH, first, tokens_per_expert)

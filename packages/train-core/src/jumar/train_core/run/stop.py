@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
 
@@ -12,7 +13,8 @@ PR_SET_PDEATHSIG = 1
 
 
 class Stop:
-    """Remembers that a signal came; the loop looks at the end of each step. A second Ctrl-C ends the process at once.
+    """Remembers that a signal came; the loop looks at the end of each step. A second Ctrl-C ends the process at once, also in the
+    middle of a long operation, where Python's own handlers wait.
 
     holds: whether there is something to save. Before, a signal of any kind is a KeyboardInterrupt.
     """
@@ -28,11 +30,17 @@ class Stop:
     def __enter__(self) -> Stop:
         for number in self.SIGNALS:
             self._before[number] = signal.signal(number, self._hear)
+        self._ends = os.pipe()
+        os.set_blocking(self._ends[1], False)
+        signal.set_wakeup_fd(self._ends[1], warn_on_full_buffer=False)
+        threading.Thread(target=_end_at_second, args=(self._ends[0],), name="ctrl-c", daemon=True).start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+        signal.set_wakeup_fd(-1)
+        os.close(self._ends[1])  # ends the thread
 
     def last_word(self) -> None:
         """The process ends by itself within seconds: the SIGTERM by which torchrun ends what a dead rank leaves has no effect."""
@@ -41,10 +49,20 @@ class Stop:
 
     def _hear(self, number: int, _frame: FrameType | None) -> None:
         if self.asked and number == signal.SIGINT and self.signal == signal.SIGINT:
-            os._exit(130)  # in the middle of a collective nothing else gets through
+            os._exit(130)
         first, self.asked, self.signal = not self.asked, True, signal.Signals(number)
         if first and not self.holds:
             raise KeyboardInterrupt
+
+
+def _end_at_second(pipe: int) -> None:
+    """Reads the numbers of signals as they come; a Ctrl-C after a Ctrl-C ends the process."""
+    before = 0
+    with open(pipe, "rb", buffering=0) as numbers:
+        while number := numbers.read(1):
+            if before == number[0] == signal.SIGINT:
+                os._exit(130)
+            before = number[0]
 
 
 def die_with_parent(number: signal.Signals) -> None:
