@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from jumar.schema.recipe import load_recipe
-from training import DONE, ENVIRONMENT, INPUT, Going, Run, command, finish, make_run, token_file, train
+from training import DONE, ENVIRONMENT, INPUT, Run, finish, make_run, token_file, train
 
 CONVERT = str(Path(sys.executable).with_name("jumar-convert"))
 pytestmark = pytest.mark.timeout(1200)  # processes on a machine that others use as well
@@ -184,25 +184,6 @@ def test_nothing_left_to_do(tmp_path: Path) -> None:
     ended = train(run.having({"train.steps": 7}))
     assert ended.code == INPUT
     assert "has no optimizer state" in ended.err
-
-
-@pytest.mark.slow
-def test_a_rank_reads_its_slices_only(tmp_path: Path) -> None:
-    """By the kernel's count, against the same run with random weights."""
-    base = make_run(tmp_path, {"data.workers": 0}, family="llama", model={"vocab_size": 200_000})
-    hf = hugging_face(tmp_path / "hf", "llama", vocab_size=200_000)
-    size = (hf / "model.safetensors").stat().st_size
-    convert("to-megatron", hf, tmp_path / "torch", "--pp", "2")
-    read: dict[str, int] = {}
-    more = {"parallel.tp": 2, "train.steps": 4000, "save.every": 4000}
-    for name, settings in (("random", {}), ("hf", {"load.path": str(hf)}), ("torch", {"load.path": str(tmp_path / "torch")})):
-        run = base.having({**more, **settings}, name)
-        with Going(run, command(run, 2)) as going:
-            ranks = going.at_step(1).ranks().values()
-            read[name] = max(rank.io_counters().read_chars for rank in ranks)
-    assert size > 90e6
-    for name in ("hf", "torch"):
-        assert (read[name] - read["random"]) / size == pytest.approx(0.5, abs=0.05), (read, size)
 
 
 @pytest.mark.slow

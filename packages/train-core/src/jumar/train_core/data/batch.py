@@ -121,15 +121,10 @@ class Batches:
             self.close()
             raise
         except RuntimeError as fault:
-            if "DataLoader worker" not in str(fault):
+            if (died := reader_died(fault)) is None:
                 raise
             self.close()
-            text = f"a process that reads data ahead died: {fault}"
-            raise ToolError(
-                text,
-                hint="set data.workers to 0 to read without, or look for what killed it (memory, the disk)",
-                code=Exit.ENVIRONMENT,
-            ) from None
+            raise died from None
         if isinstance(loaded, ToolError):
             raise loaded
         self._given += 1
@@ -163,6 +158,17 @@ def _end_with_the_process() -> None:
 def _close_all() -> None:
     for each in list(_OPEN):
         each.close()
+
+
+def reader_died(fault: RuntimeError) -> ToolError | None:
+    """torch's word that a worker died, which it raises wherever the process happens to be; None of any other fault."""
+    if "DataLoader worker" not in str(fault):
+        return None
+    return ToolError(
+        f"a process that reads data ahead died: {fault}",
+        hint="set data.workers to 0 to read without, or look for what killed it (memory, the disk)",
+        code=Exit.ENVIRONMENT,
+    )
 
 
 def workers_for(given: int | None, device: str) -> int:

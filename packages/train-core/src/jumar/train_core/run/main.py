@@ -25,6 +25,7 @@ def train(job: Job, device: str) -> int:
     with Stop() as stop, engine(open_device(device)) as (hardware, where):
         from torch.distributed.checkpoint.api import CheckpointException
 
+        from jumar.train_core.data.batch import reader_died
         from jumar.train_core.run.claim import claimed
         from jumar.train_core.run.groups import joined, model_parallel
         from jumar.train_core.run.ranks import lost
@@ -35,6 +36,8 @@ def train(job: Job, device: str) -> int:
         except (RuntimeError, CheckpointException) as fault:
             if stop.asked and not stop.holds:
                 raise KeyboardInterrupt from None  # the others were asked as well
+            if isinstance(fault, RuntimeError) and (died := reader_died(fault)) is not None:
+                raise died from None
             if (gone := lost(fault)) is not None:
                 stop.last_word()
                 raise gone from None
