@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pexpect
+import psutil
 import pytest
 
 from training import (
@@ -225,8 +226,15 @@ def test_a_killed_writer_in_the_background(tmp_path: Path) -> None:
     run = endless(tmp_path, **{"save.every": 1, "save.background": True, "model.config": {"vocab_size": 400_000}})
     with going(run, 2) as one:
         one.until(lambda: run.path.is_dir() and run.steps() and [name for name in run.left_over() if name.endswith(".partial")])
-        writers = one.until(lambda: one.ranks()[1].children()).ranks()[1].children()
-        writers[0].kill()
+        found: list[psutil.Process] = []
+
+        def writing() -> bool:
+            children = one.ranks()[1].children()
+            found[:] = [child for child in children if child.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)]
+            return bool(found)  # one that is done waits for its rank to see it
+
+        one.until(writing)
+        found[0].kill()
         ended = one.ends(SOON)
     assert (ended.code, run.ended()["code"]) == (ENVIRONMENT, ENVIRONMENT)
     assert "cannot be written: rank 1: the process that writes it was killed" in ended.err
