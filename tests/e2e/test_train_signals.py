@@ -97,7 +97,7 @@ def test_ctrl_c_in_a_terminal(tmp_path: Path, nproc: int | None) -> None:
     shell = pexpect.spawn(first, rest, env=environment(), timeout=300, encoding="utf-8", dimensions=(40, 200))
     shell.expect(r"step [2-9]/4000")
     shell.sendintr()
-    shell.expect(r"stopped:\S* after step")
+    shell.expect(r"stopped:\x1b\[0m after step")
     shell.expect(pexpect.EOF)
     shell.close()
     assert (shell.exitstatus, run.ended()["code"]) == (STOPPED, STOPPED)

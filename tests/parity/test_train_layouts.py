@@ -89,7 +89,6 @@ def test_every_row_has_a_name_of_its_own_and_something_to_be_compared_with() -> 
     assert len(TRAPPED) == 15, "a trap names a row that is not there"
 
 
-@pytest.mark.slow
 def test_a_row_that_fails_is_told_from_those_after_it(tmp_path: Path) -> None:
     place, out = Place(tmp_path), tmp_path / "out"
     bad = Row(name="bad", world=2, changes={"data.seq_len": 30, "parallel.cp": 2}, steps=1)

@@ -84,7 +84,7 @@ DENSE = (
     row("llama:recompute-block", 1, recompute_full("block", 2), gradient=0, loss=0, norm=0),
     row("llama:recompute-parts", 1, recompute("core_attn", "mlp", "layernorm")),
     row("llama_tied:pp2", 2, PP2),
-    slow("llama_tied:dp2pp2-overlap", 4, PP2 | OVERLAP),
+    row("llama_tied:dp2pp2-overlap", 4, PP2 | OVERLAP),
     row("llama:uneven", 2, PP2 | {"parallel.layers_per_stage": [1, 3]}),
     row("llama:cp2tp2", 4, CP2 | TP2 | SPREAD),
     row("mistral:cp2", 2, CP2),

@@ -211,7 +211,7 @@ def test_a_file_that_is_no_recipe_is_refused(text: str, suffix: str, message: st
 
 def test_a_file_that_is_not_there_or_not_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    for name, message in ("absent.yaml", "does not exist"), ("binary.yaml", "is no recipe"), ("", "is no recipe"):
+    for name, message in ("absent.yaml", "does not exist"), ("binary.yaml", "is not a recipe"), ("", "is not a recipe"):
         with pytest.raises(ToolError, match=message) as caught:
             read_file(tmp_path / name)
         assert caught.value.code == Exit.USAGE

@@ -299,11 +299,12 @@ def test_weights_that_are_not_there(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "run/iter_0000020").mkdir(parents=True)
     for sets, message in (
-        ({"load__path": str(tmp_path / "none")}, "none does not exist"),
         ({"load__path": str(tmp_path / "empty")}, "empty holds no weights"),
         ({"load__path": str(tmp_path / "run"), "load__iteration": 7}, "has no iteration 7"),
     ):
         assert message in texts(check(make_job(tmp_path, **sets)))
+    with pytest.raises(ToolError, match=r"load\.path: .*none does not exist"):
+        make_job(tmp_path, load__path=str(tmp_path / "none"))
 
 
 def test_where_nothing_can_be_written(tmp_path: Path) -> None:

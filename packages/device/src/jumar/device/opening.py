@@ -18,17 +18,10 @@ def open_device(name: str = "auto") -> Device:
     Devices are found through the entry points of the group `jumar.devices`, whose values are `Device` objects.
     Raises ToolError: 2 for a name that nothing registers, 4 for a device that is not available here.
     """
-    points = {point.name: point for point in entry_points(group=GROUP)}
-    if name == "auto":
-        _import_torch()
-        return _best(points)
-    if name not in points:
-        raise ToolError(
-            f"there is no device {name!r}; known are {', '.join(sorted(points))}, and auto",
-            hint="give one of them, or install the package that brings the device",
-            code=Exit.USAGE,
-        )
+    points = known_devices(name)
     _import_torch()
+    if name == "auto":
+        return _best(points)
     device = _load(points[name])
     missing = device.missing()
     if missing is not None:
@@ -36,9 +29,17 @@ def open_device(name: str = "auto") -> Device:
     return device
 
 
-def device_names() -> list[str]:
-    """What `open_device` knows, whether it can be used here or not. torch is not imported."""
-    return sorted(point.name for point in entry_points(group=GROUP))
+def known_devices(name: str) -> dict[str, EntryPoint]:
+    """All that are registered, whether they can be used here or not; torch is not imported. Raises ToolError (2) if `name`,
+    which may be "auto", is none of them."""
+    points = {point.name: point for point in entry_points(group=GROUP)}
+    if name != "auto" and name not in points:
+        raise ToolError(
+            f"there is no device {name!r}; known are {', '.join(sorted(points))}, and auto",
+            hint="give one of them, or install the package that brings the device",
+            code=Exit.USAGE,
+        )
+    return points
 
 
 def _import_torch() -> None:

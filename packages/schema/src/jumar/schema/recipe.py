@@ -38,7 +38,7 @@ def read_file(path: Path) -> dict[str, Any]:
         raise ToolError(f"{path} does not exist", hint="give the path of a YAML or TOML file", code=Exit.USAGE) from None
     except (UnicodeDecodeError, OSError) as fault:
         why = "it is not text in UTF-8" if isinstance(fault, UnicodeDecodeError) else str(fault.strerror)
-        raise ToolError(f"{path} is no recipe: {why}", hint="give the path of a YAML or TOML file", code=Exit.USAGE) from None
+        raise ToolError(f"{path} is not a recipe: {why}", hint="give the path of a YAML or TOML file", code=Exit.USAGE) from None
     try:
         values = _parse_toml(text) if path.suffix == ".toml" else _parse_yaml(text)
     except ValueError as fault:

@@ -202,9 +202,6 @@ def check_load(job: Job) -> Iterator[Problem]:
     path, iteration = job.recipe.load.path, job.recipe.load.iteration
     if path is None:
         return
-    if not path.exists():
-        yield Problem(f"load.path: {path} does not exist", "give the path of a Hugging Face or Megatron directory")
-        return
     steps = sorted(int(each.name[5:]) for each in path.glob("iter_*") if each.name[5:].isdigit())
     if path.is_dir() and not steps and not any(True for pattern in WEIGHTS for _ in path.glob(pattern)):
         yield Problem(f"load.path: {path} holds no weights", "give the path of a Hugging Face or Megatron directory")

@@ -9,7 +9,7 @@ import numpy as np
 
 from jumar.schema.errors import ToolError
 from jumar.schema.manifest import read_manifest_file, tokenizer_sha256
-from jumar.train_core.data.blends import PARTS, TEXT, Plan, part_of, plan
+from jumar.train_core.data.blends import PARTS, TEXT, Plan, draws, plan
 from jumar.train_core.features.base import Problem, without_effect
 from jumar.train_core.job import Job
 
@@ -35,18 +35,14 @@ def check_data(job: Job) -> Iterator[Problem]:
 def _check_lengths(job: Job, planned: Plan) -> Iterator[Problem]:
     """Samples that are longer than all that they are cut from would be the same tokens over and over."""
     seq_len = job.recipe.data.seq_len
-    shares = [share / sum(planned.split) for share in planned.split] if planned.split else None
-    for at, (kind, wanted) in enumerate(zip(PARTS, planned.samples, strict=True)):
-        blend = planned.blends[0] if shares else planned.blends[at]
-        for reader in blend.readers if blend is not None and wanted else ():
-            own = part_of(reader, sum(shares[:at]), shares[at]) if shares else reader.lengths
-            if (tokens := int(own.sum(dtype=np.int64))) <= seq_len:
-                yield Problem(
-                    f"data.{kind if not shares else 'split'}: the {kind} documents of {reader.prefix} have {tokens:,} tokens, "
-                    f"a sample takes data.seq_len + 1 = {seq_len + 1:,}",
-                    "give more data, or set data.seq_len lower",
-                    warning=True,
-                )
+    for draw in draws(planned):
+        if draw.samples and (tokens := int(draw.lengths.sum(dtype=np.int64))) <= seq_len:
+            yield Problem(
+                f"data.{'split' if planned.split else draw.kind}: the {draw.kind} documents of {draw.reader.prefix} have "
+                f"{tokens:,} tokens, a sample takes data.seq_len + 1 = {seq_len + 1:,}",
+                "give more data, or set data.seq_len lower",
+                warning=True,
+            )
 
 
 def _prefixes(planned: Plan) -> Iterator[tuple[str, Path]]:

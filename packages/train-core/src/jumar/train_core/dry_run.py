@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jumar.train_core.data.blends import PARTS, part_of, plan
+from jumar.train_core.data.blends import draws, plan
 from jumar.train_core.estimate import active_parameters, flops_per_token, ranks, whole_parameters
 from jumar.train_core.features import active, ddp, optimizer, settings
 from jumar.train_core.groups import rank_groups
@@ -88,21 +88,14 @@ def _stage(rank: Any) -> dict[str, Any]:
 
 def _data(job: Job) -> dict[str, list[dict[str, Any]]]:
     """For training, validation and test: each dataset, what it holds, and how often it is read."""
-    planned, seq_len = plan(job), job.recipe.data.seq_len
-    split = [share / sum(planned.split) for share in planned.split] if planned.split else [1.0] * len(PARTS)
-    blends = [planned.blends[0] if planned.split and share else blend for share, blend in zip(split, planned.blends, strict=True)]
+    seq_len = job.recipe.data.seq_len
     found: dict[str, list[dict[str, Any]]] = {}
-    begins = [sum(split[:i]) for i in range(len(split))] if planned.split else [0.0] * len(PARTS)
-    for kind, blend, begin, part, wanted in zip(PARTS, blends, begins, split, planned.samples, strict=True):
-        if blend is None:
-            continue
-        for reader, share in zip(blend.readers, blend.weights or (1.0,), strict=True):
-            own = part_of(reader, begin, part)
-            tokens = int(own.sum(dtype=np.int64))
-            samples = tokens // seq_len
-            row = {"prefix": str(reader.prefix), "documents": len(own), "tokens": tokens, "part": part}
-            row |= {"samples": samples, "share": share, "epochs": wanted * share / samples if samples else None}
-            found.setdefault(kind, []).append(row)
+    for draw in draws(plan(job)):
+        tokens = int(draw.lengths.sum(dtype=np.int64))
+        samples = tokens // seq_len
+        row = {"prefix": str(draw.reader.prefix), "documents": len(draw.lengths), "tokens": tokens, "part": draw.share}
+        row |= {"samples": samples, "share": draw.weight, "epochs": draw.samples * draw.weight / samples if samples else None}
+        found.setdefault(draw.kind, []).append(row)
     return found
 
 

@@ -106,9 +106,10 @@ def _model(recipe: Recipe) -> tuple[Path | None, Mapping[str, Any], Family, Mode
     if path is None:
         hint = "set model.path (random weights) or load.path to a Hugging Face or Megatron directory"
         raise ToolError("the recipe names no model", hint=hint, code=Exit.USAGE)
-    if not path.exists():
-        hub = " (hub names are not fetched: jumar never opens the network)" if not path.is_absolute() else ""
-        raise ToolError(f"{key}: {path} does not exist{hub}", hint="give the path of a directory on this machine")
+    for name, given in ((key, path), ("load.path", recipe.load.path)):
+        if given is not None and not given.exists():
+            hub = " (hub names are not fetched: jumar never opens the network)" if not given.is_absolute() else ""
+            raise ToolError(f"{name}: {given} does not exist{hub}", hint="give the path of a directory on this machine")
     homes = (path, path / "hf", path.parent / "hf", path.parent.parent / "hf")
     hf = next((home for home in homes if (home / "config.json").is_file()), None)
     found = _read_config(hf / "config.json") if hf is not None else _config_of_manifest(path)

@@ -36,12 +36,11 @@ def pretrain(path: Path, sets: Sequence[str], *, nproc: int | None, device: str,
 
 
 def _dry_run(recipe: Recipe, world: int, device: str) -> int:
-    from jumar.device.opening import device_names
+    from jumar.device.opening import known_devices
     from jumar.train_core import show
     from jumar.train_core.dry_run import report
 
-    if device not in (names := [*device_names(), "auto"]):
-        raise ToolError(f"there is no device {device!r}", hint=f"give one of {', '.join(names)}", code=Exit.USAGE)
+    known_devices(device)
     job = resolve(recipe, world=world, device=device)
     _say_problems(job)
     show.dry_run(report(job))

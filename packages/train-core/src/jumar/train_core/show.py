@@ -84,9 +84,9 @@ def _unit(stages: list[dict[str, Any]]) -> tuple[str, int]:
 
 def _stages(stages: list[dict[str, Any]], unit: int) -> Table:
     """Narrow enough for 80 columns."""
-    names = {"weights": "weights", "gradients": "grads", "optimizer": "optim", "activations": "activ", "logits": "logits"}
-    names |= {"total": "total"}
-    rows = table("stage", "layers", "parameters", *names.values(), right=("parameters", *names.values()))
+    names = ("weights", "gradients", "optimizer", "activations", "logits", "total")
+    heads = ("weights", "grads", "optim", "activ", "logits", "total")
+    rows = table("stage", "layers", "parameters", *heads, right=("parameters", *heads))
     for stage in stages:
         sizes = [f"{stage['bytes'][name] / unit:,.2f}" for name in names]
         rows.add_row(str(stage["stage"]), _layers(stage["layers"]), f"{stage['parameters']:,}", *sizes)

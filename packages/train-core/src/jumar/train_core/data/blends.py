@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,19 @@ class Plan:
     split: tuple[float, ...] | None
 
 
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One dataset of one part: `lengths` of its own documents (those of a split as megatron-core cuts it), which are `share` of
+    all; `weight` of the part's `samples` come from it."""
+
+    kind: str
+    reader: IndexedReader
+    lengths: Any
+    share: float
+    weight: float
+    samples: int
+
+
 def plan(job: Job) -> Plan:
     """Opens and checks the data files of a job. Raises ToolError naming the recipe's field."""
     data, train = job.recipe.data, job.recipe.train
@@ -64,8 +77,9 @@ def plan(job: Job) -> Plan:
     if data.split is not None:
         split, blend = _split(data.split), _blend("train", data.train)
         wanted = tuple(n if share else 0 for n, share in zip(samples, split, strict=True))
-        _check_parts(blend, [share / sum(split) for share in split], wanted)
-        return Plan((blend, None, None), wanted, split)
+        planned = Plan((blend, None, None), wanted, split)
+        _check_parts(planned)
+        return planned
     blends = tuple(_blend(name, given) if given else None for name, given in _named(data))
     return Plan(blends, tuple(n if blend else 0 for n, blend in zip(samples, blends, strict=True)), None)
 
@@ -133,20 +147,26 @@ def _checked(reader: IndexedReader) -> IndexedReader:
     return reader
 
 
-def part_of(reader: IndexedReader, begin: float, share: float) -> Any:
-    """The lengths of those documents that a share of a split is, as megatron-core cuts it."""
-    return reader.lengths[round(begin * len(reader)) : round((begin + share) * len(reader))]
+def draws(planned: Plan) -> Iterator[Draw]:
+    """Part by part, what each draws from."""
+    shares = [share / sum(planned.split) for share in planned.split] if planned.split else [1.0] * len(PARTS)
+    begin = 0.0
+    for kind, blend, share, samples in zip(PARTS, planned.blends, shares, planned.samples, strict=True):
+        whole = planned.blends[0] if planned.split and share else blend
+        for reader, weight in zip(whole.readers, whole.weights or (1.0,), strict=True) if whole is not None else ():
+            first, last = (round(at * len(reader)) for at in (begin, begin + share))
+            yield Draw(kind, reader, reader.lengths[first:last], share, weight, samples)
+        if planned.split:
+            begin += share
 
 
-def _check_parts(blend: Blend, split: Sequence[float], samples: Sequence[int]) -> None:
+def _check_parts(planned: Plan) -> None:
     """Each part that is drawn from has tokens in each dataset; of an empty one megatron-core would count epochs forever."""
-    for reader in blend.readers:
-        at = 0.0
-        for name, share, wanted in zip(PARTS, split, samples, strict=True):
-            own, at = part_of(reader, at, share), at + share
-            if wanted and not own.any():
-                text = f"data.split gives {name} {len(own)} of the {len(reader)} documents of {reader.prefix}: no token"
-                raise ToolError(text, hint="give it a larger share, or data of its own")
+    for draw in draws(planned):
+        if draw.samples and not draw.lengths.any():
+            documents = f"{len(draw.lengths)} of the {len(draw.reader)} documents of {draw.reader.prefix}"
+            text = f"data.split gives {draw.kind} {documents}: no token"
+            raise ToolError(text, hint="give it a larger share, or data of its own")
 
 
 def fingerprint(plan: Plan, **facts: Any) -> str:

@@ -97,16 +97,17 @@ class Loop:
 
     def _due(self, step: int, held_out: HeldOut) -> list[str]:
         """What is evaluated after a step: validation data every few steps and at the end, test data at the end."""
-        train = self.job.recipe.train
-        now = {"eval": bool(train.eval_every) and (step % (train.eval_every or 1) == 0 or step == train.steps)}
-        now["test"] = step == train.steps
-        return [name for name in now if now[name] and name in held_out]
+        every, last = self.job.recipe.train.eval_every, step == self.job.recipe.train.steps
+        now = {"eval": every is not None and (step % every == 0 or last), "test": last}
+        return [name for name, due in now.items() if due and name in held_out]
 
     def _evaluated(self, progress: Progress, held_out: HeldOut, metrics: Any) -> tuple[Progress, int]:
         """The evaluations of this step, and how many ranks were asked to stop meanwhile; then they are put off."""
         found, stops = {}, 0
         for name in self._due(progress.step, held_out):
-            loss, stops = (None, stops) if stops else self.evaluate(held_out[name]())
+            if stops:
+                return progress, stops
+            loss, stops = self.evaluate(held_out[name]())
             if loss is None:
                 return progress, stops
             found[name] = {f"{name}_loss": loss, f"{name}_perplexity": math.exp(min(loss, 700))}

@@ -32,14 +32,14 @@ class Stop:
             self._before[number] = signal.signal(number, self._hear)
         self._ends = os.pipe()
         os.set_blocking(self._ends[1], False)
-        signal.set_wakeup_fd(self._ends[1], warn_on_full_buffer=False)
+        self._told_before = signal.set_wakeup_fd(self._ends[1], warn_on_full_buffer=False)
         threading.Thread(target=_end_at_second, args=(self._ends[0],), name="ctrl-c", daemon=True).start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
-        signal.set_wakeup_fd(-1)
+        signal.set_wakeup_fd(self._told_before)
         os.close(self._ends[1])  # ends the thread
 
     def last_word(self) -> None:
@@ -56,13 +56,14 @@ class Stop:
 
 
 def _end_at_second(pipe: int) -> None:
-    """Reads the numbers of signals as they come; a Ctrl-C after a Ctrl-C ends the process."""
+    """Reads the numbers of signals as they come; a Ctrl-C after a Ctrl-C ends the process. Others, such as a child's end, are not
+    its concern."""
     before = 0
     with open(pipe, "rb", buffering=0) as numbers:
         while number := numbers.read(1):
             if before == number[0] == signal.SIGINT:
                 os._exit(130)
-            before = number[0]
+            before = number[0] if number[0] in Stop.SIGNALS else before
 
 
 def die_with_parent(number: signal.Signals) -> None:

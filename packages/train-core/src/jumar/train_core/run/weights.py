@@ -55,11 +55,7 @@ def load_weights(job: Job, chunks: list[GPTModel], path: Path, iteration: int | 
             hint="pip install 'jumar-train-core[convert]'",
             code=Exit.ENVIRONMENT,
         ) from None
-    try:
-        checkpoint = open_checkpoint(path, options=OpenOptions(iteration=None if iteration is None else str(iteration)))
-    except ToolError as fault:
-        hint = None if fault.hint is None else fault.hint.replace("--iteration", "load.iteration")
-        raise ToolError(f"load.path: {fault.message}", hint=hint, code=fault.code) from fault
+    checkpoint = open_checkpoint(path, options=OpenOptions(iteration=None if iteration is None else str(iteration)))
     wanted = job.family.hf_tensors(job.spec)
     for name, shape in checkpoint.tensors.items():
         if name in wanted and tuple(shape) != tuple(wanted[name]):
