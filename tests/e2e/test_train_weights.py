@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from jumar.schema.recipe import load_recipe
-from training import DONE, ENVIRONMENT, INPUT, Run, finish, make_run, token_file, train
+from training import DONE, ENVIRONMENT, INPUT, Run, Settings, environment, finish, make_run, token_file, train
 
 CONVERT = str(Path(sys.executable).with_name("jumar-convert"))
 pytestmark = pytest.mark.timeout(1200)  # processes on a machine that others use as well
@@ -184,6 +184,25 @@ def test_nothing_left_to_do(tmp_path: Path) -> None:
     ended = train(run.having({"train.steps": 7}))
     assert ended.code == INPUT
     assert "has no optimizer state" in ended.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{"parallel.tp": 2}, {"parallel.pp": 2}], ids=["tp2", "pp2"])
+@pytest.mark.parametrize("kind", ["hf", "megatron"])
+def test_a_rank_reads_its_slices_only(tmp_path: Path, kind: str, settings: Settings) -> None:
+    """By the kernel's count, which reads some MB ahead of each slice."""
+    hf = hugging_face(tmp_path / "hf", "llama", vocab_size=1_600_000)
+    if kind == "megatron":
+        convert("to-megatron", hf, tmp_path / "megatron", "--pp", "2")
+    files = sorted(path for path in (tmp_path / kind).rglob("*") if path.suffix in (".safetensors", ".pt"))
+    size = sum(path.stat().st_size for path in files)
+    assert size > 800e6
+    run = make_run(tmp_path, {**settings, "load.path": str(tmp_path / kind)}, family="llama", model={"vocab_size": 1_600_000})
+    worker, report = Path(__file__).with_name("slices_worker.py"), tmp_path / "shares.json"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run([*torchrun, str(worker), str(run.recipe), str(report), *map(str, files)], check=True, env=environment())
+    shares = json.loads(report.read_text())
+    assert shares == pytest.approx([0.5, 0.5], abs=0.05)
 
 
 @pytest.mark.slow
