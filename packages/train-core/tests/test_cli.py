@@ -166,7 +166,7 @@ def test_under_torchrun_rank_0_speaks(recipe: Path) -> None:
 def test_what_all_ranks_find_is_said_once(tmp_path: Path) -> None:
     """A rank that another was quicker than is silent, unless it has something else to say, or nobody spoke."""
     from jumar.schema.errors import ToolError
-    from jumar.train_core.pretrain import _said
+    from jumar.train_core.start import _said
 
     here = ExitFile(tmp_path)
     assert _said(ToolError("step 3: the loss is nan"), 1, here) is None

@@ -20,6 +20,7 @@ from jumar.schema.errors import Exit, ToolError
 from jumar.schema.indexed import IndexedWriter
 from jumar.train_core.data import pretrain
 from jumar.train_core.data.blends import weights_of
+from jumar.train_core.data.end import eod_id
 from jumar.train_core.data.pretrain import datasets
 from jumar.train_core.recipe import Data, Source
 
@@ -172,8 +173,8 @@ def test_the_end_of_documents(tmp_path: Path) -> None:
     assert job.hf is not None
     generation = job.hf / "generation_config.json"
     generation.write_text('{"eos_token_id": 4}')
-    assert pretrain.eod_id(job) == 4
-    assert pretrain.eod_id(replace(job, config={"eos_token_id": 3})) == 3
+    assert eod_id(job, "why") == 4
+    assert eod_id(replace(job, config={"eos_token_id": 3}), "why") == 3
     generation.write_text('{"eos_token_id": [3, 4]}')
     with pytest.raises(ToolError, match="which one token ends a document") as raised:
         datasets(job)

@@ -43,7 +43,7 @@ def test_every_field_is_explained(kind: type) -> None:
 
 def test_lines_of_the_schema() -> None:
     lines = schema_text().splitlines()
-    assert "  seq_len: 4096  # tokens a sample (int)" in lines
+    assert "  seq_len: 4096  # tokens a sample; sft: of a packed row, and the most that a conversation may have (int)" in lines
     assert "  eps: 1.0e-08  # added to the root of the latter (float)" in lines
     assert "    # modules: [core_attn]  # of selective: what is computed again " in "\n".join(lines)
     assert any(line.startswith("  precision: bf16  # ") and line.endswith("(fp32 | bf16 | fp16)") for line in lines)

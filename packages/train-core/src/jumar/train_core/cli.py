@@ -21,22 +21,36 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard 
 DeviceName = Annotated[str, typer.Option("--device", help=DEVICES)]
 
 
+Recipe = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="What to train: `jumar-train schema` shows all of it.")]
+Nproc = Annotated[int | None, typer.Option("--nproc", min=1, help="Ranks on this machine.", show_default="1, or torchrun's")]
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="A recipe field; may be repeated.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what the run would be, and stop.")]
+
+
 @app.command()
 def pretrain(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="What to train: `jumar-train schema` shows all of it.")],
-    nproc: Annotated[int | None, typer.Option(min=1, help="Ranks on this machine.", show_default="1, or torchrun's")] = None,
-    sets: Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="A recipe field; may be repeated.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what the run would be, and stop.")] = False,
-    device: DeviceName = "auto",
+    recipe: Recipe, nproc: Nproc = None, sets: Sets = None, dry_run: DryRun = False, device: DeviceName = "auto"
 ) -> None:
     """Train on documents: recipe.yaml names the model, the data and the layout.
 
     On one machine with --nproc; on several: torchrun ... -m jumar.train_core pretrain RECIPE.yaml ...
     """
-    from jumar.train_core.pretrain import pretrain as start
+    _start("pretrain", recipe, nproc, sets, dry_run, device)
 
-    code = start(recipe, sets or [], nproc=nproc, device=device, dry_run=dry_run)
-    if code:
+
+@app.command()
+def sft(recipe: Recipe, nproc: Nproc = None, sets: Sets = None, dry_run: DryRun = False, device: DeviceName = "auto") -> None:
+    """Tune on conversations, one by one or packed: data.train is the prefix that jumar-data sft was given.
+
+    On one machine with --nproc; on several: torchrun ... -m jumar.train_core sft RECIPE.yaml ...
+    """
+    _start("sft", recipe, nproc, sets, dry_run, device)
+
+
+def _start(task: str, recipe: Path, nproc: int | None, sets: list[str] | None, dry_run: bool, device: str) -> None:
+    from jumar.train_core.start import start
+
+    if code := start(task, recipe, sets or [], nproc=nproc, device=device, dry_run=dry_run):  # type: ignore[arg-type]
         raise typer.Exit(code)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jumar.train_core.data import tuning_plan
 from jumar.train_core.data.blends import draws, plan
 from jumar.train_core.estimate import active_parameters, flops_per_token, ranks, whole_parameters
 from jumar.train_core.features import active, ddp, optimizer, settings
@@ -30,7 +31,7 @@ def report(job: Job) -> dict[str, Any]:
             "active": active_parameters(job.family, job.spec),
             "flops_per_token": flops_per_token(job.spec, job.recipe.data.seq_len),
         },
-        "data": _data(job),
+        "data": _tuning(job) if job.task == "sft" else _data(job),
         "steps": _steps(job),
     }
 
@@ -96,6 +97,23 @@ def _data(job: Job) -> dict[str, list[dict[str, Any]]]:
         row = {"prefix": str(draw.reader.prefix), "documents": len(draw.lengths), "tokens": tokens, "part": draw.share}
         row |= {"samples": samples, "share": draw.weight, "epochs": draw.samples * draw.weight / samples if samples else None}
         found.setdefault(draw.kind, []).append(row)
+    return found
+
+
+def _tuning(job: Job) -> dict[str, list[dict[str, Any]]]:
+    """Likewise for conversations; `documents` are sequences as they lie in the files."""
+    train = job.recipe.train
+    drawn = {"train": train.steps * train.global_batch_size}
+    found: dict[str, list[dict[str, Any]]] = {}
+    for kind, shares in tuning_plan.plan(job).items():
+        whole = sum(map(len, shares))
+        samples = drawn.get(kind, min(whole, train.eval_batches * train.global_batch_size))
+        for share in shares:
+            weight = len(share) / whole if share.weight is None else share.weight
+            row = {"prefix": str(share.source.prefix), "documents": len(share), "borders": share.source.borders}
+            row |= {"tokens": int(share.source.lengths[share.first : share.last].sum(dtype=np.int64)), "samples": len(share)}
+            row |= {"part": len(share) / len(share.source), "share": weight, "epochs": samples * weight / len(share)}
+            found.setdefault(kind, []).append(row)
     return found
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.family import Family
@@ -19,6 +19,7 @@ from jumar.schema.registry import family_of, family_of_config
 from jumar.schema.spec import ModelSpec, spec_from_dict
 from jumar.train_core.recipe import Recipe
 
+Task = Literal["pretrain", "sft"]
 ELSEWHERE = {
     "attention_dropout": "model.attention_dropout",
     "attn_pdrop": "model.attention_dropout",
@@ -41,6 +42,7 @@ class Job:
     layout:  with `dp` and `etp` filled in
     sequence_parallel: resolved
     micro_batches: micro batches a rank computes in each step
+    task:    the command: what is trained on
     """
 
     recipe: Recipe
@@ -53,6 +55,7 @@ class Job:
     layout: ParallelLayout
     sequence_parallel: bool
     micro_batches: int
+    task: Task = "pretrain"
 
     @property
     def padded_vocab(self) -> int:
@@ -75,13 +78,17 @@ class Job:
         return self.recipe.train.global_batch_size * self.recipe.data.seq_len
 
 
-def resolve(recipe: Recipe, *, world: int, device: str) -> Job:
-    """A recipe against its model and its number of ranks.
+def resolve(recipe: Recipe, *, world: int, device: str, task: Task = "pretrain") -> Job:
+    """A recipe against its model and its number of ranks; train.epochs is then in train.steps.
 
     Raises ToolError with the numbers: 2 where the recipe names no model, 3 where the model cannot be read or the layout does not
     fit. `checks.check` looks at everything else.
     """
     hf, config, family, spec = _model(recipe)
+    if task == "sft":
+        from jumar.train_core.data.tuning_plan import with_steps
+
+        recipe = with_steps(recipe)
     layout = _layout(recipe, world)
     with in_recipe_words():
         layout.chunks(spec.num_layers)
@@ -98,6 +105,7 @@ def resolve(recipe: Recipe, *, world: int, device: str) -> Job:
         layout=layout,
         sequence_parallel=tp > 1 if wanted is None else wanted,
         micro_batches=_micro_batches(recipe, layout.dp),
+        task=task,
     )
 
 

@@ -66,11 +66,12 @@ def _megatron(device: str) -> None:
     from megatron.core.models.gpt import gpt_model
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
     from megatron.core.tensor_parallel import cross_entropy, mappings, random
-    from megatron.core.transformer import multi_latent_attention
+    from megatron.core.transformer import multi_latent_attention, multi_token_prediction
     from megatron.core.transformer.moe import moe_utils, token_dispatcher
 
     mappings._reduce = _reduce
-    gpt_model.roll_tensor = _roll
+    if not isinstance(stock_roll := multi_token_prediction.roll_tensor, functools.partial):
+        gpt_model.roll_tensor = multi_token_prediction.roll_tensor = functools.partial(_roll, stock_roll)
     cross_entropy.VocabParallelCrossEntropy.calculate_logits_max = staticmethod(_logits_max)
     if not hasattr(moe_utils, "te_general_gemm"):
         moe_utils.te_general_gemm = None  # never bound without TransformerEngine: NameError in every router
@@ -103,17 +104,26 @@ def _reduce(input_: Tensor, group: Any) -> Tensor:
     return whole
 
 
-def _roll(tensor: Tensor, *, cp_group: Any = None, **settings: Any) -> tuple[Tensor, Tensor]:
+def _roll(
+    stock: Callable[..., tuple[Tensor, Tensor]],
+    tensor: Tensor,
+    *,
+    cp_group: Any = None,
+    packed_seq_params: Any = None,
+    **settings: Any,
+) -> tuple[Tensor, Tensor]:
     """Labels, or the mask of the loss, moved on by one for multi-token prediction; and, of a mask, its tokens.
 
     The stock one counts those of one CP rank alone, by which the loss per micro batch is then divided; and by 0, which makes
-    every gradient NaN, where no token of a micro batch is trained.
+    every gradient NaN, where no token of a micro batch is trained. In packed rows (of one row only, as the stock one has them)
+    what comes from the next document is not trained.
     """
-    from megatron.core.transformer.multi_token_prediction import roll_tensor
-
-    rolled, count = roll_tensor(tensor, cp_group=cp_group, **settings)
+    rolled, count = stock(tensor, cp_group=cp_group, **settings)
     if not tensor.is_floating_point():
         return rolled, count
+    if packed_seq_params is not None:
+        rolled = rolled.masked_fill(packed_seq_params.last, 0.0)
+        count = rolled.sum()
     if cp_group is not None and cp_group.size() > 1:
         count = count.clone()
         dist.all_reduce(count, group=cp_group)

@@ -58,16 +58,21 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Data:
-    """The token files: prefixes of `.bin/.idx` pairs, or blends of several.
+    """The token files: prefixes of `.bin/.idx` files, or blends of several.
 
-    train:    a prefix without .bin and .idx, or a list of {prefix, weight}
+    train:    a prefix without .bin and .idx (sft: the one that jumar-data was given), or a list of {prefix, weight}
     valid:    likewise; its loss is told every train.eval_every steps
     test:     likewise; its loss is told once, after the last step
     split:    shares of training, validation and test documents of `train`, such as [98, 1, 1]; without it all of `train` trains
-    seq_len:  tokens a sample
-    cache:    where index maps are kept; null: `cache/` beside the data
-    eod_mask_loss: no loss where the end-of-document token is the input, so none of the next document's first token
+    seq_len:  tokens a sample; sft: of a packed row, and the most that a conversation may have
+    cache:    pretrain: where index maps are kept; null: `cache/` beside the data
+    eod_mask_loss: pretrain: no loss where the end-of-document token is the input, so none of the next document's first token
     eod_id:   that token; null: from the model's generation or model config
+    borders:  sft: how packed rows say where conversations begin: the attention mask counts them, or each ends with an EOS;
+              none: nothing is packed; null: as the manifest or the files say
+    shuffle:  sft: every epoch in another order; false: in that of the files
+    pad_to_multiple_of: sft: the longest of a micro batch is padded to a multiple of it, and the others to the longest
+    any_tokenizer: train on data whose manifest names another tokenizer than the model's
     workers:  processes that read ahead, a rank; null: none on the CPU, 2 elsewhere
     """
 
@@ -79,6 +84,10 @@ class Data:
     cache: Path | None = None
     eod_mask_loss: bool = False
     eod_id: int | None = None
+    borders: Literal["mask", "eos", "none"] | None = None
+    shuffle: bool = True
+    pad_to_multiple_of: int = 8
+    any_tokenizer: bool = False
     workers: int | None = None
 
 
@@ -156,6 +165,7 @@ class Train:
     """The loop.
 
     steps: optimizer steps
+    epochs: sft: instead of steps, how often every conversation is seen; 1.5 is possible
     global_batch_size: samples a step, over all ranks
     micro_batch_size: samples a rank computes at once
     precision: of weights and activations; gradients and optimizer state are fp32
@@ -169,6 +179,7 @@ class Train:
     """
 
     steps: int = 1000
+    epochs: float | None = None
     global_batch_size: int = 8
     micro_batch_size: int = 1
     precision: Precision = "bf16"

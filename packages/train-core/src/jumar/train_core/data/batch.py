@@ -21,6 +21,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from jumar.schema.errors import Exit, ToolError
+from jumar.train_core.data.tuning import Tuning
+from jumar.train_core.parallel.packed import packed
 
 KEYS = ("tokens", "labels", "loss_mask", "position_ids")
 READ_AHEAD = 4
@@ -56,7 +58,8 @@ class Batches:
     workers:  processes that read ahead; 0: samples are read when they are asked for
 
     Gives dicts on the CPU: tokens [b, s] int64, labels [b, s] int64 (the tokens, one further), loss_mask [b, s] float32,
-    position_ids [b, s] int64. Raises ToolError for a token id that the model does not have, and when a worker dies.
+    position_ids [b, s] int64, and of tuning data what `Tuning.micro_batch` has besides. Raises ToolError for a token id that
+    the model does not have, and when a worker dies.
     """
 
     def __init__(
@@ -89,7 +92,7 @@ class Batches:
             dp_size=dp_size,
         )
         loader: Any = DataLoader(
-            _Reader(dataset, vocab_size),
+            _Reader(dataset, vocab_size, consumed, global_batch_size),
             batch_sampler=numbers,
             collate_fn=_as_it_is,
             num_workers=workers,
@@ -180,14 +183,17 @@ class _Reader(Dataset[Any]):
     """Reads whole micro batches. Arrays, not tensors, and faults as values: so they come through a pipe as they are, without
     the shared memory and open files that tensors take."""
 
-    def __init__(self, dataset: Any, vocab_size: int) -> None:
-        self.dataset, self.vocab_size = dataset, vocab_size
+    def __init__(self, dataset: Any, vocab_size: int, consumed: int, global_batch_size: int) -> None:
+        self.dataset, self.vocab_size, self.consumed, self.global_batch_size = dataset, vocab_size, consumed, global_batch_size
 
     def __getitem__(self, number: int) -> Any:
         raise NotImplementedError  # batches only
 
     def __getitems__(self, numbers: list[int]) -> Arrays | ToolError:
         try:
+            if isinstance(self.dataset, Tuning):
+                begin = numbers[0] - (numbers[0] - self.consumed) % self.global_batch_size
+                return self.dataset.micro_batch(numbers, range(begin, begin + self.global_batch_size), self.vocab_size)
             samples = [self.dataset[number] for number in numbers]
             for number, sample in zip(numbers, samples, strict=True):
                 check_vocabulary(self.dataset, number, sample, self.vocab_size)
@@ -237,6 +243,19 @@ def check_vocabulary(dataset: Any, number: int, sample: Mapping[str, Any], vocab
                 f"{name_of(dataset, sample)}: token id {bad} in sample {number}; the model's vocabulary is 0 to {vocab_size - 1}",
                 hint="the data was made with another tokenizer: make it again with the model's (jumar-data pretrain --tokenizer)",
             )
+
+
+def own_part(batch: dict[str, Tensor], rank: int, size: int) -> dict[str, Any]:
+    """What a context-parallel rank needs of a micro batch: its part of each sequence, `packed` in place of documents.
+
+    tokens_here stays as it is: tokens of the whole sequences, without padding.
+    """
+    whole = {key: batch.pop(key) for key in ("tokens_here", "documents") if key in batch}
+    part: dict[str, Any] = split_for_cp(batch, rank, size)
+    if "documents" in whole:
+        about = packed(whole.pop("documents").numpy(), rank, size)
+        part |= {"packed": about, "position_ids": about.positions}
+    return part | whole
 
 
 def split_for_cp(batch: Mapping[str, Tensor], rank: int, size: int) -> dict[str, Tensor]:

@@ -75,7 +75,7 @@ def plan(job: Job) -> Plan:
     evaluated = train.eval_batches * train.global_batch_size
     samples = (train.steps * train.global_batch_size, evaluated if train.eval_every else 0, evaluated)
     if data.split is not None:
-        split, blend = _split(data.split), _blend("train", data.train)
+        split, blend = split_shares(data.split), _blend("train", data.train)
         wanted = tuple(n if share else 0 for n, share in zip(samples, split, strict=True))
         planned = Plan((blend, None, None), wanted, split)
         _check_parts(planned)
@@ -88,7 +88,7 @@ def _named(data: Data) -> list[tuple[str, Path | tuple[Source, ...] | None]]:
     return [("train", data.train), ("valid", data.valid), ("test", data.test)]
 
 
-def _split(given: Sequence[float]) -> tuple[float, ...]:
+def split_shares(given: Sequence[float]) -> tuple[float, ...]:
     """Three shares, of which the first is not 0."""
     whole = sum(given)
     if not 1 <= len(given) <= len(PARTS) or any(not share >= 0 for share in given) or not 0 < whole < math.inf or not given[0]:

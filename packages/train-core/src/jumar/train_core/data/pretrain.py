@@ -8,7 +8,6 @@ files are ours (index_cache.py). What they hold, and so every sample, is what me
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from megatron.core.datasets.utils import Split
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.manifest import identify
 from jumar.train_core.data.blends import Plan, fingerprint, plan
+from jumar.train_core.data.end import eod_id
 from jumar.train_core.data.index_cache import IndexCache, builders
 from jumar.train_core.data.together import all_ranks
 from jumar.train_core.job import Job
@@ -94,7 +94,7 @@ def datasets(job: Job) -> Datasets:
 
         everyone = ranks.gather(look)
         (mine,) = found
-        _same_everywhere([(key, inputs) for key, inputs, _ in everyone])
+        same_everywhere([(key, inputs) for key, inputs, _ in everyone])
         chosen = builders(mine.cache.root, ranks, [rank for rank, (_, _, there) in enumerate(everyone) if not there])
         ranks.gather(lambda: mine.cache.build(lambda folder: _build(job, mine, folder)) if chosen else None)
         parts: list[Any] = []
@@ -126,23 +126,11 @@ def _look(job: Job) -> _Found:
     key = fingerprint(planned, seed=job.recipe.train.seed, seq_len=data.seq_len, megatron=megatron.core.__version__)
     readers = [reader for blend in planned.blends if blend for reader in blend.readers]
     inputs = tuple(identify(path) for reader in readers for path in (reader.idx, reader.bin))
-    return _Found(planned, IndexCache(root, key), inputs, TokenIds(eod_id(job) if data.eod_mask_loss else None))
+    end = eod_id(job, "data.eod_mask_loss") if data.eod_mask_loss else None
+    return _Found(planned, IndexCache(root, key), inputs, TokenIds(end))
 
 
-def eod_id(job: Job) -> int:
-    """The end-of-document token: the recipe's, or the EOS of config.json, or of generation_config.json."""
-    if (given := job.recipe.data.eod_id) is not None:
-        return given
-    generation = None if job.hf is None else job.hf / "generation_config.json"
-    other = json.loads(generation.read_text(encoding="utf-8")) if generation and generation.is_file() else {}
-    said = [config.get("eos_token_id") for config in (job.config, other)]
-    if one := [eos for eos in said if isinstance(eos, int)]:
-        return one[0]
-    text = f"data.eod_mask_loss: the model does not say which one token ends a document: eos_token_id {said[0] or said[1]}"
-    raise ToolError(text, hint="set data.eod_id to the token that the data was made with", code=Exit.USAGE)
-
-
-def _same_everywhere(seen: list[tuple[str, tuple[dict[str, Any], ...]]]) -> None:
+def same_everywhere(seen: list[tuple[str, tuple[dict[str, Any], ...]]]) -> None:
     """Ranks that read other data would train on other samples of the same number, and nothing would say so."""
     (key, inputs), hint = seen[0], "copy the data to every node again"
     for rank, (other_key, others) in enumerate(seen):

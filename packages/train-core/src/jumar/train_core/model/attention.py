@@ -6,6 +6,7 @@ Shapes: S tokens of this rank, B micro batch, N heads of this rank, G key/value 
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from jumar.device import Ops
 from jumar.schema.spec import ModelSpec
 from jumar.train_core.model.rotary import Rotary, yarn_mscale
 from jumar.train_core.parallel.context import ContextAttention
+from jumar.train_core.parallel.packed import Packed, attend
 
 
 class CoreAttention(MegatronModule):  # type: ignore[misc]  # megatron-core has no types
@@ -31,14 +33,18 @@ class CoreAttention(MegatronModule):  # type: ignore[misc]  # megatron-core has 
         super().__init__(config=config)
         self.window = spec.sliding_window if layer_number - 1 in spec.sliding_layers else None
         self.settings = {"scale": attention_scale(spec), "softcap": spec.attn_softcap}
-        self.attend: Any = ops.attention
+        self.ops, self.context = ops, None
         if config.context_parallel_size > 1:
-            self.attend = ContextAttention(ops, parallel_state.get_context_parallel_group())
+            self.context = ContextAttention(ops, parallel_state.get_context_parallel_group())
 
-    def forward(self, q_SBND: Tensor, k_SBGD: Tensor, v_SBGD: Tensor) -> Tensor:
-        """Returns [S, B, N * D of v]."""
+    def forward(self, q_SBND: Tensor, k_SBGD: Tensor, v_SBGD: Tensor, packed: Packed | None = None) -> Tensor:
+        """Returns [S, B, N * D of v]. packed: of rows that hold several documents."""
         q, k, v = (x.transpose(0, 1) for x in (q_SBND, k_SBGD, v_SBGD))
-        out: Tensor = self.attend(q, k, v, window=self.window, **self.settings)
+        settings: dict[str, Any] = {"window": self.window, **self.settings}
+        if packed is not None:
+            out = attend(self.ops, packed, q, *((k, v) if self.context is None else self.context.whole(k, v)), **settings)
+        else:
+            out = (self.context or self.ops.attention)(q, k, v, **settings)
         return out.transpose(0, 1).flatten(2)
 
 
@@ -61,11 +67,12 @@ class _Core:
     checkpoint_core_attention: bool
     training: bool
 
-    def _attend(self, q_SBND: Tensor, k_SBGD: Tensor, v_SBGD: Tensor) -> Tensor:
+    def _attend(self, q_SBND: Tensor, k_SBGD: Tensor, v_SBGD: Tensor, packed: Packed | None) -> Tensor:
+        core = partial(self.core_attention, packed=packed)
         if self.checkpoint_core_attention and self.training:
-            out: Tensor = tensor_parallel.checkpoint(self.core_attention, False, q_SBND, k_SBGD, v_SBGD)
+            out: Tensor = tensor_parallel.checkpoint(core, False, q_SBND, k_SBGD, v_SBGD)
             return out
-        out = self.core_attention(q_SBND, k_SBGD, v_SBGD)
+        out = core(q_SBND, k_SBGD, v_SBGD)
         return out
 
 
@@ -81,16 +88,21 @@ class SelfAttention(_Core, attention.SelfAttention):  # type: ignore[misc]
         self.ops, self.interleaved = ops, spec.rope.interleaved
 
     def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor | None = None, rotary_pos_emb: Tensor | None = None, **_unused: Any
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        rotary_pos_emb: Tensor | None = None,
+        packed_seq_params: Packed | None = None,
+        **_unused: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """hidden_states [S, B, H]; rotary_pos_emb as `Rotary` gives it. Returns [S, B, H] and a bias that is yet to be added."""
         q, k, v = self.get_query_key_value_tensors(hidden_states, None)
         v = v.contiguous()  # as a part of what the matrix gave, it would keep all of it until the backward pass
         if rotary_pos_emb is not None:
-            cos, sin = rotary_pos_emb
+            cos, sin = rotary_pos_emb if packed_seq_params is None else packed_seq_params.turned(rotary_pos_emb)
             q = self.ops.rope(q, cos, sin, interleaved=self.interleaved)
             k = self.ops.rope(k, cos, sin, interleaved=self.interleaved)
-        out: tuple[Tensor, Tensor | None] = self.linear_proj(self._attend(q, k, v))
+        out: tuple[Tensor, Tensor | None] = self.linear_proj(self._attend(q, k, v, packed_seq_params))
         return out
 
 
@@ -134,12 +146,18 @@ class LatentAttention(_Core, multi_latent_attention.MLASelfAttention):  # type: 
                 norm.weight.average_gradients_across_tp_domain = True
 
     def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor | None = None, **_unused: Any
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        packed_seq_params: Packed | None = None,
+        **_unused: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """hidden_states [S, B, H], S cut over TP under sequence parallelism. Returns the same shape, and no bias."""
         mla, heads = self.config, self.num_attention_heads_per_partition
-        length = self.rotary_pos_emb.get_rotary_seq_len(None, None, hidden_states, mla)
-        cos, sin = self.rotary_pos_emb(length)
+        if packed_seq_params is None:
+            cos, sin = self.rotary_pos_emb(self.rotary_pos_emb.get_rotary_seq_len(None, None, hidden_states, mla))
+        else:
+            cos, sin = packed_seq_params.turned(self.rotary_pos_emb(packed_seq_params.seq_len, packed_seq=True))
 
         q_low = hidden_states
         if mla.q_lora_rank is not None:
@@ -156,7 +174,7 @@ class LatentAttention(_Core, multi_latent_attention.MLASelfAttention):  # type: 
         else:
             q, k, v = self._up(q_low, kv_low, k_rope, cos, sin)
         assert q.shape[2] == heads
-        out: tuple[Tensor, Tensor | None] = self.linear_proj(self._attend(q, k, v))
+        out: tuple[Tensor, Tensor | None] = self.linear_proj(self._attend(q, k, v, packed_seq_params))
         return out
 
     def _up(self, q_low: Tensor, kv_low: Tensor, k_rope: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -63,12 +63,11 @@ def run(job: Job, hardware: Device, where: torch.device, stop: Stop, metrics: An
     import torch.distributed as dist
     from megatron.core import parallel_state
 
-    from jumar.train_core.data.batch import Batches, split_for_cp, workers_for
-    from jumar.train_core.data.pretrain import datasets
+    from jumar.train_core.data.batch import Batches, own_part, workers_for
     from jumar.train_core.model.build import build
     from jumar.train_core.run.beside import check_same_run
     from jumar.train_core.run.checkpoint import Checkpoints, Progress, iterations, newest
-    from jumar.train_core.run.loop import Loop
+    from jumar.train_core.run.loop import HeldOut, Loop
     from jumar.train_core.run.optimizer import wrap
     from jumar.train_core.run.ranks import on_rank_0
     from jumar.train_core.run.weights import initialise, load_weights
@@ -82,7 +81,7 @@ def run(job: Job, hardware: Device, where: torch.device, stop: Stop, metrics: An
     if before is not None and before["step"] >= recipe.train.steps and not before["unevaluated"]:
         metrics.say("note", f"{root} is at step {before['step']}, train.steps is {recipe.train.steps}: nothing is left to do")
         return Progress(before["step"])
-    data = datasets(job)
+    data = datasets_of(job)
     going_on = root is not None and on_rank_0(lambda: bool(iterations(root)))
     if root is not None and going_on:
         on_rank_0(lambda: check_same_run(job, root, data.inputs, partial(metrics.say, "warning")))
@@ -114,24 +113,33 @@ def run(job: Job, hardware: Device, where: torch.device, stop: Stop, metrics: An
                 workers=workers_for(recipe.data.workers, hardware.name),
             )
         open_batches.callback(made.close)
-        return (split_for_cp(batch, cp.rank(), cp.size()) for batch in made)
+        return (own_part(batch, cp.rank(), cp.size()) for batch in made)
 
     with metrics, ExitStack() as open_batches:
         metrics.start(progress.step)
         if progress.step:
             metrics.say("note", f"going on after step {progress.step} of {root}")
         loop = Loop(job, trainee, hardware, where, stop)
-        once = recipe.train.eval_batches * recipe.train.global_batch_size
-        held_out = {
-            name: partial(batches, dataset, stop=once)
-            for name, dataset in (("eval", data.valid), ("test", data.test))
-            if dataset is not None
-        }
+        held_out = {}
+        for name, dataset in (("eval", data.valid), ("test", data.test)):
+            if dataset is not None:
+                count = min(recipe.train.eval_batches, max(1, len(dataset) // recipe.train.global_batch_size))
+                once = count * recipe.train.global_batch_size
+                held_out[name] = HeldOut(partial(batches, dataset, stop=once), count)
         progress = loop.run(progress, batches(data.train, progress.samples), held_out, metrics, saved)
         if progress.step < recipe.train.steps:
             kept = f"; the same command goes on from {root}" if root is not None and progress.step else ", nothing is saved"
             metrics.say("stopped", f"after step {progress.step}{kept}")
         return progress
+
+
+def datasets_of(job: Job) -> Any:
+    """What the job's task reads. Collective."""
+    if job.task == "pretrain":
+        from jumar.train_core.data.pretrain import datasets
+    else:
+        from jumar.train_core.data.tuning import datasets
+    return datasets(job)
 
 
 def own_metrics(job: Job, hardware: Device, rank: int) -> Metrics:

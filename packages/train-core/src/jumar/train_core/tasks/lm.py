@@ -11,8 +11,9 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from torch import Tensor
 
-Batch = dict[str, Tensor]
-"""tokens, labels, position_ids int64 and loss_mask float32, each [micro batch, tokens of this context-parallel rank]."""
+Batch = dict[str, Any]
+"""tokens, labels, position_ids int64 and loss_mask float32, each [micro batch, tokens of this context-parallel rank]; of packed
+rows `packed`, which is all that a stage between the first and the last gets."""
 
 
 def forward_step(per_token: bool) -> Callable[[Iterator[Batch], Any], tuple[Tensor, Callable[[Tensor], Any]]]:
@@ -20,9 +21,17 @@ def forward_step(per_token: bool) -> Callable[[Iterator[Batch], Any], tuple[Tens
 
     def step(batches: Iterator[Batch], model: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
         batch = next(batches)
-        if not batch:  # a stage between the first and the last needs none
-            return model(None, None, None), _no_loss
-        out = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"], loss_mask=batch["loss_mask"].clone())
+        about = batch.get("packed")
+        if "tokens" not in batch:
+            return model(None, None, None, packed_seq_params=about), _no_loss
+        out = model(
+            batch["tokens"],
+            batch["position_ids"],
+            None,
+            labels=batch["labels"],
+            loss_mask=batch["loss_mask"].clone(),
+            packed_seq_params=about,
+        )
         return out, partial(loss_per_token if per_token else loss_per_micro_batch, batch["loss_mask"])
 
     return step

@@ -1,4 +1,4 @@
-"""`jumar-train pretrain`: one process that checks and launches, or one of the ranks."""
+"""`jumar-train pretrain` and `sft`: one process that checks and launches, or one of the ranks."""
 
 from __future__ import annotations
 
@@ -13,45 +13,45 @@ from jumar.schema.cli import say, say_error
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.recipe import load_recipe
 from jumar.train_core.exit_file import Ended, ExitFile
-from jumar.train_core.job import Job, resolve
+from jumar.train_core.job import Job, Task, resolve
 from jumar.train_core.launch import LAUNCHED, Place, alone, launch, place
 from jumar.train_core.recipe import Recipe
 from jumar.train_core.run.stop import die_with_parent
 
 
-def pretrain(path: Path, sets: Sequence[str], *, nproc: int | None, device: str, dry_run: bool) -> int:
-    """Everything of the command; returns the exit code. Raises ToolError for what is wrong, on rank 0 alone where all see it."""
+def start(task: Task, path: Path, sets: Sequence[str], *, nproc: int | None, device: str, dry_run: bool) -> int:
+    """Everything of a command; returns the exit code. Raises ToolError for what is wrong, on rank 0 alone where all see it."""
     here = place(os.environ)
     if here is None or dry_run:
         recipe = load_recipe(Recipe, path, sets)
         world = nproc or (here.world if here is not None else 1)
         if dry_run:
-            return _dry_run(recipe, world, device) if here is None or here.rank == 0 else 0
-        return _start(recipe, path, sets, world, device)
+            return _dry_run(task, recipe, world, device) if here is None or here.rank == 0 else 0
+        return _start(task, recipe, path, sets, world, device)
     if nproc is not None and nproc != here.world:
         raise ToolError(
             f"--nproc {nproc} under torchrun with {here.world} ranks", hint="leave --nproc out: torchrun starts the ranks"
         )
-    return _rank(here, path, sets, device)
+    return _rank(task, here, path, sets, device)
 
 
-def _dry_run(recipe: Recipe, world: int, device: str) -> int:
+def _dry_run(task: Task, recipe: Recipe, world: int, device: str) -> int:
     from jumar.device.opening import known_devices
     from jumar.train_core import show
     from jumar.train_core.dry_run import report
 
     known_devices(device)
-    job = resolve(recipe, world=world, device=device)
+    job = resolve(recipe, world=world, device=device, task=task)
     _say_problems(job)
     show.dry_run(report(job))
     return 0
 
 
-def _start(recipe: Recipe, path: Path, sets: Sequence[str], world: int, device: str) -> int:
+def _start(task: Task, recipe: Recipe, path: Path, sets: Sequence[str], world: int, device: str) -> int:
     """Checks everything, then launches the ranks, or is the only one."""
     ended = ExitFile(recipe.save.path)
     try:
-        job = resolve(recipe, world=world, device=device)
+        job = resolve(recipe, world=world, device=device, task=task)
         _say_problems(job, engine=True)
         name = _prepare(device, world, tell=True)
     except ToolError as fault:
@@ -60,11 +60,11 @@ def _start(recipe: Recipe, path: Path, sets: Sequence[str], world: int, device: 
     if world == 1:
         os.environ.update(alone(os.environ))
         return _train(job, name, 0, ended)
-    arguments = ["pretrain", str(path), "--device", name, *(word for item in sets for word in ("--set", item))]
+    arguments = [task, str(path), "--device", name, *(word for item in sets for word in ("--set", item))]
     return launch(world, arguments, recipe.save.path)
 
 
-def _rank(here: Place, path: Path, sets: Sequence[str], device: str) -> int:
+def _rank(task: Task, here: Place, path: Path, sets: Sequence[str], device: str) -> int:
     """One rank. What all ranks find wrong is said by rank 0."""
     if here.launched or "TORCHELASTIC_RUN_ID" in os.environ:  # else ranks would go on without torchrun
         die_with_parent(signal.SIGTERM)
@@ -72,7 +72,7 @@ def _rank(here: Place, path: Path, sets: Sequence[str], device: str) -> int:
     try:
         recipe = load_recipe(Recipe, path, sets)
         ended = ExitFile(recipe.save.path)
-        job = resolve(recipe, world=here.world, device=device)
+        job = resolve(recipe, world=here.world, device=device, task=task)
         if not here.launched:
             _say_problems(job, engine=True, quiet=here.rank > 0)
         name = _prepare(device, here.world, tell=here.rank == 0 and not here.launched)
