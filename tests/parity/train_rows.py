@@ -41,7 +41,7 @@ def recompute_full(method: str, layers: int) -> Changes:
 class Row:
     """One comparison.
 
-    variant: of train_models; world: ranks
+    variant: of train_models; world: ranks; task: the command
     changes: of the recipe: the layout, which may change no number
     same:    of the recipe and of the one process that the row is compared with: what a run computes
     first:   the layout of the first half of the steps; `changes` is then that of the second half, which goes on from a checkpoint
@@ -53,6 +53,7 @@ class Row:
     name: str
     variant: str = "llama"
     world: int = 2
+    task: str = "pretrain"
     changes: Changes = field(default_factory=dict)
     same: Changes = field(default_factory=dict)
     first: Changes | None = None
@@ -261,7 +262,39 @@ HALVES = (
     slow("mixtral:bf16-ep2", 2, EP2 | SPREAD, same=BF16, **CHOOSING),
     slow("deepseek_v2_dense:bf16-tp2", 2, TP2, same=BF16, **HALF),
 )
-ROWS = (*DENSE, *FAMILIES, *EXPERTS, *LATENT, *RESUMED, *HALVES)
+TALKS: Changes = {"data.train": "talks"}
+PACKED: Changes = {"data.train": "packed"}
+TUNED_VALID: Changes = TALKS | {"data.valid": "packed", "train.eval_every": 10, "train.eval_batches": 2}
+
+
+def tuned(name: str, world: int, changes: Changes, same: Changes, *, slow: bool = False, **more: Any) -> Row:
+    return replace(row(name, world, changes, same=same, slow=slow, **more), task="sft")
+
+
+TUNING = (
+    tuned("llama:talks-tp2", 2, TP2, TALKS),
+    tuned("llama:talks-pp2", 2, PP2, TUNED_VALID),
+    tuned("llama:talks-cp2", 2, CP2, TALKS, slow=True),
+    tuned("llama:packed-tp2", 2, TP2, PACKED, slow=True),
+    tuned("llama:packed-pp2", 2, PP2, PACKED),
+    tuned("llama_8:packed-pp2vpp2", 2, VPP2, PACKED, slow=True),
+    tuned("llama:packed-cp2", 2, CP2, PACKED),
+    tuned("llama:packed-dp2-spread", 2, SPREAD, PACKED),
+    tuned("llama:packed-means-cp2", 2, CP2, PACKED | MEANS | ONE_BY_ONE, slow=True),
+    tuned("llama:packed-recompute", 2, PP2 | recompute("core_attn"), PACKED, slow=True),
+    tuned("llama:packed-recompute-full", 2, TP2 | recompute_full("uniform", 1), PACKED, slow=True),
+    tuned("llama:packed-cp4", 4, {"parallel.cp": 4}, PACKED, slow=True),
+    tuned("llama:packed-tp2cp2", 4, TP2 | CP2, PACKED, slow=True),
+    tuned("gpt2:packed-cp2", 2, CP2, PACKED, slow=True),
+    tuned("gemma2:packed-cp2", 2, CP2, PACKED, slow=True),
+    tuned("mixtral:talks-ep2", 2, EP2, TALKS | QUIET),
+    tuned("mixtral:packed-ep2", 2, EP2, PACKED, slow=True),
+    tuned("mixtral:packed-ep2-allgather", 2, EP2 | ALLGATHER, PACKED, slow=True),
+    tuned("deepseek_v2_dense:packed-cp2", 2, CP2, PACKED),
+    tuned("deepseek_v3_mtp:packed-cp2", 2, CP2, PACKED | ONE_BY_ONE),
+    tuned("deepseek_v3_mtp:packed-pp2", 2, PP2, PACKED | ONE_BY_ONE, slow=True),
+)
+ROWS = (*DENSE, *FAMILIES, *EXPERTS, *LATENT, *RESUMED, *HALVES, *TUNING)
 
 TRAPPED = tuple(
     replace(

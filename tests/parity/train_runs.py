@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 
 import train_models
+import tuning_data
 from train_rows import Row
 
+TUNING = ("talks", "packed", "eos")
 WORKER = Path(__file__).with_name("train_worker.py")
 MARGIN = 3e-6
 """Of the reference run: a token whose experts differ by less may go elsewhere through rounding, which is no error."""
@@ -40,6 +42,7 @@ class Place:
             if not folder.exists():
                 folder.mkdir()
                 train_models.write_tokens(folder)
+                tuning_data.write_all(folder)
             return folder
 
     @contextmanager
@@ -70,7 +73,8 @@ def recipe(place: Place, variant: str, changes: dict[str, Any], steps: int = 20)
         here[name] = value
     for name in ("train", "valid"):
         if name in values["data"]:
-            values["data"][name] = str(place.data() / f"{values['data'][name]}_text_document")
+            given = values["data"][name]
+            values["data"][name] = str(place.data() / (given if given in TUNING else f"{given}_text_document"))
     return values
 
 
@@ -79,12 +83,12 @@ def reference(row: Row) -> Row:
     marks = "".join(f"-{path.rsplit('.', 1)[1]}={value}" for path, value in sorted(row.same.items()))
     steps = max(row.steps, 20) if row.steps > 2 else row.steps
     name = f"{row.variant}-{steps}{marks}".translate(str.maketrans("/{}' :", "______"))
-    return Row(name=name, variant=row.variant, world=1, same=row.same, steps=steps)
+    return Row(name=name, variant=row.variant, world=1, task=row.task, same=row.same, steps=steps)
 
 
 def job(place: Place, row: Row, out: Path) -> dict[str, Any]:
     """A row as train_worker.py wants it."""
-    common = {"name": row.name, "trap": row.trap, "gradients": row.gradient is not None}
+    common = {"name": row.name, "task": row.task, "trap": row.trap, "gradients": row.gradient is not None}
     if row.first is None:
         return common | {"parts": [recipe(place, row.variant, row.same | row.changes, row.steps)]}
     kept = {"save.path": str(out / f"{row.name}.run")}

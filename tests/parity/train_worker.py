@@ -2,7 +2,8 @@
 
 torchrun --nproc-per-node N train_worker.py ROWS.json OUT_DIR
 
-ROWS.json is a list of {"name": ..., "parts": [recipe, ...], "stop_at": null, "trap": null, "gradients": true, "batches": false}.
+ROWS.json is a list of {"name": ..., "task": "pretrain" or "sft", "parts": [recipe, ...], "stop_at": null, "trap": null,
+"gradients": true, "batches": false}.
 The parts of a row run one after another; the first is asked to stop at step `stop_at`, the next goes on. OUT_DIR gets
 NAME.json: losses, norms, inner losses, and of experts the smallest margin of a choice; and NAME.npz: the first step's gradients
 by Hugging Face names. A row that fails ends the launch and leaves NAME.error: who started it goes on with the rows after it.
@@ -199,7 +200,7 @@ def margins(found: list[float]) -> Iterator[None]:
 @contextmanager
 def batches(found: list[dict[str, list[Any]]]) -> Iterator[None]:
     """What the model is fed, in order."""
-    from jumar.train_core.data import batch as module
+    from jumar.train_core.parallel import packed as module
 
     split = module.split_for_cp
 
@@ -218,7 +219,7 @@ def run_row(row: dict[str, Any], hardware: Any, where: Any, stop: Stop) -> tuple
     began, records, grads = time.perf_counter(), [], None
     margin, fed = [9.0], []
     for number, values in enumerate(row["parts"]):
-        job = resolve(validate(Recipe, values, row["name"]), world=dist.get_world_size(), device="cpu")
+        job = resolve(validate(Recipe, values, row["name"]), world=dist.get_world_size(), device="cpu", task=row["task"])
         if dist.get_rank() == 0:
             raise_first(check(job))
         stop.asked = stop.holds = False

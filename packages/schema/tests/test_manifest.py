@@ -110,10 +110,12 @@ def test_a_template_is_known_wherever_it_stands(tmp_path: Path) -> None:
     config.write_text('{"model_max_length": 3}')
     assert template_sha256(tmp_path) is None
     config.write_text(json.dumps({"chat_template": "{{ é }}"}))
-    inline = template_sha256(tmp_path)
-    assert inline == sha256(json.dumps("{{ é }}").encode())
-    config.write_text(json.dumps({"chat_template": [{"name": "tools", "template": "x"}]}))
-    assert template_sha256(tmp_path) not in (None, inline)
+    assert template_sha256(tmp_path) == sha256("{{ é }}".encode())
+    named = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": "y"}]
+    config.write_text(json.dumps({"chat_template": named}))
+    assert template_sha256(tmp_path) == sha256(b"y")
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": "z"}))
+    assert template_sha256(tmp_path) == sha256(b"z")
     (tmp_path / "chat_template.jinja").write_text("{{ x }}")
     assert template_sha256(tmp_path) == sha256(b"{{ x }}")
 

@@ -200,7 +200,11 @@ def test_data_made_for_another_model(tmp_path: Path) -> None:
     found = check(make_job(tmp_path))
     assert "was made with a vocabulary of 500, the model has 131" in texts(found)
     assert "was made for samples of 64 tokens, data.seq_len is 32\n  set data.seq_len=64" in texts(found)
-    assert "another tokenizer (ffffffffffff) than the model's (44136fa355b3)" in texts(found, warnings=True)
+    other = "another tokenizer (ffffffffffff) than the model's (44136fa355b3)"
+    assert other in texts(found)
+    found = check(make_job(tmp_path, data__any_tokenizer=True))
+    assert other not in texts(found)
+    assert other in texts(found, warnings=True)
 
 
 def test_data_made_for_this_model(tmp_path: Path) -> None:

@@ -104,10 +104,17 @@ def tokenizer_sha256(directory: Path) -> str | None:
 
 
 def template_sha256(directory: Path) -> str | None:
-    """sha256 of the chat template: `chat_template.jinja`, else the one in tokenizer_config.json; None without any."""
-    file, config = directory / "chat_template.jinja", directory / "tokenizer_config.json"
+    """sha256 of the text of a model's chat template, found as `templates.template_of` finds it; None without any."""
+    file = directory / "chat_template.jinja"
     if file.is_file():
         return hashlib.sha256(file.read_bytes()).hexdigest()
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        if (template := _template_in(directory / name)) is not None:
+            return hashlib.sha256(template.encode()).hexdigest()
+    return None
+
+
+def _template_in(config: Path) -> str | None:
     if not config.is_file():
         return None
     try:
@@ -117,4 +124,6 @@ def template_sha256(directory: Path) -> str | None:
     if not isinstance(loaded, dict):
         raise ToolError(f"{config}: a {type(loaded).__name__}, expected keys and values", hint="fetch the file again")
     template = loaded.get("chat_template")
-    return hashlib.sha256(json.dumps(template).encode()).hexdigest() if template else None
+    if isinstance(template, list):  # several by name
+        template = {each.get("name"): each.get("template") for each in template if isinstance(each, dict)}.get("default")
+    return template if isinstance(template, str) else None

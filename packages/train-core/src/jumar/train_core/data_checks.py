@@ -77,7 +77,8 @@ def _check_rows(job: Job, key: str, source: Conversations) -> Iterator[Problem]:
         at = int(np.flatnonzero(lengths != seq_len)[0])
         yield Problem(
             f"{key}: row {at} of {source.prefix}, which is packed, has {lengths[at]} tokens, data.seq_len is {seq_len}",
-            f"set data.seq_len={lengths[at]}, or pack it anew: jumar-data sft --pack --seq-len {seq_len}",
+            f"set data.seq_len={lengths[at]}, or pack it anew: jumar-data sft --pack --seq-len {seq_len}; or, if nothing is "
+            "packed and all have one length, data.borders=none",
         )
     elif not packed and (too_long := int(np.count_nonzero(lengths > seq_len))):
         at = int(np.flatnonzero(lengths > seq_len)[0])

@@ -79,16 +79,12 @@ class Job:
 
 
 def resolve(recipe: Recipe, *, world: int, device: str, task: Task = "pretrain") -> Job:
-    """A recipe against its model and its number of ranks; train.epochs is then in train.steps.
+    """A recipe against its model and its number of ranks.
 
     Raises ToolError with the numbers: 2 where the recipe names no model, 3 where the model cannot be read or the layout does not
     fit. `checks.check` looks at everything else.
     """
     hf, config, family, spec = _model(recipe)
-    if task == "sft":
-        from jumar.train_core.data.tuning_plan import with_steps
-
-        recipe = with_steps(recipe)
     layout = _layout(recipe, world)
     with in_recipe_words():
         layout.chunks(spec.num_layers)

@@ -12,6 +12,7 @@ from pathlib import Path
 from jumar.schema.cli import say, say_error
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.recipe import load_recipe
+from jumar.train_core.data.tuning_plan import with_steps
 from jumar.train_core.exit_file import Ended, ExitFile
 from jumar.train_core.job import Job, Task, resolve
 from jumar.train_core.launch import LAUNCHED, Place, alone, launch, place
@@ -41,7 +42,7 @@ def _dry_run(task: Task, recipe: Recipe, world: int, device: str) -> int:
     from jumar.train_core.dry_run import report
 
     known_devices(device)
-    job = resolve(recipe, world=world, device=device, task=task)
+    job = _resolve(task, recipe, world, device)
     _say_problems(job)
     show.dry_run(report(job))
     return 0
@@ -51,7 +52,7 @@ def _start(task: Task, recipe: Recipe, path: Path, sets: Sequence[str], world: i
     """Checks everything, then launches the ranks, or is the only one."""
     ended = ExitFile(recipe.save.path)
     try:
-        job = resolve(recipe, world=world, device=device, task=task)
+        job = _resolve(task, recipe, world, device)
         _say_problems(job, engine=True)
         name = _prepare(device, world, tell=True)
     except ToolError as fault:
@@ -72,7 +73,7 @@ def _rank(task: Task, here: Place, path: Path, sets: Sequence[str], device: str)
     try:
         recipe = load_recipe(Recipe, path, sets)
         ended = ExitFile(recipe.save.path)
-        job = resolve(recipe, world=here.world, device=device, task=task)
+        job = _resolve(task, recipe, here.world, device)
         if not here.launched:
             _say_problems(job, engine=True, quiet=here.rank > 0)
         name = _prepare(device, here.world, tell=here.rank == 0 and not here.launched)
@@ -82,6 +83,10 @@ def _rank(task: Task, here: Place, path: Path, sets: Sequence[str], device: str)
         ended.write(fault.code, fault.message, 0)
         raise
     return _train(job, name, here.rank, ended)
+
+
+def _resolve(task: Task, recipe: Recipe, world: int, device: str) -> Job:
+    return resolve(with_steps(recipe) if task == "sft" else recipe, world=world, device=device, task=task)
 
 
 def _train(job: Job, device: str, rank: int, ended: ExitFile) -> int:

@@ -22,7 +22,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from jumar.schema.errors import Exit, ToolError
 from jumar.train_core.data.tuning import Tuning
-from jumar.train_core.parallel.packed import packed
 
 KEYS = ("tokens", "labels", "loss_mask", "position_ids")
 READ_AHEAD = 4
@@ -243,19 +242,6 @@ def check_vocabulary(dataset: Any, number: int, sample: Mapping[str, Any], vocab
                 f"{name_of(dataset, sample)}: token id {bad} in sample {number}; the model's vocabulary is 0 to {vocab_size - 1}",
                 hint="the data was made with another tokenizer: make it again with the model's (jumar-data pretrain --tokenizer)",
             )
-
-
-def own_part(batch: dict[str, Tensor], rank: int, size: int) -> dict[str, Any]:
-    """What a context-parallel rank needs of a micro batch: its part of each sequence, `packed` in place of documents.
-
-    tokens_here stays as it is: tokens of the whole sequences, without padding.
-    """
-    whole = {key: batch.pop(key) for key in ("tokens_here", "documents") if key in batch}
-    part: dict[str, Any] = split_for_cp(batch, rank, size)
-    if "documents" in whole:
-        about = packed(whole.pop("documents").numpy(), rank, size)
-        part |= {"packed": about, "position_ids": about.positions}
-    return part | whole
 
 
 def split_for_cp(batch: Mapping[str, Tensor], rank: int, size: int) -> dict[str, Tensor]:

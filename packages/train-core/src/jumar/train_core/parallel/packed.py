@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from jumar.device import Ops
+from jumar.train_core.data.batch import split_for_cp
 from jumar.train_core.parallel.context import local_chunks, local_positions
 
 Numbers = npt.NDArray[np.int64]
@@ -88,6 +89,19 @@ def packed(documents: Numbers, rank: int = 0, size: int = 1) -> Packed:
         row[np.append(starts[1:], seq_len) - 1] = True
     pieces = tuple(_piece(rows, begin, end) for begin, end in local_chunks(seq_len, rank, size))
     return Packed(torch.from_numpy(positions[:, here]), torch.from_numpy(last[:, here]), pieces, seq_len)
+
+
+def own_part(batch: dict[str, Tensor], rank: int, size: int) -> dict[str, Any]:
+    """What a context-parallel rank needs of a micro batch: its part of each sequence, `packed` in place of documents.
+
+    tokens_here stays as it is: tokens of the whole sequences, without padding.
+    """
+    whole = {key: batch.pop(key) for key in ("tokens_here", "documents") if key in batch}
+    part: dict[str, Any] = split_for_cp(batch, rank, size)
+    if "documents" in whole:
+        about = packed(whole.pop("documents").numpy(), rank, size)
+        part |= {"packed": about, "position_ids": about.positions}
+    return part | whole
 
 
 def _starts(row: Numbers) -> Numbers:

@@ -63,8 +63,9 @@ def run(job: Job, hardware: Device, where: torch.device, stop: Stop, metrics: An
     import torch.distributed as dist
     from megatron.core import parallel_state
 
-    from jumar.train_core.data.batch import Batches, own_part, workers_for
+    from jumar.train_core.data.batch import Batches, workers_for
     from jumar.train_core.model.build import build
+    from jumar.train_core.parallel.packed import own_part
     from jumar.train_core.run.beside import check_same_run
     from jumar.train_core.run.checkpoint import Checkpoints, Progress, iterations, newest
     from jumar.train_core.run.loop import HeldOut, Loop
