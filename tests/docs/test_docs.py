@@ -66,7 +66,7 @@ PROGRAMS = {
             *("inspect", "merge", "split", "blend", "report", "templates"),
         ),
     ),
-    "jumar-train": Program("jumar.train_core.cli", TRAIN, ("pretrain", "schema", "doctor")),
+    "jumar-train": Program("jumar.train_core.cli", TRAIN, ("pretrain", "sft", "schema", "doctor")),
 }
 PLANNED = r"jumar-(infer|eval)\b"
 OTHERS_OPTIONS = {

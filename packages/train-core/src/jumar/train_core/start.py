@@ -12,9 +12,10 @@ from pathlib import Path
 from jumar.schema.cli import say, say_error
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.recipe import load_recipe
+from jumar.train_core.data.prepared import prepared
 from jumar.train_core.data.tuning_plan import with_steps
 from jumar.train_core.exit_file import Ended, ExitFile
-from jumar.train_core.job import Job, Task, resolve
+from jumar.train_core.job import Job, Task, find_model, resolve
 from jumar.train_core.launch import LAUNCHED, Place, alone, launch, place
 from jumar.train_core.recipe import Recipe
 from jumar.train_core.run.stop import die_with_parent
@@ -86,7 +87,9 @@ def _rank(task: Task, here: Place, path: Path, sets: Sequence[str], device: str)
 
 
 def _resolve(task: Task, recipe: Recipe, world: int, device: str) -> Job:
-    return resolve(with_steps(recipe) if task == "sft" else recipe, world=world, device=device, task=task)
+    if task == "sft":
+        recipe = with_steps(prepared(recipe, lambda: find_model(recipe)[0]))
+    return resolve(recipe, world=world, device=device, task=task)
 
 
 def _train(job: Job, device: str, rank: int, ended: ExitFile) -> int:
