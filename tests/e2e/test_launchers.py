@@ -399,7 +399,7 @@ def pod(run: Run, rank: int, port: int, *more: str) -> Going:
 
 
 def test_the_pods_train(tmp_path: Path) -> None:
-    run, port = make_run(tmp_path, {"train.steps": 1, "save.every": None}), free_port()
+    run, port = make_run(tmp_path, {"train.steps": 1, "save.every": None, "schedule.warmup_steps": 0}), free_port()
     with pod(run, 0, port) as master, pod(run, 1, port) as worker:
         codes = [each.process.wait(timeout=120) for each in (master, worker)]
     assert codes == [DONE, DONE], master.err + worker.err

@@ -198,6 +198,21 @@ def test_the_example_of_the_page_is_the_one_here() -> None:
     assert text[text.index("model:") :] in page
 
 
+@pytest.mark.parametrize("page", ["docs/train.md", "docs/zh/train.md"])
+def test_the_table_of_the_page_has_the_numbers_of_the_heads(page: str) -> None:
+    cells: dict[tuple[str, str], dict[tuple[str, int], int]] = {}
+    for row in ROWS:
+        if row.devices >= 8:
+            cells.setdefault((row.recipe, model_of(values_of(row))), {})[row.device, row.devices] = row.gib
+    columns = [(device, n) for device in ("Atlas 64 GB", "GPU 80 GB") for n in (8, 32)]
+    wanted = [
+        f"| `{recipe}` | {model} | {' | '.join(str(found.get(column, '-')) for column in columns)} |"
+        for (recipe, model), found in cells.items()
+    ]
+    lines = (EXAMPLES.parent / page).read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if line.startswith("| `") and ".yaml` |" in line and "sbatch" not in line] == wanted
+
+
 def test_recipes_are_plain_yaml() -> None:
     for name in NAMES:
         assert yaml.safe_load((RECIPES / name).read_text(encoding="utf-8"))["save"]["path"] == (

@@ -92,6 +92,7 @@ def both(run: Path, what: str) -> tuple[list[int], list[str]]:
     return [process.returncode for process in processes], said
 
 
+@pytest.mark.slow  # tests/e2e/test_launchers.py has a default test of two launchers
 def test_two_launchers_are_one_run(tmp_path: Path) -> None:
     """Each has a rank; the last number says that there are two machines. What one of them says of the end, the other tells."""
     codes, said = both(tmp_path, "fail")
