@@ -92,7 +92,7 @@ class Hosts:
             "SETUP": "export FROM_SETUP='a b'",
             "NCCL_X": "bond 0",
             "SEEN": str(folder),
-            "GRACE": "1",
+            "GRACE": "90",
             "DEVICES": "2",
         }
         more["PATH"] = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"

@@ -92,7 +92,7 @@ def launch(
     ended.write(outcome, "", first)  # where no rank could
     told = ended.read()
     if told is not None and told.message and told.rank not in mine:
-        raise ToolError(f"rank {told.rank}: {told.message}", hint="the log of its machine says more", code=told.code)
+        raise ToolError(f"rank {told.rank}: {told.message}", hint="the log of its machine says more", code=Exit(told.code))
     return outcome
 
 
