@@ -76,7 +76,7 @@ OTHERS_OPTIONS = {
     *("--handler-name", "--json-keys", "--map-keys", "--dataset-additional-keys", "--keep-newlines", "--data-obfuscation"),
     *("--prompt-type", "--prompt-type-path", "--enable-thinking", "--placeholder-token", "--reward-tokens", "--neat-pack"),
     *("--interleave-probs", "--mix-strategy"),
-    *("--nnodes", "--nproc-per-node", "--signal"),  # of torchrun, of Slurm
+    *("--nnodes", "--nproc-per-node", "--signal", "--gpus-per-node", "--gres"),  # of torchrun, of Slurm
 }
 MEGATRON = re.compile(r"^\| `--.*$", re.MULTILINE)
 """Rows of a table that begin with flags of Megatron-LM."""
