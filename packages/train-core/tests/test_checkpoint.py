@@ -22,8 +22,10 @@ from torch.distributed.checkpoint.filesystem import _StorageWriterTransforms
 from jobs import make_job
 from jumar.schema.errors import Exit, ToolError
 from jumar.train_core.run.beside import check_same_run, replace_file, write_beside
-from jumar.train_core.run.checkpoint import COMPLETE, Checkpoints, damage, facts_text, iterations, newest, read_facts
+from jumar.train_core.run.checkpoint import Checkpoints
 from jumar.train_core.run.claim import InUse, _claim
+from jumar.train_core.run.complete import COMPLETE, damage, facts_text, iterations, newest, read_facts
+from jumar.train_core.run.export import Exports, hf_of
 from jumar.train_core.run.ranks import lost
 from jumar.train_core.run.writing import Results, checksum, write
 
@@ -111,9 +113,11 @@ def test_which_are_forgotten(tmp_path: Path, keep: int | None, left: list[int]) 
     """12 is a damaged one that was passed over; 9 was just written."""
     for step in (3, 6, 9, 12):
         checkpoint(tmp_path, step)
-    here = SimpleNamespace(root=tmp_path, job=SimpleNamespace(recipe=SimpleNamespace(save=SimpleNamespace(keep=keep))))
+        hf_of(tmp_path / f"iter_{step:07d}").mkdir()
+    job = SimpleNamespace(recipe=SimpleNamespace(save=SimpleNamespace(keep=keep, path=tmp_path)))
+    here = SimpleNamespace(root=tmp_path, job=job, exports=Exports(job, lambda *_: None))  # type: ignore[arg-type]
     Checkpoints._forget_old(here, tmp_path / "iter_0000009")  # type: ignore[arg-type]
-    assert sorted(int(path.name[5:]) for path in tmp_path.iterdir()) == left
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{hf}iter_{n:07d}" for hf in ("hf_", "") for n in left]
 
 
 def test_a_small_file_is_replaced_whole(tmp_path: Path) -> None:

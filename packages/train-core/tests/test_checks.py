@@ -226,7 +226,8 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "sets, module", [({"log__tensorboard": True}, "tensorboard"), ({"log__wandb": {"project": "p"}}, "wandb")]
+    "sets, module",
+    [({"log__tensorboard": True}, "tensorboard"), ({"log__wandb": {"project": "p"}}, "wandb"), ({"save__hf": "end"}, "convert")],
 )
 def test_a_missing_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sets: dict[str, Any], module: str) -> None:
     job = make_job(tmp_path, **sets)

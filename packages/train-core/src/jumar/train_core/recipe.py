@@ -190,6 +190,7 @@ class Save:
     keep:  newest checkpoints that are kept; null: all
     background: written by a process of its own while training goes on
     optimizer: whether its state is saved; without it a run cannot go on exactly
+    hf:    a Hugging Face directory beside each checkpoint, or beside the last alone, made while training goes on
     """
 
     path: Path | None = None
@@ -197,6 +198,7 @@ class Save:
     keep: int | None = None
     background: bool = False
     optimizer: bool = True
+    hf: bool | Literal["end"] = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

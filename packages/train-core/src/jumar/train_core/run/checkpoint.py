@@ -2,6 +2,7 @@
 
     RUN/latest_checkpointed_iteration.txt   the newest
     RUN/iter_0000100/                       megatron-core's torch_dist files, and complete.json: their sizes and checksums
+    RUN/hf_iter_0000100/                    the same for Hugging Face, if the recipe asks for it (export.py)
     RUN/hf/                                 config, tokenizer, template: all that conversion and inference need besides
     RUN/manifest.json
 
@@ -11,10 +12,8 @@ A directory is written as iter_0000100.partial and renamed when every file is on
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import shutil
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -34,14 +33,15 @@ from jumar.schema.errors import Exit, ToolError
 from jumar.schema.megatron_args import to_args
 from jumar.train_core.job import Job
 from jumar.train_core.run.beside import replace_file, sync, write_beside
+from jumar.train_core.run.complete import COMPLETE, damage, facts_text, iterations, read_facts
+from jumar.train_core.run.export import Exports, hf_of, removed
 from jumar.train_core.run.optimizer import Trainee, parts
 from jumar.train_core.run.optimizer_state import take, updates, wanted
 from jumar.train_core.run.ranks import disk, on_rank_0
+from jumar.train_core.run.stop import Stop
 from jumar.train_core.run.weights import placement
 from jumar.train_core.run.writing import Results, Sums, checksum
 
-ITERATION = re.compile(r"iter_(\d{7,})")
-COMPLETE = "complete.json"
 TRACKER = "latest_checkpointed_iteration.txt"
 OPTIMIZER_METADATA = {
     "distrib_optim_sharding_type": "fully_reshardable",
@@ -77,12 +77,15 @@ class Checkpoints:
         device: Device,
         say: Callable[[str, str], None],
         inputs: Sequence[Mapping[str, Any]] = (),
+        exports: Exports | None = None,
     ) -> None:
         assert job.recipe.save.path is not None
         self.job, self.trainee, self.device, self.say, self.inputs = job, trainee, device, say, inputs
         self.root = job.recipe.save.path
+        self.exports = exports or Exports(job, say)
         self.queue = AsyncCallsQueue()
         self.partial: Path | None = None
+        self.newest: Path | None = None
 
     def save(self, progress: Progress, *, wait: bool = False) -> None:
         """Writes a checkpoint, in the background if the recipe says so and not `wait`. One that is under way is waited for.
@@ -106,7 +109,8 @@ class Checkpoints:
                 request.execute_sync()
 
     def poll(self, *, wait: bool = False) -> None:
-        """Publishes a checkpoint that the background has finished."""
+        """Publishes a checkpoint that the background has finished, and says what became of conversions."""
+        self.exports.poll()
         if self.partial is not None:
             with self._heard(self.partial):
                 if self.queue.maybe_finalize_async_calls(blocking=wait):
@@ -156,6 +160,7 @@ class Checkpoints:
                 for name in (*own, COMPLETE):
                     sync(partial / name)
                 sync(partial)
+                removed(hf_of(final))
                 shutil.rmtree(final, ignore_errors=True)  # a damaged one, which was passed over
                 partial.rename(final)
                 sync(self.root)
@@ -165,7 +170,10 @@ class Checkpoints:
             self._forget_old(final)
 
         on_rank_0(publish)
+        self.newest = final
         self.say("saved", str(final))
+        if self.exports.wanted(facts["step"]):
+            on_rank_0(lambda: self.exports.add(final))
 
     def _facts(self, progress: Progress) -> dict[str, Any]:
         recipe = self.job.recipe
@@ -180,13 +188,20 @@ class Checkpoints:
         }
 
     def _forget_old(self, newest: Path) -> None:
-        """Those before `newest` that are too many. Later ones are damaged, and no reason to forget one that is whole."""
+        """Those before `newest` that are too many, but for one that is being converted, whose turn is the next time. Later ones
+        are damaged, and no reason to forget one that is whole."""
         if (keep := self.job.recipe.save.keep) is not None:
             found = iterations(self.root)
             for path in found[found.index(newest) :][keep:]:
-                trash = path.with_name(path.name + ".removing")  # never half of one under a name that counts
-                path.rename(trash)
-                shutil.rmtree(trash, ignore_errors=True)
+                if not self.exports.holds(path):
+                    self.exports.forget(path)
+                    removed(path)
+
+    def finish_exports(self, stop: Stop) -> None:
+        """Waits for the Hugging Face directories, and forgets what was kept for their sake. Collective."""
+        self.exports.finish(stop)
+        if (newest := self.newest) is not None:
+            on_rank_0(lambda: self._forget_old(newest))
 
     def restore(self) -> Progress | None:
         """Goes back to the newest checkpoint that is whole; None where there is none. A damaged one is passed over, aloud."""
@@ -268,60 +283,6 @@ class Checkpoints:
         torch.set_rng_state(saved["cpu"])
         self.device.set_rng_state(saved["device"])
         get_cuda_rng_tracker().set_states(saved["tracked"])
-
-
-def iterations(root: Path) -> list[Path]:
-    """Published checkpoints under a run directory, the newest first."""
-    if not root.is_dir():
-        return []
-    found = {int(name[1]): path for path in root.iterdir() if (name := ITERATION.fullmatch(path.name)) and path.is_dir()}
-    return [found[step] for step in sorted(found, reverse=True)]
-
-
-def newest(root: Path | None) -> dict[str, Any] | None:
-    """What complete.json says of the newest checkpoint of a run whose files are there; None where there is none."""
-    for path in iterations(root) if root is not None else ():
-        if damage(path, content=False) is None:
-            return read_facts(path)
-    return None
-
-
-def damage(path: Path, rank: int = 0, ranks: int = 1, *, content: bool = True) -> str | None:
-    """What is wrong with a checkpoint, by the sizes and checksums that it was published with; None if nothing is.
-
-    Each of `ranks` reads its share of the files; content: False looks at their sizes only.
-    """
-    try:
-        files = read_facts(path)["files"]
-        for name in sorted(files)[rank::ranks] if content else files:
-            size, crc = files[name]
-            file = path / name
-            if not file.is_file():
-                return f"{name} is missing"
-            if file.stat().st_size != size:
-                return f"{name} has {file.stat().st_size} bytes of {size}"
-            if content and checksum(file)[1] != crc:
-                return f"{name} has other bytes than were written"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
-        return f"{COMPLETE} cannot be read: {fault}"
-    return None
-
-
-def facts_text(facts: Mapping[str, Any]) -> str:
-    """complete.json: facts, and a checksum of them."""
-    return json.dumps({**facts, "crc32": _crc_of(facts)}, indent=2) + "\n"
-
-
-def read_facts(path: Path) -> dict[str, Any]:
-    """Of a checkpoint's directory. Raises OSError, or ValueError where it is not what was written."""
-    facts: dict[str, Any] = json.loads((path / COMPLETE).read_text())
-    if facts.pop("crc32", None) != _crc_of(facts):
-        raise ValueError("it has other bytes than were written")
-    return facts
-
-
-def _crc_of(facts: Mapping[str, Any]) -> int:
-    return zlib.crc32(json.dumps(facts, sort_keys=True).encode())
 
 
 def _keys(trainee: Trainee) -> list[str]:

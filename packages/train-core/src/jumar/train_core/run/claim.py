@@ -55,7 +55,7 @@ def _claim(root: Path) -> int:
     os.ftruncate(handle, 0)
     os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
     (root / exit_file.NAME).unlink(missing_ok=True)  # tells of an earlier run
-    for pattern in ("iter_*.partial", "iter_*.removing", ".hf.new"):
+    for pattern in ("iter_*.partial", "iter_*.removing", "hf_iter_*.partial", "hf_iter_*.removing", ".hf.new"):
         for left in root.glob(pattern):
             shutil.rmtree(left, ignore_errors=True)
     return handle

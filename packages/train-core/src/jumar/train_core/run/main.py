@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +67,9 @@ def run(job: Job, hardware: Device, where: torch.device, stop: Stop, metrics: An
     from jumar.train_core.data.pretrain import datasets
     from jumar.train_core.model.build import build
     from jumar.train_core.run.beside import check_same_run
-    from jumar.train_core.run.checkpoint import Checkpoints, Progress, iterations, newest
+    from jumar.train_core.run.checkpoint import Checkpoints, Progress
+    from jumar.train_core.run.complete import iterations, newest
+    from jumar.train_core.run.export import Exports
     from jumar.train_core.run.loop import Loop
     from jumar.train_core.run.optimizer import wrap
     from jumar.train_core.run.ranks import on_rank_0
@@ -80,7 +82,7 @@ def run(job: Job, hardware: Device, where: torch.device, stop: Stop, metrics: An
     root = recipe.save.path
     before = on_rank_0(lambda: newest(root))
     if before is not None and before["step"] >= recipe.train.steps and not before["unevaluated"]:
-        metrics.say("note", f"{root} is at step {before['step']}, train.steps is {recipe.train.steps}: nothing is left to do")
+        _finished(job, before["step"], metrics, stop)
         return Progress(before["step"])
     data = datasets(job)
     going_on = root is not None and on_rank_0(lambda: bool(iterations(root)))
@@ -94,7 +96,8 @@ def run(job: Job, hardware: Device, where: torch.device, stop: Stop, metrics: An
             initialise(job, chunks)
     trainee = wrap(job, config, chunks, hardware.ops())
     trainee.optimizer.reload_model_params()
-    saved = Checkpoints(job, trainee, hardware, metrics.say, data.inputs) if root is not None else None
+    exports = Exports(job, metrics.say)
+    saved = Checkpoints(job, trainee, hardware, metrics.say, data.inputs, exports) if root is not None else None
     progress = (saved.restore() if saved is not None and going_on else None) or Progress()
 
     group = parallel_state.get_data_parallel_group()
@@ -116,10 +119,11 @@ def run(job: Job, hardware: Device, where: torch.device, stop: Stop, metrics: An
         open_batches.callback(made.close)
         return (split_for_cp(batch, cp.rank(), cp.size()) for batch in made)
 
-    with metrics, ExitStack() as open_batches:
+    with metrics, closing(exports), ExitStack() as open_batches:
         metrics.start(progress.step)
         if progress.step:
             metrics.say("note", f"going on after step {progress.step} of {root}")
+            on_rank_0(lambda: exports.make_up(progress.step))
         loop = Loop(job, trainee, hardware, where, stop)
         once = recipe.train.eval_batches * recipe.train.global_batch_size
         held_out = {
@@ -131,7 +135,23 @@ def run(job: Job, hardware: Device, where: torch.device, stop: Stop, metrics: An
         if progress.step < recipe.train.steps:
             kept = f"; the same command goes on from {root}" if root is not None and progress.step else ", nothing is saved"
             metrics.say("stopped", f"after step {progress.step}{kept}")
+        elif saved is not None:
+            saved.finish_exports(stop)
         return progress
+
+
+def _finished(job: Job, step: int, metrics: Any, stop: Stop) -> None:
+    """A run that has all its steps: what is left to do is Hugging Face directories, if anything."""
+    from jumar.train_core.run.export import Exports
+    from jumar.train_core.run.ranks import on_rank_0
+
+    root, exports = job.recipe.save.path, Exports(job, metrics.say)
+    stop.holds = True
+    missing = on_rank_0(lambda: exports.make_up(step))
+    left = f"what is left to do is {', '.join(missing)}" if missing else "nothing is left to do"
+    metrics.say("note", f"{root} is at step {step}, train.steps is {job.recipe.train.steps}: {left}")
+    with closing(exports):
+        exports.finish(stop)
 
 
 def own_metrics(job: Job, hardware: Device, rank: int) -> Metrics:
