@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -65,7 +66,7 @@ def _start(recipe: Recipe, path: Path, sets: Sequence[str], world: int, device: 
 
 
 def _rank(here: Place, path: Path, sets: Sequence[str], device: str) -> int:
-    """One rank. What all ranks find wrong is said by rank 0."""
+    """One rank. What all ranks find wrong is said by the first of each machine."""
     if here.launched or "TORCHELASTIC_RUN_ID" in os.environ:  # else ranks would go on without torchrun
         die_with_parent(signal.SIGTERM)
     ended = ExitFile(None)
@@ -77,9 +78,11 @@ def _rank(here: Place, path: Path, sets: Sequence[str], device: str) -> int:
             _say_problems(job, engine=True, quiet=here.rank > 0)
         name = _prepare(device, here.world, tell=here.rank == 0 and not here.launched)
     except ToolError as fault:
-        if here.rank:
+        if os.environ.get("LOCAL_RANK", str(here.rank)) != "0":
             sys.exit(fault.code)
-        ended.write(fault.code, fault.message, 0)
+        ended.write(fault.code, fault.message, here.rank)
+        if here.rank:  # of another machine, which may lack what rank 0 has
+            fault.message = f"rank {here.rank} on {socket.gethostname()}: {fault.message}"
         raise
     return _train(job, name, here.rank, ended)
 
@@ -88,10 +91,12 @@ def _train(job: Job, device: str, rank: int, ended: ExitFile) -> int:
     """The engine, and the note of how it ended."""
     from jumar.train_core.run.main import train
 
+    apart = job.recipe.save.storage == "per_node"
+    speaks = rank == 0 or (apart and os.environ["LOCAL_RANK"] == "0")  # on its disk
     try:
         code = int(train(job, device))
     except ToolError as fault:
-        if (said := _said(fault, rank, ended)) is not None:
+        if (said := _said(fault, rank, speaks, ended)) is not None:
             sys.exit(said)
         raise ToolError(f"rank {rank}: {fault.message}" if rank else fault.message, hint=fault.hint, code=fault.code) from fault
     except KeyboardInterrupt:
@@ -102,12 +107,12 @@ def _train(job: Job, device: str, rank: int, ended: ExitFile) -> int:
     except BaseException as fault:
         ended.write(Exit.BUG, repr(fault), rank)
         raise
-    if rank == 0 or code:
+    if speaks or code:
         ended.write(code, "", rank)
     return code
 
 
-def _said(fault: ToolError, rank: int, ended: ExitFile) -> int | None:
+def _said(fault: ToolError, rank: int, speaks: bool, ended: ExitFile) -> int | None:
     """The code to end with in silence, where another rank or `launch` says why; None where this rank is to speak.
 
     What all ranks find wrong is said once, and that a rank is lost only if that rank does not say itself.
@@ -116,13 +121,13 @@ def _said(fault: ToolError, rank: int, ended: ExitFile) -> int | None:
     from jumar.train_core.run.ranks import Lost
 
     if isinstance(fault, InUse):
-        return fault.code if rank else None
+        return None if speaks else fault.code
     if isinstance(fault, Lost):
-        if (told := _told(ended, 0 if fault.late and not rank else 2)) is not None:
+        if (told := _told(ended, 0 if fault.late and speaks else 2)) is not None:
             return told.code
         if LAUNCHED in os.environ and not fault.late:
             return fault.code
-    elif rank and (told := _told(ended, 1)) is not None and told.message == fault.message:
+    elif not speaks and (told := _told(ended, 1)) is not None and told.message == fault.message:
         return fault.code
     ended.write(fault.code, fault.message, rank)
     return None

@@ -6,7 +6,8 @@
     RUN/hf/                                 config, tokenizer, template: all that conversion and inference need besides
     RUN/manifest.json
 
-A directory is written as iter_0000100.partial and renamed when every file is on the disk.
+A directory is written as iter_0000100.partial and renamed when every file is on the disk. Where nodes have disks of their own,
+all of this is on each; its iterations hold the files of its ranks, and those that rank 0 writes for all.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ from jumar.schema.errors import Exit, ToolError
 from jumar.schema.megatron_args import to_args
 from jumar.train_core.job import Job
 from jumar.train_core.run.beside import replace_file, sync, write_beside
-from jumar.train_core.run.complete import COMPLETE, damage, facts_text, iterations, read_facts
+from jumar.train_core.run.complete import COMPLETE, Whole, all_iterations, facts_text, iterations, whole
 from jumar.train_core.run.export import Exports, hf_of, removed
+from jumar.train_core.run.gathered import gathered
 from jumar.train_core.run.optimizer import Trainee, parts
 from jumar.train_core.run.optimizer_state import take, updates, wanted
 from jumar.train_core.run.ranks import disk, on_rank_0
@@ -76,13 +78,12 @@ class Checkpoints:
         trainee: Trainee,
         device: Device,
         say: Callable[[str, str], None],
-        inputs: Sequence[Mapping[str, Any]] = (),
-        exports: Exports | None = None,
+        inputs: Sequence[Mapping[str, Any]],
+        exports: Exports,
     ) -> None:
         assert job.recipe.save.path is not None
         self.job, self.trainee, self.device, self.say, self.inputs = job, trainee, device, say, inputs
-        self.root = job.recipe.save.path
-        self.exports = exports or Exports(job, say)
+        self.root, self.nodes, self.exports = job.recipe.save.path, exports.nodes, exports
         self.queue = AsyncCallsQueue()
         self.partial: Path | None = None
         self.newest: Path | None = None
@@ -95,8 +96,8 @@ class Checkpoints:
         self.finish()
         final = self.root / f"iter_{progress.step:07d}"
         partial = final.with_name(final.name + ".partial")
-        on_rank_0(lambda: self._begin(partial))
-        results, written = Results(), Sums()
+        self.nodes.each(lambda: self._begin(partial))
+        results, written = Results(), [Sums() for _ in self.nodes.hosts]
         facts = self._facts(progress)  # now: training goes on while it is written
         with self._heard(partial):
             request = dist_checkpointing.save(self._state(progress), str(partial), async_sharded_save=True)
@@ -135,45 +136,77 @@ class Checkpoints:
         partial.mkdir(parents=True)
         write_beside(self.job, self.root, self.inputs)
 
-    def _written(self, partial: Path, results: Results, own: bool, written: Sums) -> None:
-        """What all ranks wrote into `partial`; raises what one of them could not. own: whether this rank had to write."""
+    def _written(self, partial: Path, results: Results, own: bool, written: list[Sums]) -> None:
+        """What all ranks wrote into `partial`, by node; raises what one could not. own: whether this rank had to write."""
         everyone: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(everyone, results.outcome() if own else (None, {}))
         for rank, (fault, sums) in enumerate(everyone):
             if fault is not None:
                 raise self._cannot(partial, f"rank {rank}: {fault}")
-            written |= sums
+            written[self.nodes.of[rank]] |= sums
 
     def _cannot(self, partial: Path, why: str) -> ToolError:
-        if dist.get_rank() == 0:
+        if self.nodes.lead:
             shutil.rmtree(partial, ignore_errors=True)
         hint = f"make room on the disk of {self.root}, or set save.keep; then the same command goes on from the checkpoint before"
         return ToolError(f"{partial.with_suffix('')} cannot be written: {why}", hint=hint, code=Exit.ENVIRONMENT)
 
-    def _publish(self, partial: Path, final: Path, facts: Mapping[str, Any], written: Sums) -> None:
+    def _publish(self, partial: Path, final: Path, facts: Mapping[str, Any], written: list[Sums]) -> None:
+        """First it is whole on every node, then it has its name on every node, and only then the trackers say so."""
         dist.barrier()
-
-        def publish() -> None:
-            try:
-                own = {path.name: checksum(path) for path in sorted(partial.iterdir()) if path.name not in written}
-                (partial / COMPLETE).write_text(facts_text({**facts, "files": dict(sorted((written | own).items()))}))
-                for name in (*own, COMPLETE):
-                    sync(partial / name)
-                sync(partial)
-                removed(hf_of(final))
-                shutil.rmtree(final, ignore_errors=True)  # a damaged one, which was passed over
-                partial.rename(final)
-                sync(self.root)
-                replace_file(self.root / TRACKER, str(facts["step"]))
-            except OSError as fault:
-                raise self._cannot(partial, disk(fault).message) from None
-            self._forget_old(final)
-
-        on_rank_0(publish)
+        common = self._common(partial, written)
+        self._on_every_node(partial, lambda: self._complete(partial, facts, written, common))
+        self._on_every_node(partial, lambda: self._rename(partial, final), undo=final)
+        self._on_every_node(partial, lambda: replace_file(self.root / TRACKER, str(facts["step"])))
+        self.nodes.each(lambda: self._forget_old(final))
         self.newest = final
         self.say("saved", str(final))
         if self.exports.wanted(facts["step"]):
-            on_rank_0(lambda: self.exports.add(final))
+            everywhere = frozenset(range(self.nodes.count))
+            of_ranks = {name: frozenset((node,)) for node, sums in enumerate(written) for name in sums}
+            self.exports.add(Whole(final, {}, {**dict.fromkeys(common, everywhere), **of_ranks}))
+
+    def _common(self, partial: Path, written: list[Sums]) -> dict[str, bytes]:
+        """What rank 0 alone wrote, such as the metadata: every node gets it. Empty where there is one node."""
+        if self.nodes.count == 1:
+            return {}
+        return on_rank_0(lambda: {path.name: path.read_bytes() for path in partial.iterdir() if path.name not in written[0]})
+
+    def _complete(self, partial: Path, facts: Mapping[str, Any], written: list[Sums], common: Mapping[str, bytes]) -> None:
+        """complete.json of this node, and everything in the directory is on the disk."""
+        for name, content in common.items() if self.nodes.here else ():
+            (partial / name).write_bytes(content)
+        here = written[self.nodes.here]
+        own = {path.name: checksum(path) for path in sorted(partial.iterdir()) if path.name not in here}
+        others = {name: each for sums in written for name, each in sums.items() if name not in here}
+        lists = {"files": here | own, **({"elsewhere": others} if others else {})}
+        listed = {what: dict(sorted(files.items())) for what, files in lists.items()}
+        (partial / COMPLETE).write_text(facts_text({**facts, **listed}))
+        for name in (*own, COMPLETE):
+            sync(partial / name)
+        sync(partial)
+
+    def _rename(self, partial: Path, final: Path) -> None:
+        removed(hf_of(final))
+        shutil.rmtree(final, ignore_errors=True)  # a damaged one, which was passed over
+        partial.rename(final)
+        sync(self.root)
+
+    def _on_every_node(self, partial: Path, work: Callable[[], None], undo: Path | None = None) -> None:
+        """A step of publishing. Where a node cannot do it, nothing is left of it on any, and ToolError (4) is raised."""
+
+        def tried() -> None:
+            try:
+                work()
+            except OSError as fault:
+                raise self._cannot(partial, disk(fault).message) from None
+
+        try:
+            self.nodes.each(tried)
+        except ToolError:
+            for path in (partial, undo) if self.nodes.lead else ():
+                shutil.rmtree(path, ignore_errors=True) if path is not None else None
+            raise
 
     def _facts(self, progress: Progress) -> dict[str, Any]:
         recipe = self.job.recipe
@@ -201,18 +234,17 @@ class Checkpoints:
         """Waits for the Hugging Face directories, and forgets what was kept for their sake. Collective."""
         self.exports.finish(stop)
         if (newest := self.newest) is not None:
-            on_rank_0(lambda: self._forget_old(newest))
+            self.nodes.each(lambda: self._forget_old(newest))
 
     def restore(self) -> Progress | None:
-        """Goes back to the newest checkpoint that is whole; None where there is none. A damaged one is passed over, aloud."""
-        found = on_rank_0(lambda: [str(path) for path in iterations(self.root)])
-        for path in map(Path, found):
-            faults: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(faults, damage(path, dist.get_rank(), dist.get_world_size()))
-            fault = next((fault for fault in faults if fault is not None), None)
-            if fault is None:
-                return self._load(path)
-            self.say("warning", f"{path} is damaged ({fault}); going back to the one before")
+        """Goes back to the newest checkpoint that is whole over all nodes; None where there is none. Others are passed over,
+        aloud."""
+        found = all_iterations(self.nodes, self.root)
+        for path in found:
+            seen = whole(self.nodes, path)
+            if isinstance(seen, Whole):
+                return self._load(seen)
+            self.say("warning", f"{path} is damaged ({seen}); going back to the one before")
         if found:
             raise ToolError(
                 f"no checkpoint under {self.root} can be read",
@@ -220,8 +252,8 @@ class Checkpoints:
             )
         return None
 
-    def _load(self, path: Path) -> Progress:
-        facts = read_facts(path)
+    def _load(self, found: Whole) -> Progress:
+        path, facts = found.path, found.facts
         new_run = f"to start from its weights, set load.path={path.parent} and another save.path"
         if not facts["optimizer"]:
             raise ToolError(f"{path} has no optimizer state: a run cannot go on from it", hint=new_run, code=Exit.INPUT)
@@ -235,10 +267,11 @@ class Checkpoints:
         state: dict[str, Any] = dict(model)
         if same_ranks:
             state["rng"] = self._rng_state()
-        names = on_rank_0(lambda: set(FileSystemReader(str(path)).read_metadata().state_dict_metadata))
-        state["optimizer"] = wanted(self.trainee, model, names)
-        # Not every rank asks for every parameter that it holds: the main replica of one may be left out.
-        loaded = dist_checkpointing.load(state, str(path), validate_access_integrity=False)
+        with gathered(self.nodes, path, found.holders) as (here, strategy):
+            names = on_rank_0(lambda: set(FileSystemReader(str(here)).read_metadata().state_dict_metadata))
+            state["optimizer"] = wanted(self.trainee, model, names)
+            # Not every rank asks for every parameter that it holds: the main replica of one may be left out.
+            loaded = dist_checkpointing.load(state, str(here), strategy, validate_access_integrity=False)
         for key, chunk in zip(_keys(self.trainee), self.trainee.chunks, strict=True):
             absent = chunk.load_state_dict(loaded[key], strict=False).missing_keys
             if absent := [name for name in absent if not name.endswith("_extra_state")]:

@@ -21,7 +21,10 @@ import torch.distributed as dist
 
 from jumar.schema.errors import Exit, ToolError
 from jumar.train_core.job import Job
-from jumar.train_core.run.complete import damage, iterations
+from jumar.train_core.run.complete import Whole, all_iterations, whole
+from jumar.train_core.run.gathered import gather_weights
+from jumar.train_core.run.nodes import Nodes
+from jumar.train_core.run.ranks import disk
 from jumar.train_core.run.stop import Stop
 
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -36,7 +39,7 @@ def hf_of(iteration: Path) -> Path:
 
 def removed(path: Path) -> None:
     """A directory is gone, and never half of it there under a name that counts."""
-    if path.exists():
+    if path.is_dir():
         trash = path.with_name(path.name + ".removing")
         path.rename(trash)
         shutil.rmtree(trash, ignore_errors=True)
@@ -71,10 +74,10 @@ class Conversion:
 
 
 class Exports:
-    """What `save.hf` asks for. Rank 0 converts; on the others only `finish` and `wanted` do anything."""
+    """What `save.hf` asks for. Rank 0 converts; where nodes have disks of their own, the weights are brought to its node."""
 
-    def __init__(self, job: Job, say: Callable[[str, str], None]) -> None:
-        self.recipe, self.root, self.say = job.recipe, job.recipe.save.path, say
+    def __init__(self, job: Job, nodes: Nodes, say: Callable[[str, str], None]) -> None:
+        self.recipe, self.root, self.nodes, self.say = job.recipe, job.recipe.save.path, nodes, say
         self.waiting: list[tuple[Path, Path]] = []
         self.now: Conversion | None = None
         self.faults: dict[Path, ToolError] = {}
@@ -84,19 +87,36 @@ class Exports:
         hf = self.recipe.save.hf
         return hf is True or (hf == "end" and step >= self.recipe.train.steps)
 
-    def add(self, iteration: Path, source: Path | None = None) -> None:
-        """Converts a published iteration, as soon as its turn comes. source: a directory to read instead, and to remove then."""
-        self.waiting.append((iteration, source or iteration))
+    def add(self, found: Whole) -> None:
+        """Converts a published iteration, as soon as its turn comes. Collective; that there is no room for it is only told."""
+        path, source = found.path, found.path
+        if self.nodes.count > 1:
+            try:
+                source = gather_weights(self.nodes, path, found.holders)
+            except ToolError as fault:
+                self._failed(path, fault)
+                return
+        if self.nodes.rank == 0:
+            self.waiting.append((path, source))
         self.poll()
 
     def make_up(self, until: int) -> list[str]:
-        """Converts those checkpoints up to a step that lack their directories, the newest first; returns the directories."""
-        found = [path for path in iterations(self.root) if (step := int(path.name[5:])) <= until and self.wanted(step)]
-        found = [path for path in found if damage(path, content=False) is None][: 1 if self.recipe.save.hf == "end" else None]
-        missing = [path for path in found if not hf_of(path).is_dir()]
-        for path in missing:
-            self.add(path)
-        return [str(hf_of(path)) for path in missing]
+        """Converts those checkpoints up to a step that lack their directories, the newest first; returns the directories.
+
+        Collective. One that is on another node, which was the first before, is not made again.
+        """
+        made = []
+        paths = all_iterations(self.nodes, self.root) if self.recipe.save.hf else []
+        for path in [path for path in paths if (step := int(path.name[5:])) <= until and self.wanted(step)]:
+            found = whole(self.nodes, path, content=False)
+            if isinstance(found, str):
+                continue
+            if not any(self.nodes.each(lambda path=path: hf_of(path).is_dir())):  # type: ignore[misc]
+                self.add(found)
+                made.append(str(hf_of(path)))
+            if self.recipe.save.hf == "end":
+                break
+        return made
 
     def holds(self, iteration: Path) -> bool:
         """Whether it is being read just now."""
@@ -120,22 +140,29 @@ class Exports:
                 self.faults.pop(done.iteration, None)
                 self.say("saved", str(hf_of(done.iteration)))
             else:
-                self.faults[done.iteration] = fault
-                self.say("warning", fault.message)
+                self._failed(done.iteration, fault)
         if self.now is None and self.waiting:
             self._start(*self.waiting.pop(0))
 
+    def _failed(self, iteration: Path, fault: ToolError) -> None:
+        self.faults[iteration] = fault
+        self.say("warning", fault.message)
+
     def _start(self, iteration: Path, source: Path) -> None:
         words = ["to-hf", str(source), str(hf_of(iteration)), "--dtype", self.recipe.train.precision, "--threads", "1"]
-        errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed when it has been read
-        process = subprocess.Popen(
-            [sys.executable, "-m", "jumar.train_core.converter", *words],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=errors,
-            start_new_session=True,  # Ctrl-C in a terminal is for the run
-        )
-        self.now = Conversion(iteration, source, process, errors)
+        try:
+            errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed when it has been read
+            process = subprocess.Popen(
+                [sys.executable, "-m", "jumar.train_core.converter", *words],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                start_new_session=True,  # Ctrl-C in a terminal is for the run
+            )
+        except OSError as fault:
+            self._failed(iteration, disk(fault))
+        else:
+            self.now = Conversion(iteration, source, process, errors)
 
     def _tidy(self, iteration: Path, source: Path) -> None:
         """Nothing of it is left but what is whole."""

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     import torch
 
     from jumar.train_core.run.checkpoint import Progress
+    from jumar.train_core.run.export import Exports
     from jumar.train_core.run.metrics import Metrics
+    from jumar.train_core.run.nodes import Nodes
 
 
 def train(job: Job, device: str) -> int:
@@ -28,11 +30,14 @@ def train(job: Job, device: str) -> int:
         from jumar.train_core.data.batch import reader_died
         from jumar.train_core.run.claim import claimed
         from jumar.train_core.run.groups import joined, model_parallel
+        from jumar.train_core.run.nodes import nodes_of
         from jumar.train_core.run.ranks import lost
 
         try:
-            with joined(hardware), claimed(job.recipe.save.path), model_parallel(job, hardware):
-                progress = run(job, hardware, where, stop)
+            with joined(hardware):
+                nodes = nodes_of(job.recipe.save.storage, job.recipe.save.path)
+                with claimed(job.recipe.save.path, nodes), model_parallel(job, hardware):
+                    progress = run(job, hardware, where, stop, nodes=nodes)
         except (RuntimeError, CheckpointException) as fault:
             if stop.asked and not stop.holds:
                 raise KeyboardInterrupt from None  # the others were asked as well
@@ -57,8 +62,8 @@ def engine(hardware: Device) -> Iterator[tuple[Device, torch.device]]:
     yield hardware, where
 
 
-def run(job: Job, hardware: Device, where: torch.device, stop: Stop, metrics: Any = None) -> Progress:
-    """Builds, loads and trains. metrics: takes the place of the run's own (benchmarks, tests)."""
+def run(job: Job, hardware: Device, where: torch.device, stop: Stop, metrics: Any = None, nodes: Nodes | None = None) -> Progress:
+    """Builds, loads and trains. metrics: takes the place of the run's own (benchmarks, tests). nodes: None: one disk for all."""
     import torch
     import torch.distributed as dist
     from megatron.core import parallel_state
@@ -68,11 +73,11 @@ def run(job: Job, hardware: Device, where: torch.device, stop: Stop, metrics: An
     from jumar.train_core.model.build import build
     from jumar.train_core.run.beside import check_same_run
     from jumar.train_core.run.checkpoint import Checkpoints, Progress
-    from jumar.train_core.run.complete import iterations, newest
+    from jumar.train_core.run.complete import all_iterations, newest
     from jumar.train_core.run.export import Exports
     from jumar.train_core.run.loop import Loop
+    from jumar.train_core.run.nodes import one_disk
     from jumar.train_core.run.optimizer import wrap
-    from jumar.train_core.run.ranks import on_rank_0
     from jumar.train_core.run.weights import initialise, load_weights
 
     recipe, rank = job.recipe, dist.get_rank()
@@ -80,14 +85,17 @@ def run(job: Job, hardware: Device, where: torch.device, stop: Stop, metrics: An
         torch.use_deterministic_algorithms(True)
     metrics = metrics or own_metrics(job, hardware, rank)
     root = recipe.save.path
-    before = on_rank_0(lambda: newest(root))
+    nodes = nodes or one_disk()
+    exports = Exports(job, nodes, metrics.say)
+    before = found.facts if (found := newest(nodes, root)) is not None else None
     if before is not None and before["step"] >= recipe.train.steps and not before["unevaluated"]:
-        _finished(job, before["step"], metrics, stop)
+        _finished(job, before["step"], metrics, stop, exports)
         return Progress(before["step"])
     data = datasets(job)
-    going_on = root is not None and on_rank_0(lambda: bool(iterations(root)))
+    going_on = bool(all_iterations(nodes, root))
     if root is not None and going_on:
-        on_rank_0(lambda: check_same_run(job, root, data.inputs, partial(metrics.say, "warning")))
+        for said in dict.fromkeys(text for each in nodes.each(lambda: check_same_run(job, root, data.inputs)) for text in each):
+            metrics.say("warning", said)
     config, chunks = build(job, hardware.ops(), where)
     if not going_on:
         if recipe.load.path is not None:
@@ -96,7 +104,6 @@ def run(job: Job, hardware: Device, where: torch.device, stop: Stop, metrics: An
             initialise(job, chunks)
     trainee = wrap(job, config, chunks, hardware.ops())
     trainee.optimizer.reload_model_params()
-    exports = Exports(job, metrics.say)
     saved = Checkpoints(job, trainee, hardware, metrics.say, data.inputs, exports) if root is not None else None
     progress = (saved.restore() if saved is not None and going_on else None) or Progress()
 
@@ -123,7 +130,7 @@ def run(job: Job, hardware: Device, where: torch.device, stop: Stop, metrics: An
         metrics.start(progress.step)
         if progress.step:
             metrics.say("note", f"going on after step {progress.step} of {root}")
-            on_rank_0(lambda: exports.make_up(progress.step))
+            exports.make_up(progress.step)
         loop = Loop(job, trainee, hardware, where, stop)
         once = recipe.train.eval_batches * recipe.train.global_batch_size
         held_out = {
@@ -140,17 +147,13 @@ def run(job: Job, hardware: Device, where: torch.device, stop: Stop, metrics: An
         return progress
 
 
-def _finished(job: Job, step: int, metrics: Any, stop: Stop) -> None:
+def _finished(job: Job, step: int, metrics: Any, stop: Stop, exports: Exports) -> None:
     """A run that has all its steps: what is left to do is Hugging Face directories, if anything."""
-    from jumar.train_core.run.export import Exports
-    from jumar.train_core.run.ranks import on_rank_0
-
-    root, exports = job.recipe.save.path, Exports(job, metrics.say)
     stop.holds = True
-    missing = on_rank_0(lambda: exports.make_up(step))
-    left = f"what is left to do is {', '.join(missing)}" if missing else "nothing is left to do"
-    metrics.say("note", f"{root} is at step {step}, train.steps is {job.recipe.train.steps}: {left}")
     with closing(exports):
+        missing = exports.make_up(step)
+        left = f"what is left to do is {', '.join(missing)}" if missing else "nothing is left to do"
+        metrics.say("note", f"{job.recipe.save.path} is at step {step}, train.steps is {job.recipe.train.steps}: {left}")
         exports.finish(stop)
 
 
