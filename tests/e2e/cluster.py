@@ -90,7 +90,7 @@ class Cluster:
     def err(self) -> list[str]:
         return [(folder / "err").read_text() for folder in self.folders]
 
-    def train(self, run: Run, nproc: int = 1, *, within: float = 300, limits: Sequence[Any] = (None, None)) -> list[Ended]:
+    def train(self, run: Run, nproc: int = 1, *, within: float = 600, limits: Sequence[Any] = (None, None)) -> list[Ended]:
         """Runs it to its end on both nodes, whatever that is. Under torchrun the codes are 0 and 1."""
         return self.end(run, self.start(run, nproc, limits), within)
 

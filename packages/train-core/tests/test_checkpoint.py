@@ -27,6 +27,7 @@ from jumar.train_core.run.checkpoint import Checkpoints
 from jumar.train_core.run.claim import InUse, _claim
 from jumar.train_core.run.complete import COMPLETE, damage, facts_text, iterations, judge, look, newest, read_facts
 from jumar.train_core.run.export import Exports, hf_of
+from jumar.train_core.run.gathered import joined, segments
 from jumar.train_core.run.nodes import Nodes, one_disk
 from jumar.train_core.run.ranks import lost
 from jumar.train_core.run.writing import Results, checksum, write
@@ -153,6 +154,18 @@ def test_what_is_whole_over_nodes(tmp_path: Path) -> None:
     (b / "__1_0.distcp").write_bytes(whole)
     other = on_two_nodes(tmp_path / "other")[1]
     assert judged(a, other) == "h0 and h1 have different ones of that number"
+
+
+def test_spans_that_nodes_want() -> None:
+    assert joined([("b", 0, 4), ("a", 5, 9), ("a", 0, 3), ("a", 2, 5), ("b", 6, 7)]) == [("a", 0, 9), ("b", 0, 4), ("b", 6, 7)]
+    wanted = [[], [("a", 0, 10), ("b", 3, 5)], [("a", 4, 12), ("a", 20, 21)]]
+    assert list(segments(wanted)) == [
+        ("a", 0, 4, (1,)),
+        ("a", 4, 10, (1, 2)),
+        ("a", 10, 12, (2,)),
+        ("a", 20, 21, (2,)),
+        ("b", 3, 5, (1,)),
+    ]
 
 
 @pytest.mark.parametrize("keep, left", [(None, [3, 6, 9, 12]), (1, [9, 12]), (2, [6, 9, 12]), (5, [3, 6, 9, 12])])

@@ -81,10 +81,37 @@ def _rank(here: Place, path: Path, sets: Sequence[str], device: str) -> int:
         if os.environ.get("LOCAL_RANK", str(here.rank)) != "0":
             sys.exit(fault.code)
         ended.write(fault.code, fault.message, here.rank)
+        _machines_agree(fault)
         if here.rank:  # of another machine, which may lack what rank 0 has
             fault.message = f"rank {here.rank} on {socket.gethostname()}: {fault.message}"
         raise
+    try:
+        _machines_agree(None)
+    except ToolError as fault:
+        ended.write(fault.code, fault.message, here.rank)
+        raise
     return _train(job, name, here.rank, ended)
+
+
+def _machines_agree(fault: ToolError | None) -> None:
+    """Under torchrun on several machines, whether all can begin: else one would wait for another until its time is out.
+
+    fault: what is wrong on this one. Raises ToolError (4) where there is nothing wrong here, but on another machine.
+    """
+    number, count = (int(os.environ.get(name, default)) for name, default in (("GROUP_RANK", "0"), ("GROUP_WORLD_SIZE", "1")))
+    if count == 1 or os.environ.get("LOCAL_RANK") != "0":
+        return
+    from torch.distributed import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    try:
+        store = PrefixStore("jumar machines", next(rendezvous("env://"))[0])
+        store.set(str(number), "" if fault is None else f"{fault.message} (on {socket.gethostname()})")
+        told = [store.get(str(each)).decode() for each in range(count)] if fault is None else []
+    except RuntimeError as gone:
+        told = [str(gone).splitlines()[0]] if fault is None else []
+    if said := next(filter(None, told), None):
+        raise ToolError(f"another machine cannot begin: {said}", hint="look at its own messages", code=Exit.ENVIRONMENT)
 
 
 def _train(job: Job, device: str, rank: int, ended: ExitFile) -> int:

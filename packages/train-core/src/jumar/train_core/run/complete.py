@@ -111,7 +111,7 @@ def damage(path: Path, rank: int = 0, ranks: int = 1, *, content: bool = True) -
 
 def whole(nodes: Nodes, path: Path, *, content: bool = True) -> Whole | str:
     """A checkpoint that is whole over all nodes, or what is wrong with it. Collective: each rank reads a share of its node's."""
-    mates = nodes.mates
+    mates = nodes.ranks_of(nodes.here)
     seen = look(path, mates.index(nodes.rank), len(mates), content=content) if content or nodes.lead else Seen()
     everyone: list[Any] = [None] * len(nodes.of)
     dist.all_gather_object(everyone, seen)

@@ -9,9 +9,12 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -113,10 +116,9 @@ class Carrier:
         mine = [span for span in spans if self.nodes.here not in self.files[span[0]]]
         dist.all_gather_object(asked, mine, group=self.group)
         faults: list[OSError] = []
-        for target in range(self.nodes.count):
-            wanted = [span for rank, each in enumerate(asked) for span in each if self.nodes.of[rank] == target]
-            for name, start, end in joined(wanted):
-                self._carry(min(self.files[name]), target, name, range(start, end), faults)
+        wanted = [[span for rank in ranks for span in asked[rank]] for ranks in map(self.nodes.ranks_of, range(self.nodes.count))]
+        for name, start, end, targets in segments(wanted):
+            self._carry((min(self.files[name]), *targets), name, range(start, end), faults)
 
         def told() -> None:
             if faults:
@@ -128,30 +130,33 @@ class Carrier:
 
         self.nodes.each(told)
 
-    def _carry(self, source: int, target: int, name: str, span: range, faults: list[OSError]) -> None:
-        """Bytes of a file from one node's first rank to another's. A fault of either disk is kept: the other end counts on it."""
-        leads = self.nodes.leads
-        if self.nodes.rank not in (leads[source], leads[target]):
+    def _carry(self, chain: tuple[int, ...], name: str, span: range, faults: list[OSError]) -> None:
+        """Bytes of a file from the first node to the second, from there to the third, and so on, block after block: nodes work at
+        the same time. A fault of a disk is kept, and the blocks go on: the next in the chain counts on them."""
+        leads = [self.nodes.leads[node] for node in chain]
+        if self.nodes.rank not in leads:
             return
+        at = leads.index(self.nodes.rank)
         for start in span[::BLOCK]:
             block = torch.zeros(min(BLOCK, span.stop - start), dtype=torch.uint8)
+            if at:
+                dist.recv(block, leads[at - 1], group=self.group)
             try:
-                if self.nodes.rank == leads[source]:
-                    with (self.iteration / name).open("rb", buffering=0) as file:
-                        file.seek(start)
-                        if file.readinto(block.numpy()) != len(block):  # type: ignore[arg-type]
-                            raise OSError(f"{self.iteration / name} ends too early")
-            except OSError as fault:
-                faults.append(fault)
-            if self.nodes.rank == leads[source]:
-                dist.send(block, leads[target], group=self.group)
-                continue
-            dist.recv(block, leads[source], group=self.group)
-            try:
-                if not faults:
+                if at and not faults:
                     _write(self.here / name, start, block)
+                elif not at:
+                    _read(self.iteration / name, start, block)
             except OSError as fault:
                 faults.append(fault)
+            if at + 1 < len(leads):
+                dist.send(block, leads[at + 1], group=self.group)
+
+
+def _read(path: Path, start: int, block: torch.Tensor) -> None:
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        if file.readinto(block.numpy()) != len(block):  # type: ignore[arg-type]
+            raise OSError(f"{path} ends too early")
 
 
 def _write(path: Path, start: int, block: torch.Tensor) -> None:
@@ -174,6 +179,25 @@ def joined(spans: Iterable[Span]) -> list[Span]:
         else:
             found.append((name, start, end))
     return found
+
+
+def segments(wanted: Sequence[Iterable[Span]]) -> Iterator[tuple[str, int, int, tuple[int, ...]]]:
+    """What each node wants, as spans that do not overlap, each with all nodes that want it."""
+    spans = [joined(each) for each in wanted]
+    for name in sorted({span[0] for each in spans for span in each}):
+        edges = sorted({edge for each in spans for span in each if span[0] == name for edge in span[1:]})
+        for start, end in pairwise(edges):
+            who = [
+                node
+                for node, each in enumerate(spans)
+                if (at := bisect_right(each, (name, start, inf))) and _within(each[at - 1], name, end)
+            ]
+            if who:
+                yield name, start, end, tuple(who)
+
+
+def _within(span: Span, name: str, end: int) -> bool:
+    return span[0] == name and end <= span[2]
 
 
 class _FromNodes(TorchDistLoadShardedStrategy):  # type: ignore[misc]

@@ -43,10 +43,9 @@ class Nodes:
         """This rank's node."""
         return self.of[self.rank]
 
-    @property
-    def mates(self) -> list[int]:
-        """The ranks of this node."""
-        return [rank for rank, node in enumerate(self.of) if node == self.here]
+    def ranks_of(self, node: int) -> list[int]:
+        """The ranks of a node."""
+        return [rank for rank, each in enumerate(self.of) if each == node]
 
     @property
     def leads(self) -> list[int]:
