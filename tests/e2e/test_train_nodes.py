@@ -93,7 +93,7 @@ def test_an_empty_disk(tmp_path: Path) -> None:
     shutil.rmtree(cluster.paths[1])
     ended = cluster.train(run.having({"train.steps": 6}))
     assert codes(cluster) == [INPUT, INPUT]
-    assert "iter_0000003 is damaged (__1_0.distcp is missing on all nodes (" in ended[0].err
+    assert "iter_0000003 is damaged (__1_0.distcp is missing on all nodes, and " in ended[0].err
     assert "error: no checkpoint under run can be read" in ended[0].err
     assert cluster.steps() == [[3], []]
 

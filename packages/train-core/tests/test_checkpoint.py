@@ -141,7 +141,7 @@ def test_what_is_whole_over_nodes(tmp_path: Path) -> None:
     assert judged(a, b) == both
     assert judged(b, a) == {0: both[1], 1: both[0]}, "nodes change places"
     assert judged(a, tmp_path / "new", b) == {0: both[0], 2: both[1]}, "a node more"
-    assert judged(a, tmp_path / "new") == "__1_0.distcp is missing on all nodes (h1 has nothing of it)"
+    assert judged(a, tmp_path / "new") == "__1_0.distcp is missing on all nodes, and h1 has nothing of it"
     assert judged(tmp_path / "new") == "it is not there"
     assert damage(a) == "__1_0.distcp is missing"
     (a / "__1_0.distcp").write_bytes((b / "__1_0.distcp").read_bytes())

@@ -167,7 +167,8 @@ def check_save(job: Job) -> Iterator[Problem]:
     """Where the run writes: whether it does at all, whether there is room, and the extras that logging needs."""
     save = job.recipe.save
     if save.path is None:
-        fields = ("save.every", "save.keep", "save.background", "save.optimizer", "save.hf", "log.tensorboard", "log.wandb")
+        fields = [f"save.{name}" for name in ("every", "keep", "background", "optimizer", "storage", "hf")]
+        fields += ["log.tensorboard", "log.wandb"]
         yield from without_effect(job, fields, "save.path is not set", "set save.path=runs/NAME")
         yield Problem("nothing is saved: save.path is not set", "set save.path=runs/NAME to keep what is trained", warning=True)
     elif (fault := _unwritable(save.path)) is not None:
@@ -175,7 +176,8 @@ def check_save(job: Job) -> Iterator[Problem]:
             f"save.path {save.path}: {fault}", "set save.path to a directory that can be written", code=Exit.ENVIRONMENT
         )
     elif (room := _room(save.path)) is not None:
-        need = checkpoint_bytes(job)
+        nodes = int(os.environ.get("GROUP_WORLD_SIZE", "1")) if save.storage == "per_node" else 1
+        need = checkpoint_bytes(job) // nodes
         what = "a checkpoint with its Hugging Face directory" if save.hf else "a checkpoint"
         if need > room:
             yield Problem(

@@ -101,7 +101,7 @@ def _machines_agree(fault: ToolError | None) -> None:
     number, count = (int(os.environ.get(name, default)) for name, default in (("GROUP_RANK", "0"), ("GROUP_WORLD_SIZE", "1")))
     if count == 1 or os.environ.get("LOCAL_RANK") != "0":
         return
-    from torch.distributed import PrefixStore
+    from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
     try:
@@ -119,7 +119,7 @@ def _train(job: Job, device: str, rank: int, ended: ExitFile) -> int:
     from jumar.train_core.run.main import train
 
     apart = job.recipe.save.storage == "per_node"
-    speaks = rank == 0 or (apart and os.environ["LOCAL_RANK"] == "0")  # on its disk
+    speaks = rank == 0 or (apart and os.environ.get("LOCAL_RANK") == "0")  # on its disk
     try:
         code = int(train(job, device))
     except ToolError as fault:

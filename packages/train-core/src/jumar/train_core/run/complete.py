@@ -98,7 +98,7 @@ def judge(seen: Sequence[tuple[int, Seen]], hosts: Sequence[str]) -> dict[int, f
     lacking = {at: frozenset[str]().union(*(each.lacking for node, each in there if node == at)) for at in nodes}
     if nowhere := sorted(frozenset.intersection(*lacking.values())):
         without = [host for node, host in enumerate(hosts) if node not in lacking]
-        nothing = f" ({', '.join(without)} has nothing of it)" if without else ""
+        nothing = f", and {', '.join(without)} has nothing of it" if without else ""
         return f"{nowhere[0]} is missing{' on all nodes' if len(hosts) > 1 else ''}{nothing}"
     return lacking
 
