@@ -18,15 +18,27 @@ from training import DONE, Ended, Going, Run, Settings, environment, tensors
 PER_NODE: Settings = {"save.path": "run", "save.storage": "per_node", "data.cache": "cache"}
 
 
-def torchruns(run: Run, nproc: int = 1) -> list[list[str]]:
-    """The command of each of two nodes."""
+def free_port() -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        return str(probe.getsockname()[1])
+
+
+def torchruns(run: Run, nproc: int) -> list[list[str]]:
+    """The command of each of two nodes."""
     start = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", str(nproc)]
-    start += ["--master-addr", "127.0.0.1", "--master-port", str(port)]
-    mine = ["-m", "jumar.train_core", "pretrain", str(run.recipe), "--device", "cpu"]
-    return [[*start, "--node-rank", str(rank), *mine] for rank in range(2)]
+    start += ["--master-addr", "127.0.0.1", "--master-port", free_port()]
+    return [[*start, "--node-rank", str(rank), *rank_line(run)] for rank in range(2)]
+
+
+def rank_line(run: Run) -> list[str]:
+    return ["-m", "jumar.train_core", "pretrain", str(run.recipe), "--device", "cpu"]
+
+
+def variables(node: int, port: str) -> dict[str, str]:
+    """What torchrun sets for the only rank of a node. Tests that need not the agents themselves are sooner done without."""
+    mine = {"RANK": node, "GROUP_RANK": node, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 1, "GROUP_WORLD_SIZE": 2}
+    return {name: str(value) for name, value in mine.items()} | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
 
 
 @dataclass(frozen=True)
@@ -34,17 +46,19 @@ class Cluster:
     """Where the nodes are. The first is node 0 of the next run."""
 
     folders: tuple[Path, ...]
+    agents: bool = True
 
     @classmethod
-    def made(cls, folder: Path) -> Cluster:
+    def made(cls, folder: Path, *, agents: bool = True) -> Cluster:
+        """agents: under torchrun; else its ranks alone, one a node."""
         folders = folder / "one", folder / "two"
         for each in folders:
             each.mkdir()
-        return cls(folders)
+        return cls(folders, agents)
 
     @property
     def swapped(self) -> Cluster:
-        return Cluster(self.folders[::-1])
+        return Cluster(self.folders[::-1], self.agents)
 
     @property
     def paths(self) -> list[Path]:
@@ -53,7 +67,7 @@ class Cluster:
 
     def copied(self, name: str, *, until: int) -> Cluster:
         """A copy as if the run had been killed after the checkpoint of step `until`."""
-        other = Cluster(tuple(folder.parent / f"{name} {folder.name}" for folder in self.folders))
+        other = Cluster(tuple(folder.parent / f"{name} {folder.name}" for folder in self.folders), self.agents)
         for mine, theirs in zip(self.folders, other.folders, strict=True):
             shutil.copytree(mine, theirs)
             for path in (theirs / "run").glob("*iter_???????"):
@@ -74,17 +88,13 @@ class Cluster:
 
     def start(self, run: Run, nproc: int = 1, limits: Sequence[Any] = (None, None)) -> list[subprocess.Popen[bytes]]:
         """limits: what is called in each node's process before it begins."""
-        started = []
-        for folder, line, limit in zip(self.folders, torchruns(run, nproc), limits, strict=True):
+        started, port = [], free_port()
+        lines = torchruns(run, nproc) if self.agents else [[sys.executable, *rank_line(run)]] * 2
+        for node, (folder, line, limit) in enumerate(zip(self.folders, lines, limits, strict=True)):
+            env = environment(None if self.agents else variables(node, port))
             with (folder / "err").open("w") as out:
-                more: dict[str, Any] = {
-                    "stdout": out,
-                    "stderr": out,
-                    "cwd": folder,
-                    "preexec_fn": limit,
-                    "start_new_session": True,
-                }
-                started.append(subprocess.Popen(line, env=environment(), **more))
+                more: dict[str, Any] = {"stdout": out, "stderr": out, "cwd": folder, "preexec_fn": limit}
+                started.append(subprocess.Popen(line, env=env, start_new_session=True, **more))
         return started
 
     def err(self) -> list[str]:

@@ -19,13 +19,17 @@ from training import DONE, ENVIRONMENT, INPUT, STOPPED, TWO, Going, Run, Setting
 pytestmark = pytest.mark.timeout(1200)  # processes on a machine that others use as well
 PP2: Settings = {"parallel.pp": 2, "model.hidden_dropout": 0.1}
 DP2: Settings = {**TWO, "model.hidden_dropout": 0.1, "save.background": True}
-LAYOUTS = [pytest.param(DP2, id="dp2"), pytest.param(PP2, id="pp2", marks=pytest.mark.slow)]
+PLACES = [
+    pytest.param(DP2, False, id="dp2"),
+    pytest.param(DP2, True, id="dp2 under torchrun", marks=pytest.mark.slow),
+    pytest.param(PP2, True, id="pp2 under torchrun", marks=pytest.mark.slow),
+]
 
 
-@pytest.mark.parametrize("settings", LAYOUTS)
-def test_nodes_that_have_changed_places_go_on_bit_for_bit(tmp_path: Path, settings: Settings) -> None:
+@pytest.mark.parametrize("settings, agents", PLACES)
+def test_nodes_that_have_changed_places_go_on_bit_for_bit(tmp_path: Path, settings: Settings, agents: bool) -> None:
     run = make_run(tmp_path, {**PER_NODE, **settings})
-    cluster = Cluster.made(tmp_path).finish(run)
+    cluster = Cluster.made(tmp_path, agents=agents).finish(run)
     assert cluster.steps() == [[3, 6], [3, 6]]
     assert cluster.trackers() == ["6", "6"]
     for node, root in enumerate(cluster.paths):
@@ -36,9 +40,7 @@ def test_nodes_that_have_changed_places_go_on_bit_for_bit(tmp_path: Path, settin
     again = cluster.copied("again", until=3).swapped.finish(run)
     learned = cluster.learned()
     assert again.learned() == {step: learned[step] for step in (4, 5, 6)}
-    one, other = cluster.tensors(6), again.tensors(6)
-    assert one.keys() == other.keys()
-    assert [name for name in one if one[name] != other[name]] == []
+    same(cluster, again)
 
 
 def same(cluster: Cluster, other: Cluster, step: int = 6) -> None:
