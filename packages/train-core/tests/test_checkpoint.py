@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,8 +23,12 @@ from torch.distributed.checkpoint.filesystem import _StorageWriterTransforms
 from jobs import make_job
 from jumar.schema.errors import Exit, ToolError
 from jumar.train_core.run.beside import check_same_run, replace_file, write_beside
-from jumar.train_core.run.checkpoint import COMPLETE, Checkpoints, damage, facts_text, iterations, newest, read_facts
+from jumar.train_core.run.checkpoint import Checkpoints
 from jumar.train_core.run.claim import InUse, _claim
+from jumar.train_core.run.complete import COMPLETE, damage, facts_text, iterations, judge, look, newest, read_facts
+from jumar.train_core.run.export import Exports, hf_of
+from jumar.train_core.run.gathered import joined, segments
+from jumar.train_core.run.nodes import Nodes, one_disk
 from jumar.train_core.run.ranks import lost
 from jumar.train_core.run.writing import Results, checksum, write
 
@@ -39,6 +44,14 @@ def checkpoint(root: Path, step: int, **facts: Any) -> Path:
     files = {file.name: checksum(file) for file in path.iterdir()}
     (path / COMPLETE).write_text(facts_text({"step": step, "unevaluated": False, **facts, "files": files}))
     return path
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[Nodes]:
+    """The only rank there is."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/.store", rank=0, world_size=1)
+    yield one_disk()
+    torch.distributed.destroy_process_group()
 
 
 def test_published_ones_newest_first(tmp_path: Path) -> None:
@@ -95,15 +108,64 @@ def test_any_other_byte_of_the_list(tmp_path: Path) -> None:
         assert damage(path) is not None, content[max(0, at - 20) : at + 5]
 
 
-def test_the_newest_that_is_there(tmp_path: Path) -> None:
-    assert newest(None) is None
-    assert newest(tmp_path) is None
+def test_the_newest_that_is_there(tmp_path: Path, alone: Nodes) -> None:
+    assert newest(alone, None) is None
+    assert newest(alone, tmp_path) is None
     for step in (3, 6, 9):
         checkpoint(tmp_path, step)
     (tmp_path / "iter_0000009" / COMPLETE).unlink()
-    found = newest(tmp_path)
+    found = newest(alone, tmp_path)
     assert found is not None
-    assert found["step"] == 6
+    assert (found.facts["step"], found.path) == (6, tmp_path / "iter_0000006")
+
+
+def on_two_nodes(folder: Path, step: int = 3) -> list[Path]:
+    """A checkpoint of which each node has a file of its own, and both have common.pt."""
+    paths = [checkpoint(folder / node, step) for node in ("a", "b")]
+    (paths[1] / "__0_0.distcp").rename(paths[1] / "__1_0.distcp")
+    files = {file.name: checksum(file) for path in paths for file in path.iterdir() if file.name != COMPLETE}
+    for path in paths:
+        own = {name: each for name, each in files.items() if (path / name).exists()}
+        others = {name: each for name, each in files.items() if name not in own}
+        (path / COMPLETE).write_text(facts_text({"step": step, "files": own, "elsewhere": others}))
+    return paths
+
+
+def judged(*paths: Path) -> object:
+    return judge([(node, look(path)) for node, path in enumerate(paths)], ["h0", "h1", "h2"][: len(paths)])
+
+
+def test_what_is_whole_over_nodes(tmp_path: Path) -> None:
+    a, b = on_two_nodes(tmp_path)
+    both = {0: {"__1_0.distcp"}, 1: {"__0_0.distcp"}}
+    assert judged(a, b) == both
+    assert judged(b, a) == {0: both[1], 1: both[0]}, "nodes change places"
+    assert judged(a, tmp_path / "new", b) == {0: both[0], 2: both[1]}, "a node more"
+    assert judged(a, tmp_path / "new") == "__1_0.distcp is missing on all nodes, and h1 has nothing of it"
+    assert judged(tmp_path / "new") == "it is not there"
+    assert damage(a) == "__1_0.distcp is missing"
+    (a / "__1_0.distcp").write_bytes((b / "__1_0.distcp").read_bytes())
+    assert damage(a) is None, "copied together"
+    (a / "__1_0.distcp").write_bytes(b"1")
+    assert judged(a, b) == both, "what it need not have"
+    whole = (b / "__1_0.distcp").read_bytes()
+    (b / "__1_0.distcp").write_bytes(whole[:-1])
+    assert judged(a, b) == "__1_0.distcp has 4999 bytes of 5000 on h1"
+    (b / "__1_0.distcp").write_bytes(whole)
+    other = on_two_nodes(tmp_path / "other")[1]
+    assert judged(a, other) == "h0 and h1 have different ones of that number"
+
+
+def test_spans_that_nodes_want() -> None:
+    assert joined([("b", 0, 4), ("a", 5, 9), ("a", 0, 3), ("a", 2, 5), ("b", 6, 7)]) == [("a", 0, 9), ("b", 0, 4), ("b", 6, 7)]
+    wanted = [[], [("a", 0, 10), ("b", 3, 5)], [("a", 4, 12), ("a", 20, 21)]]
+    assert list(segments(wanted)) == [
+        ("a", 0, 4, (1,)),
+        ("a", 4, 10, (1, 2)),
+        ("a", 10, 12, (2,)),
+        ("a", 20, 21, (2,)),
+        ("b", 3, 5, (1,)),
+    ]
 
 
 @pytest.mark.parametrize("keep, left", [(None, [3, 6, 9, 12]), (1, [9, 12]), (2, [6, 9, 12]), (5, [3, 6, 9, 12])])
@@ -111,9 +173,12 @@ def test_which_are_forgotten(tmp_path: Path, keep: int | None, left: list[int]) 
     """12 is a damaged one that was passed over; 9 was just written."""
     for step in (3, 6, 9, 12):
         checkpoint(tmp_path, step)
-    here = SimpleNamespace(root=tmp_path, job=SimpleNamespace(recipe=SimpleNamespace(save=SimpleNamespace(keep=keep))))
+        hf_of(tmp_path / f"iter_{step:07d}").mkdir()
+    job = SimpleNamespace(recipe=SimpleNamespace(save=SimpleNamespace(keep=keep, path=tmp_path)))
+    exports = Exports(job, Nodes((0,), ("",), 0), lambda *_: None)  # type: ignore[arg-type]
+    here = SimpleNamespace(root=tmp_path, job=job, exports=exports)
     Checkpoints._forget_old(here, tmp_path / "iter_0000009")  # type: ignore[arg-type]
-    assert sorted(int(path.name[5:]) for path in tmp_path.iterdir()) == left
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{hf}iter_{n:07d}" for hf in ("hf_", "") for n in left]
 
 
 def test_a_small_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -136,17 +201,17 @@ def test_what_lies_beside(tmp_path: Path) -> None:
 def test_a_run_that_goes_on_is_the_one_that_began(tmp_path: Path) -> None:
     job, root, said = make_job(tmp_path), tmp_path / "run", list[str]()
     root.mkdir()
-    check_same_run(job, root, INPUTS, said.append)  # of a manifest that is not there nothing is known
+    said += check_same_run(job, root, INPUTS)  # of a manifest that is not there nothing is known
     write_beside(job, root, INPUTS)
-    check_same_run(job, root, INPUTS, said.append)
-    check_same_run(make_job(tmp_path, parallel__tp=2, world=2, optim__lr=0.1), root, INPUTS, said.append)
+    said += check_same_run(job, root, INPUTS)
+    said += check_same_run(make_job(tmp_path, parallel__tp=2, world=2, optim__lr=0.1), root, INPUTS)
     assert said == []
-    check_same_run(job, root, [INPUTS[0], {**INPUTS[1], "head_sha256": "cc"}], said.append)
-    check_same_run(job, root, INPUTS[:1], said.append)
-    check_same_run(make_job(tmp_path, train__seed=5), root, INPUTS, said.append)
+    said += check_same_run(job, root, [INPUTS[0], {**INPUTS[1], "head_sha256": "cc"}])
+    said += check_same_run(job, root, INPUTS[:1])
+    said += check_same_run(make_job(tmp_path, train__seed=5), root, INPUTS)
     assert [re.search(r"\((.*)\)|was (\d+)", text).group() for text in said] == ["(a.bin)", "(a.bin)", "was 1234"]  # type: ignore[union-attr]
     with pytest.raises(ToolError, match="holds a run of another model: num_layers 4 there, 2 here"):
-        check_same_run(make_job(tmp_path, model__config={"num_hidden_layers": 2}), root, INPUTS, said.append)
+        check_same_run(make_job(tmp_path, model__config={"num_hidden_layers": 2}), root, INPUTS)
 
 
 def test_a_directory_is_claimed_and_cleared(tmp_path: Path) -> None:

@@ -161,6 +161,13 @@ def test_state_space_models_are_refused_by_trait(tmp_path: Path) -> None:
         ("llama", 1, {"data__split": [0, 1]}, "data.split is [0.0, 1.0]", "[98, 1, 1]"),
         ("llama", 1, {"data__train": "nowhere/x"}, "data.train: no dataset nowhere/x", ".idx"),
         ("llama", 1, {"save": {"every": 5}}, "save.every = 5 has no effect: save.path is not set", "runs/NAME"),
+        (
+            "llama",
+            1,
+            {"save": {"storage": "per_node"}},
+            "save.storage = per_node has no effect: save.path is not set",
+            "runs/NAME",
+        ),
     ],
 )
 def test_what_is_refused(tmp_path: Path, family: str, world: int, sets: dict[str, Any], message: str, hint: str) -> None:
@@ -230,7 +237,8 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "sets, module", [({"log__tensorboard": True}, "tensorboard"), ({"log__wandb": {"project": "p"}}, "wandb")]
+    "sets, module",
+    [({"log__tensorboard": True}, "tensorboard"), ({"log__wandb": {"project": "p"}}, "wandb"), ({"save__hf": "end"}, "convert")],
 )
 def test_a_missing_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sets: dict[str, Any], module: str) -> None:
     job = make_job(tmp_path, **sets)

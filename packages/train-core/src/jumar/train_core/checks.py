@@ -167,7 +167,8 @@ def check_save(job: Job) -> Iterator[Problem]:
     """Where the run writes: whether it does at all, whether there is room, and the extras that logging needs."""
     save = job.recipe.save
     if save.path is None:
-        fields = ("save.every", "save.keep", "save.background", "save.optimizer", "log.tensorboard", "log.wandb")
+        fields = [f"save.{name}" for name in ("every", "keep", "background", "optimizer", "storage", "hf")]
+        fields += ["log.tensorboard", "log.wandb"]
         yield from without_effect(job, fields, "save.path is not set", "set save.path=runs/NAME")
         yield Problem("nothing is saved: save.path is not set", "set save.path=runs/NAME to keep what is trained", warning=True)
     elif (fault := _unwritable(save.path)) is not None:
@@ -175,26 +176,29 @@ def check_save(job: Job) -> Iterator[Problem]:
             f"save.path {save.path}: {fault}", "set save.path to a directory that can be written", code=Exit.ENVIRONMENT
         )
     elif (room := _room(save.path)) is not None:
-        need = checkpoint_bytes(job)
+        nodes = int(os.environ.get("GROUP_WORLD_SIZE", "1")) if save.storage == "per_node" else 1
+        need = checkpoint_bytes(job) // nodes
+        what = "a checkpoint with its Hugging Face directory" if save.hf else "a checkpoint"
         if need > room:
             yield Problem(
-                f"save.path {save.path}: a checkpoint takes about {human_bytes(need)}, {human_bytes(room)} are free",
+                f"save.path {save.path}: {what} takes about {human_bytes(need)}, {human_bytes(room)} are free",
                 "make room, or set save.path to another disk" + (", or save.optimizer=false" if save.optimizer else ""),
                 code=Exit.ENVIRONMENT,
             )
-    extras = {"log.tensorboard": "tensorboard", "log.wandb": "wandb"}
-    for field, module in extras.items():
+    extras = {"tensorboard": ("log.tensorboard", "tensorboard"), "wandb": ("log.wandb", "wandb")}
+    for extra, (field, module) in {**extras, "convert": ("save.hf", "jumar.ckpt_convert")}.items():
         if is_set(job, field) and save.path is not None and find_spec(module) is None:
-            hint = f'pip install "jumar-train-core[{module}]", or leave {field} out'
+            hint = f'pip install "jumar-train-core[{extra}]", or leave {field} out'
             yield Problem(f"{field} needs {module}, which is not installed", hint, code=Exit.ENVIRONMENT)
 
 
 def checkpoint_bytes(job: Job) -> int:
-    """Size of one checkpoint: weights as they are trained and, with the optimizer, three fp32 numbers a parameter."""
+    """Size of one checkpoint: weights as they are trained, again for Hugging Face, and, with the optimizer, three fp32 numbers a
+    parameter."""
     from jumar.train_core.estimate import whole_parameters
 
-    each = 4 if job.recipe.train.precision == "fp32" else 2
-    return whole_parameters(job.family, job.spec) * (each + (12 if job.recipe.save.optimizer else 0))
+    save, each = job.recipe.save, 4 if job.recipe.train.precision == "fp32" else 2
+    return whole_parameters(job.family, job.spec) * (each * (2 if save.hf else 1) + (12 if save.optimizer else 0))
 
 
 def check_load(job: Job) -> Iterator[Problem]:

@@ -205,6 +205,8 @@ class Save:
     keep:  newest checkpoints that are kept; null: all
     background: written by a process of its own while training goes on
     optimizer: whether its state is saved; without it a run cannot go on exactly
+    storage: shared: all nodes see the same `path`; per_node: it is on a disk of each node's own
+    hf:    a Hugging Face directory beside each checkpoint, or beside the last alone, made while training goes on
     """
 
     path: Path | None = None
@@ -212,6 +214,8 @@ class Save:
     keep: int | None = None
     background: bool = False
     optimizer: bool = True
+    storage: Literal["shared", "per_node"] = "shared"
+    hf: bool | Literal["end"] = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

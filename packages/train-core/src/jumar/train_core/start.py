@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -68,7 +69,7 @@ def _start(task: Task, recipe: Recipe, path: Path, sets: Sequence[str], world: i
 
 
 def _rank(task: Task, here: Place, path: Path, sets: Sequence[str], device: str) -> int:
-    """One rank. What all ranks find wrong is said by rank 0."""
+    """One rank. What all ranks find wrong is said by the first of each machine."""
     if here.launched or "TORCHELASTIC_RUN_ID" in os.environ:  # else ranks would go on without torchrun
         die_with_parent(signal.SIGTERM)
     ended = ExitFile(None)
@@ -80,9 +81,17 @@ def _rank(task: Task, here: Place, path: Path, sets: Sequence[str], device: str)
             _say_problems(job, engine=True, quiet=here.rank > 0)
         name = _prepare(device, here.world, tell=here.rank == 0 and not here.launched)
     except ToolError as fault:
-        if here.rank:
+        if os.environ.get("LOCAL_RANK", str(here.rank)) != "0":
             sys.exit(fault.code)
-        ended.write(fault.code, fault.message, 0)
+        ended.write(fault.code, fault.message, here.rank)
+        _machines_agree(fault)
+        if here.rank:  # of another machine, which may lack what rank 0 has
+            fault.message = f"rank {here.rank} on {socket.gethostname()}: {fault.message}"
+        raise
+    try:
+        _machines_agree(None)
+    except ToolError as fault:
+        ended.write(fault.code, fault.message, here.rank)
         raise
     return _train(job, name, here.rank, ended)
 
@@ -93,14 +102,37 @@ def _resolve(task: Task, recipe: Recipe, world: int, device: str) -> Job:
     return resolve(recipe, world=world, device=device, task=task)
 
 
+def _machines_agree(fault: ToolError | None) -> None:
+    """Under torchrun on several machines, whether all can begin: else one would wait for another until its time is out.
+
+    fault: what is wrong on this one. Raises ToolError (4) where there is nothing wrong here, but on another machine.
+    """
+    number, count = (int(os.environ.get(name, default)) for name, default in (("GROUP_RANK", "0"), ("GROUP_WORLD_SIZE", "1")))
+    if count == 1 or os.environ.get("LOCAL_RANK") != "0":
+        return
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    try:
+        store = PrefixStore("jumar machines", next(rendezvous("env://"))[0])
+        store.set(str(number), "" if fault is None else f"{fault.message} (on {socket.gethostname()})")
+        told = [store.get(str(each)).decode() for each in range(count)] if fault is None else []
+    except RuntimeError as gone:
+        told = [str(gone).splitlines()[0]] if fault is None else []
+    if said := next(filter(None, told), None):
+        raise ToolError(f"another machine cannot begin: {said}", hint="look at its own messages", code=Exit.ENVIRONMENT)
+
+
 def _train(job: Job, device: str, rank: int, ended: ExitFile) -> int:
     """The engine, and the note of how it ended."""
     from jumar.train_core.run.main import train
 
+    apart = job.recipe.save.storage == "per_node"
+    speaks = rank == 0 or (apart and os.environ.get("LOCAL_RANK") == "0")  # on its disk
     try:
         code = int(train(job, device))
     except ToolError as fault:
-        if (said := _said(fault, rank, ended)) is not None:
+        if (said := _said(fault, rank, speaks, ended)) is not None:
             sys.exit(said)
         raise ToolError(f"rank {rank}: {fault.message}" if rank else fault.message, hint=fault.hint, code=fault.code) from fault
     except KeyboardInterrupt:
@@ -111,12 +143,12 @@ def _train(job: Job, device: str, rank: int, ended: ExitFile) -> int:
     except BaseException as fault:
         ended.write(Exit.BUG, repr(fault), rank)
         raise
-    if rank == 0 or code:
+    if speaks or code:
         ended.write(code, "", rank)
     return code
 
 
-def _said(fault: ToolError, rank: int, ended: ExitFile) -> int | None:
+def _said(fault: ToolError, rank: int, speaks: bool, ended: ExitFile) -> int | None:
     """The code to end with in silence, where another rank or `launch` says why; None where this rank is to speak.
 
     What all ranks find wrong is said once, and that a rank is lost only if that rank does not say itself.
@@ -125,13 +157,13 @@ def _said(fault: ToolError, rank: int, ended: ExitFile) -> int | None:
     from jumar.train_core.run.ranks import Lost
 
     if isinstance(fault, InUse):
-        return fault.code if rank else None
+        return None if speaks else fault.code
     if isinstance(fault, Lost):
-        if (told := _told(ended, 0 if fault.late and not rank else 2)) is not None:
+        if (told := _told(ended, 0 if fault.late and speaks else 2)) is not None:
             return told.code
         if os.environ.get(LAUNCHED) == "1" and not fault.late:  # else the lost rank may be another machine's
             return fault.code
-    elif rank and (told := _told(ended, 1)) is not None and told.message == fault.message:
+    elif not speaks and (told := _told(ended, 1)) is not None and told.message == fault.message:
         return fault.code
     ended.write(fault.code, fault.message, rank)
     return None

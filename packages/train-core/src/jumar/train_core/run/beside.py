@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,12 @@ def _write_hf(job: Job, root: Path) -> None:
     making.rename(root / "hf")
 
 
-def check_same_run(job: Job, root: Path, inputs: Sequence[Mapping[str, Any]], warn: Callable[[str], None]) -> None:
-    """A run that goes on, against the one that began. Raises ToolError (3) for another model; warns of other data.
+def check_same_run(job: Job, root: Path, inputs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A run that goes on, against the one that began. Raises ToolError (3) for another model; returns warnings of other data.
 
     inputs: the data's files, as they are now.
     """
+    warnings: list[str] = []
     before = read_manifest(root) or {}
     now = json.loads(manifest(job, inputs))
     if "model" in before and before["model"] != now["model"]:
@@ -54,13 +55,16 @@ def check_same_run(job: Job, root: Path, inputs: Sequence[Mapping[str, Any]], wa
         )
     for name, what in (("seed", "train.seed"), ("seq_len", "data.seq_len")):
         if name in before and before[name] != now[name]:
-            warn(f"{what} was {before[name]} when the run began, and is {now[name]}: samples come in another order from here on")
+            warnings.append(
+                f"{what} was {before[name]} when the run began, and is {now[name]}: samples come in another order from here on"
+            )
     old_files, new_files = before.get("inputs", []), now.get("inputs", [])
     changed = [new["name"] for new in new_files if new not in old_files] or [
         old["name"] for old in old_files if old not in new_files
     ]
     if "inputs" in before and changed:
-        warn(f"the data is not what the run began with ({', '.join(changed[:4])}): other samples come from here on")
+        warnings.append(f"the data is not what the run began with ({', '.join(changed[:4])}): other samples come from here on")
+    return warnings
 
 
 def replace_file(path: Path, text: str) -> None:

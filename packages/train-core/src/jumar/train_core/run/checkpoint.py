@@ -2,19 +2,19 @@
 
     RUN/latest_checkpointed_iteration.txt   the newest
     RUN/iter_0000100/                       megatron-core's torch_dist files, and complete.json: their sizes and checksums
+    RUN/hf_iter_0000100/                    the same for Hugging Face, if the recipe asks for it (export.py)
     RUN/hf/                                 config, tokenizer, template: all that conversion and inference need besides
     RUN/manifest.json
 
-A directory is written as iter_0000100.partial and renamed when every file is on the disk.
+A directory is written as iter_0000100.partial and renamed when every file is on the disk. Where nodes have disks of their own,
+all of this is on each; its iterations hold the files of its ranks, and those that rank 0 writes for all.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import shutil
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -34,14 +34,16 @@ from jumar.schema.errors import Exit, ToolError
 from jumar.schema.megatron_args import to_args
 from jumar.train_core.job import Job
 from jumar.train_core.run.beside import replace_file, sync, write_beside
+from jumar.train_core.run.complete import COMPLETE, Whole, all_iterations, facts_text, iterations, whole
+from jumar.train_core.run.export import Exports, hf_of, removed
+from jumar.train_core.run.gathered import gathered
 from jumar.train_core.run.optimizer import Trainee, parts
 from jumar.train_core.run.optimizer_state import take, updates, wanted
 from jumar.train_core.run.ranks import disk, on_rank_0
+from jumar.train_core.run.stop import Stop
 from jumar.train_core.run.weights import placement
 from jumar.train_core.run.writing import Results, Sums, checksum
 
-ITERATION = re.compile(r"iter_(\d{7,})")
-COMPLETE = "complete.json"
 TRACKER = "latest_checkpointed_iteration.txt"
 OPTIMIZER_METADATA = {
     "distrib_optim_sharding_type": "fully_reshardable",
@@ -76,13 +78,15 @@ class Checkpoints:
         trainee: Trainee,
         device: Device,
         say: Callable[[str, str], None],
-        inputs: Sequence[Mapping[str, Any]] = (),
+        inputs: Sequence[Mapping[str, Any]],
+        exports: Exports,
     ) -> None:
         assert job.recipe.save.path is not None
         self.job, self.trainee, self.device, self.say, self.inputs = job, trainee, device, say, inputs
-        self.root = job.recipe.save.path
+        self.root, self.nodes, self.exports = job.recipe.save.path, exports.nodes, exports
         self.queue = AsyncCallsQueue()
         self.partial: Path | None = None
+        self.newest: Path | None = None
 
     def save(self, progress: Progress, *, wait: bool = False) -> None:
         """Writes a checkpoint, in the background if the recipe says so and not `wait`. One that is under way is waited for.
@@ -92,8 +96,8 @@ class Checkpoints:
         self.finish()
         final = self.root / f"iter_{progress.step:07d}"
         partial = final.with_name(final.name + ".partial")
-        on_rank_0(lambda: self._begin(partial))
-        results, written = Results(), Sums()
+        self.nodes.each(lambda: self._begin(partial))
+        results, written = Results(), [Sums() for _ in self.nodes.hosts]
         facts = self._facts(progress)  # now: training goes on while it is written
         with self._heard(partial):
             request = dist_checkpointing.save(self._state(progress), str(partial), async_sharded_save=True)
@@ -106,7 +110,8 @@ class Checkpoints:
                 request.execute_sync()
 
     def poll(self, *, wait: bool = False) -> None:
-        """Publishes a checkpoint that the background has finished."""
+        """Publishes a checkpoint that the background has finished, and says what became of conversions."""
+        self.exports.poll()
         if self.partial is not None:
             with self._heard(self.partial):
                 if self.queue.maybe_finalize_async_calls(blocking=wait):
@@ -131,41 +136,77 @@ class Checkpoints:
         partial.mkdir(parents=True)
         write_beside(self.job, self.root, self.inputs)
 
-    def _written(self, partial: Path, results: Results, own: bool, written: Sums) -> None:
-        """What all ranks wrote into `partial`; raises what one of them could not. own: whether this rank had to write."""
+    def _written(self, partial: Path, results: Results, own: bool, written: list[Sums]) -> None:
+        """What all ranks wrote into `partial`, by node; raises what one could not. own: whether this rank had to write."""
         everyone: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(everyone, results.outcome() if own else (None, {}))
         for rank, (fault, sums) in enumerate(everyone):
             if fault is not None:
                 raise self._cannot(partial, f"rank {rank}: {fault}")
-            written |= sums
+            written[self.nodes.of[rank]] |= sums
 
     def _cannot(self, partial: Path, why: str) -> ToolError:
-        if dist.get_rank() == 0:
+        if self.nodes.lead:
             shutil.rmtree(partial, ignore_errors=True)
         hint = f"make room on the disk of {self.root}, or set save.keep; then the same command goes on from the checkpoint before"
         return ToolError(f"{partial.with_suffix('')} cannot be written: {why}", hint=hint, code=Exit.ENVIRONMENT)
 
-    def _publish(self, partial: Path, final: Path, facts: Mapping[str, Any], written: Sums) -> None:
+    def _publish(self, partial: Path, final: Path, facts: Mapping[str, Any], written: list[Sums]) -> None:
+        """First it is whole on every node, then it has its name on every node, and only then the trackers say so."""
         dist.barrier()
+        common = self._common(partial, written)
+        self._on_every_node(partial, lambda: self._complete(partial, facts, written, common))
+        self._on_every_node(partial, lambda: self._rename(partial, final), undo=final)
+        self._on_every_node(partial, lambda: replace_file(self.root / TRACKER, str(facts["step"])))
+        self.nodes.each(lambda: self._forget_old(final))
+        self.newest = final
+        self.say("saved", str(final))
+        if self.exports.wanted(facts["step"]):
+            everywhere = frozenset(range(self.nodes.count))
+            of_ranks = {name: frozenset((node,)) for node, sums in enumerate(written) for name in sums}
+            self.exports.add(Whole(final, {}, {**dict.fromkeys(common, everywhere), **of_ranks}))
 
-        def publish() -> None:
+    def _common(self, partial: Path, written: list[Sums]) -> dict[str, bytes]:
+        """What rank 0 alone wrote, such as the metadata: every node gets it. Empty where there is one node."""
+        if self.nodes.count == 1:
+            return {}
+        return on_rank_0(lambda: {path.name: path.read_bytes() for path in partial.iterdir() if path.name not in written[0]})
+
+    def _complete(self, partial: Path, facts: Mapping[str, Any], written: list[Sums], common: Mapping[str, bytes]) -> None:
+        """complete.json of this node, and everything in the directory is on the disk."""
+        for name, content in common.items() if self.nodes.here else ():
+            (partial / name).write_bytes(content)
+        here = written[self.nodes.here]
+        own = {path.name: checksum(path) for path in sorted(partial.iterdir()) if path.name not in here}
+        others = {name: each for sums in written for name, each in sums.items() if name not in here}
+        lists = {"files": here | own, **({"elsewhere": others} if others else {})}
+        listed = {what: dict(sorted(files.items())) for what, files in lists.items()}
+        (partial / COMPLETE).write_text(facts_text({**facts, **listed}))
+        for name in (*own, COMPLETE):
+            sync(partial / name)
+        sync(partial)
+
+    def _rename(self, partial: Path, final: Path) -> None:
+        removed(hf_of(final))
+        shutil.rmtree(final, ignore_errors=True)  # a damaged one, which was passed over
+        partial.rename(final)
+        sync(self.root)
+
+    def _on_every_node(self, partial: Path, work: Callable[[], None], undo: Path | None = None) -> None:
+        """A step of publishing. Where a node cannot do it, nothing is left of it on any, and ToolError (4) is raised."""
+
+        def tried() -> None:
             try:
-                own = {path.name: checksum(path) for path in sorted(partial.iterdir()) if path.name not in written}
-                (partial / COMPLETE).write_text(facts_text({**facts, "files": dict(sorted((written | own).items()))}))
-                for name in (*own, COMPLETE):
-                    sync(partial / name)
-                sync(partial)
-                shutil.rmtree(final, ignore_errors=True)  # a damaged one, which was passed over
-                partial.rename(final)
-                sync(self.root)
-                replace_file(self.root / TRACKER, str(facts["step"]))
+                work()
             except OSError as fault:
                 raise self._cannot(partial, disk(fault).message) from None
-            self._forget_old(final)
 
-        on_rank_0(publish)
-        self.say("saved", str(final))
+        try:
+            self.nodes.each(tried)
+        except ToolError:
+            for path in (partial, undo) if self.nodes.lead else ():
+                shutil.rmtree(path, ignore_errors=True) if path is not None else None
+            raise
 
     def _facts(self, progress: Progress) -> dict[str, Any]:
         recipe = self.job.recipe
@@ -180,24 +221,30 @@ class Checkpoints:
         }
 
     def _forget_old(self, newest: Path) -> None:
-        """Those before `newest` that are too many. Later ones are damaged, and no reason to forget one that is whole."""
+        """Those before `newest` that are too many, but for one that is being converted, whose turn is the next time. Later ones
+        are damaged, and no reason to forget one that is whole."""
         if (keep := self.job.recipe.save.keep) is not None:
             found = iterations(self.root)
             for path in found[found.index(newest) :][keep:]:
-                trash = path.with_name(path.name + ".removing")  # never half of one under a name that counts
-                path.rename(trash)
-                shutil.rmtree(trash, ignore_errors=True)
+                if not self.exports.holds(path):
+                    self.exports.forget(path)
+                    removed(path)
+
+    def finish_exports(self, stop: Stop) -> None:
+        """Waits for the Hugging Face directories, and forgets what was kept for their sake. Collective."""
+        self.exports.finish(stop)
+        if (newest := self.newest) is not None:
+            self.nodes.each(lambda: self._forget_old(newest))
 
     def restore(self) -> Progress | None:
-        """Goes back to the newest checkpoint that is whole; None where there is none. A damaged one is passed over, aloud."""
-        found = on_rank_0(lambda: [str(path) for path in iterations(self.root)])
-        for path in map(Path, found):
-            faults: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(faults, damage(path, dist.get_rank(), dist.get_world_size()))
-            fault = next((fault for fault in faults if fault is not None), None)
-            if fault is None:
-                return self._load(path)
-            self.say("warning", f"{path} is damaged ({fault}); going back to the one before")
+        """Goes back to the newest checkpoint that is whole over all nodes; None where there is none. Others are passed over,
+        aloud."""
+        found = all_iterations(self.nodes, self.root)
+        for path in found:
+            seen = whole(self.nodes, path)
+            if isinstance(seen, Whole):
+                return self._load(seen)
+            self.say("warning", f"{path} is damaged ({seen}); going back to the one before")
         if found:
             raise ToolError(
                 f"no checkpoint under {self.root} can be read",
@@ -205,8 +252,8 @@ class Checkpoints:
             )
         return None
 
-    def _load(self, path: Path) -> Progress:
-        facts = read_facts(path)
+    def _load(self, found: Whole) -> Progress:
+        path, facts = found.path, found.facts
         new_run = f"to start from its weights, set load.path={path.parent} and another save.path"
         if not facts["optimizer"]:
             raise ToolError(f"{path} has no optimizer state: a run cannot go on from it", hint=new_run, code=Exit.INPUT)
@@ -220,10 +267,11 @@ class Checkpoints:
         state: dict[str, Any] = dict(model)
         if same_ranks:
             state["rng"] = self._rng_state()
-        names = on_rank_0(lambda: set(FileSystemReader(str(path)).read_metadata().state_dict_metadata))
-        state["optimizer"] = wanted(self.trainee, model, names)
-        # Not every rank asks for every parameter that it holds: the main replica of one may be left out.
-        loaded = dist_checkpointing.load(state, str(path), validate_access_integrity=False)
+        with gathered(self.nodes, path, found.holders) as (here, strategy):
+            names = on_rank_0(lambda: set(FileSystemReader(str(here)).read_metadata().state_dict_metadata))
+            state["optimizer"] = wanted(self.trainee, model, names)
+            # Not every rank asks for every parameter that it holds: the main replica of one may be left out.
+            loaded = dist_checkpointing.load(state, str(here), strategy, validate_access_integrity=False)
         for key, chunk in zip(_keys(self.trainee), self.trainee.chunks, strict=True):
             absent = chunk.load_state_dict(loaded[key], strict=False).missing_keys
             if absent := [name for name in absent if not name.endswith("_extra_state")]:
@@ -268,60 +316,6 @@ class Checkpoints:
         torch.set_rng_state(saved["cpu"])
         self.device.set_rng_state(saved["device"])
         get_cuda_rng_tracker().set_states(saved["tracked"])
-
-
-def iterations(root: Path) -> list[Path]:
-    """Published checkpoints under a run directory, the newest first."""
-    if not root.is_dir():
-        return []
-    found = {int(name[1]): path for path in root.iterdir() if (name := ITERATION.fullmatch(path.name)) and path.is_dir()}
-    return [found[step] for step in sorted(found, reverse=True)]
-
-
-def newest(root: Path | None) -> dict[str, Any] | None:
-    """What complete.json says of the newest checkpoint of a run whose files are there; None where there is none."""
-    for path in iterations(root) if root is not None else ():
-        if damage(path, content=False) is None:
-            return read_facts(path)
-    return None
-
-
-def damage(path: Path, rank: int = 0, ranks: int = 1, *, content: bool = True) -> str | None:
-    """What is wrong with a checkpoint, by the sizes and checksums that it was published with; None if nothing is.
-
-    Each of `ranks` reads its share of the files; content: False looks at their sizes only.
-    """
-    try:
-        files = read_facts(path)["files"]
-        for name in sorted(files)[rank::ranks] if content else files:
-            size, crc = files[name]
-            file = path / name
-            if not file.is_file():
-                return f"{name} is missing"
-            if file.stat().st_size != size:
-                return f"{name} has {file.stat().st_size} bytes of {size}"
-            if content and checksum(file)[1] != crc:
-                return f"{name} has other bytes than were written"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
-        return f"{COMPLETE} cannot be read: {fault}"
-    return None
-
-
-def facts_text(facts: Mapping[str, Any]) -> str:
-    """complete.json: facts, and a checksum of them."""
-    return json.dumps({**facts, "crc32": _crc_of(facts)}, indent=2) + "\n"
-
-
-def read_facts(path: Path) -> dict[str, Any]:
-    """Of a checkpoint's directory. Raises OSError, or ValueError where it is not what was written."""
-    facts: dict[str, Any] = json.loads((path / COMPLETE).read_text())
-    if facts.pop("crc32", None) != _crc_of(facts):
-        raise ValueError("it has other bytes than were written")
-    return facts
-
-
-def _crc_of(facts: Mapping[str, Any]) -> int:
-    return zlib.crc32(json.dumps(facts, sort_keys=True).encode())
 
 
 def _keys(trainee: Trainee) -> list[str]:

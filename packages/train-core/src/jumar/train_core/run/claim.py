@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator
@@ -12,9 +13,10 @@ from pathlib import Path
 
 from jumar.schema.errors import Exit, ToolError
 from jumar.train_core import exit_file
-from jumar.train_core.run.ranks import on_rank_0
+from jumar.train_core.run.nodes import Nodes
 
 NAME = ".lock"
+LEFT = re.compile(r"(hf_)?iter_\d+\.(partial|removing|gathered)|\.hf\.new")
 
 
 class InUse(ToolError):
@@ -22,15 +24,15 @@ class InUse(ToolError):
 
 
 @contextmanager
-def claimed(root: Path | None) -> Iterator[None]:
-    """Holds a run's directory, made where it is not there, and clears it of what killed runs left. Collective.
+def claimed(root: Path | None, nodes: Nodes) -> Iterator[None]:
+    """Holds a run's directory, made where it is not there, on every node, and clears it of what killed runs left. Collective.
 
     Raises ToolError (4): it cannot be written, or another run holds it. File systems without locks are let pass.
     """
     handle: list[int] = []
     try:
         if root is not None:
-            on_rank_0(lambda: handle.append(_claim(root)))
+            nodes.each(lambda: handle.append(_claim(root)))
         yield
     finally:
         for each in handle:
@@ -55,7 +57,7 @@ def _claim(root: Path) -> int:
     os.ftruncate(handle, 0)
     os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
     (root / exit_file.NAME).unlink(missing_ok=True)  # tells of an earlier run
-    for pattern in ("iter_*.partial", "iter_*.removing", ".hf.new"):
-        for left in root.glob(pattern):
+    for left in root.iterdir():
+        if LEFT.fullmatch(left.name):
             shutil.rmtree(left, ignore_errors=True)
     return handle

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     import torch
 
     from jumar.train_core.run.checkpoint import Progress
+    from jumar.train_core.run.export import Exports
     from jumar.train_core.run.metrics import Metrics
+    from jumar.train_core.run.nodes import Nodes
 
 
 def train(job: Job, device: str) -> int:
@@ -28,11 +30,14 @@ def train(job: Job, device: str) -> int:
         from jumar.train_core.data.batch import reader_died
         from jumar.train_core.run.claim import claimed
         from jumar.train_core.run.groups import joined, model_parallel
+        from jumar.train_core.run.nodes import nodes_of
         from jumar.train_core.run.ranks import lost
 
         try:
-            with joined(hardware), claimed(job.recipe.save.path), model_parallel(job, hardware):
-                progress = run(job, hardware, where, stop)
+            with joined(hardware):
+                nodes = nodes_of(job.recipe.save.storage, job.recipe.save.path)
+                with claimed(job.recipe.save.path, nodes), model_parallel(job, hardware):
+                    progress = run(job, hardware, where, stop, nodes=nodes)
         except (RuntimeError, CheckpointException) as fault:
             if stop.asked and not stop.holds:
                 raise KeyboardInterrupt from None  # the others were asked as well
@@ -57,8 +62,8 @@ def engine(hardware: Device) -> Iterator[tuple[Device, torch.device]]:
     yield hardware, where
 
 
-def run(job: Job, hardware: Device, where: torch.device, stop: Stop, metrics: Any = None) -> Progress:
-    """Builds, loads and trains. metrics: takes the place of the run's own (benchmarks, tests)."""
+def run(job: Job, hardware: Device, where: torch.device, stop: Stop, metrics: Any = None, nodes: Nodes | None = None) -> Progress:
+    """Builds, loads and trains. metrics: takes the place of the run's own (benchmarks, tests). nodes: None: one disk for all."""
     import torch
     import torch.distributed as dist
     from megatron.core import parallel_state
@@ -67,10 +72,12 @@ def run(job: Job, hardware: Device, where: torch.device, stop: Stop, metrics: An
     from jumar.train_core.model.build import build
     from jumar.train_core.parallel.packed import own_part
     from jumar.train_core.run.beside import check_same_run
-    from jumar.train_core.run.checkpoint import Checkpoints, Progress, iterations, newest
+    from jumar.train_core.run.checkpoint import Checkpoints, Progress
+    from jumar.train_core.run.complete import all_iterations, newest
+    from jumar.train_core.run.export import Exports
     from jumar.train_core.run.loop import HeldOut, Loop
+    from jumar.train_core.run.nodes import one_disk
     from jumar.train_core.run.optimizer import wrap
-    from jumar.train_core.run.ranks import on_rank_0
     from jumar.train_core.run.weights import initialise, load_weights
 
     recipe, rank = job.recipe, dist.get_rank()
@@ -78,14 +85,17 @@ def run(job: Job, hardware: Device, where: torch.device, stop: Stop, metrics: An
         torch.use_deterministic_algorithms(True)
     metrics = metrics or own_metrics(job, hardware, rank)
     root = recipe.save.path
-    before = on_rank_0(lambda: newest(root))
+    nodes = nodes or one_disk()
+    exports = Exports(job, nodes, metrics.say)
+    before = found.facts if (found := newest(nodes, root)) is not None else None
     if before is not None and before["step"] >= recipe.train.steps and not before["unevaluated"]:
-        metrics.say("note", f"{root} is at step {before['step']}, train.steps is {recipe.train.steps}: nothing is left to do")
+        _finished(job, before["step"], metrics, stop, exports)
         return Progress(before["step"])
     data = datasets_of(job)
-    going_on = root is not None and on_rank_0(lambda: bool(iterations(root)))
+    going_on = bool(all_iterations(nodes, root))
     if root is not None and going_on:
-        on_rank_0(lambda: check_same_run(job, root, data.inputs, partial(metrics.say, "warning")))
+        for said in dict.fromkeys(text for each in nodes.each(lambda: check_same_run(job, root, data.inputs)) for text in each):
+            metrics.say("warning", said)
     config, chunks = build(job, hardware.ops(), where)
     if not going_on:
         if recipe.load.path is not None:
@@ -94,7 +104,7 @@ def run(job: Job, hardware: Device, where: torch.device, stop: Stop, metrics: An
             initialise(job, chunks)
     trainee = wrap(job, config, chunks, hardware.ops())
     trainee.optimizer.reload_model_params()
-    saved = Checkpoints(job, trainee, hardware, metrics.say, data.inputs) if root is not None else None
+    saved = Checkpoints(job, trainee, hardware, metrics.say, data.inputs, exports) if root is not None else None
     progress = (saved.restore() if saved is not None and going_on else None) or Progress()
 
     group = parallel_state.get_data_parallel_group()
@@ -116,10 +126,11 @@ def run(job: Job, hardware: Device, where: torch.device, stop: Stop, metrics: An
         open_batches.callback(made.close)
         return (own_part(batch, cp.rank(), cp.size()) for batch in made)
 
-    with metrics, ExitStack() as open_batches:
+    with metrics, closing(exports), ExitStack() as open_batches:
         metrics.start(progress.step)
         if progress.step:
             metrics.say("note", f"going on after step {progress.step} of {root}")
+            exports.make_up(progress.step)
         loop = Loop(job, trainee, hardware, where, stop)
         held_out = {}
         for name, dataset in (("eval", data.valid), ("test", data.test)):
@@ -131,6 +142,8 @@ def run(job: Job, hardware: Device, where: torch.device, stop: Stop, metrics: An
         if progress.step < recipe.train.steps:
             kept = f"; the same command goes on from {root}" if root is not None and progress.step else ", nothing is saved"
             metrics.say("stopped", f"after step {progress.step}{kept}")
+        elif saved is not None:
+            saved.finish_exports(stop)
         return progress
 
 
@@ -141,6 +154,16 @@ def datasets_of(job: Job) -> Any:
     else:
         from jumar.train_core.data.tuning import datasets
     return datasets(job)
+
+
+def _finished(job: Job, step: int, metrics: Any, stop: Stop, exports: Exports) -> None:
+    """A run that has all its steps: what is left to do is Hugging Face directories, if anything."""
+    stop.holds = True
+    with closing(exports):
+        missing = exports.make_up(step)
+        left = f"what is left to do is {', '.join(missing)}" if missing else "nothing is left to do"
+        metrics.say("note", f"{job.recipe.save.path} is at step {step}, train.steps is {job.recipe.train.steps}: {left}")
+        exports.finish(stop)
 
 
 def own_metrics(job: Job, hardware: Device, rank: int) -> Metrics:
