@@ -330,6 +330,7 @@ def test_slurm_saves_queues_again_and_goes_on(tmp_path: Path, slurm: dict[str, s
     until(lambda: f"step {first + 3}/" in log.read_text(), 60)
     asked(slurm, "scancel", job)
     until(lambda: "CANCELLED" in asked(slurm, "scontrol", "show", "job", job) and state() == "", 60)
+    until(lambda: log.read_text().count("stopped: after step") == 2, 60)  # it saves then too
     assert (tmp_path / f"train-{job}.log").read_text().count("queued again") == 1
 
 

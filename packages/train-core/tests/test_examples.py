@@ -5,7 +5,6 @@ The models' config.json stand here with the published sizes; the data are stand-
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
 import shlex
@@ -26,7 +25,7 @@ from jumar.schema.registry import family_of
 from jumar.train_core.checks import check
 from jumar.train_core.cli import app
 from jumar.train_core.estimate import ranks, whole_parameters
-from jumar.train_core.job import Job, resolve
+from jumar.train_core.job import Job, Task, resolve
 from jumar.train_core.recipe import Recipe
 from model_sizes import PARAMETERS, SIZES
 
@@ -35,8 +34,6 @@ RECIPES = EXAMPLES / "recipes"
 ROOM_GIB = {"Atlas 64 GB": 0.9 * 64, "GPU 80 GB": 0.9 * 80, "CPU": 16.0}
 """What tensors may take: the rest is the device's own, its libraries' workspaces and fragmentation."""
 ROW = re.compile(r"^#   (\d+) x (.+?)  +(\d+) GiB  +(.*)$", re.MULTILINE)
-COMMANDS = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
-TASKS = "task" in inspect.signature(resolve).parameters
 
 
 @dataclass
@@ -59,10 +56,8 @@ class Row:
         return 1
 
     @property
-    def task(self) -> str:
-        found = re.search(rf"(pretrain|sft) {self.recipe}", self.command)
-        assert found, self.command
-        return found[1]
+    def task(self) -> Task:
+        return "sft" if f"sft {self.recipe}" in self.command else "pretrain"
 
 
 def rows(recipe: str) -> list[Row]:
@@ -125,7 +120,7 @@ def example(row: Row, stand_ins: Path, folder: Path) -> Job:
     if "load" in values:
         values["load"]["path"] = model
     prefix = stand_ins / "corpus"
-    if TASKS and row.task == "sft":
+    if row.task == "sft":
         prefix = tuning_file(folder / "chat", 96, data["seq_len"])
     for part in ("train", "valid"):
         if isinstance(data.get(part), list):
@@ -133,9 +128,7 @@ def example(row: Row, stand_ins: Path, folder: Path) -> Job:
         elif part in data:
             data[part] = str(prefix)
     values["save"]["path"] = str(folder / "run")
-    recipe = validate(Recipe, values, row.recipe)
-    tasks: Any = {"task": row.task} if TASKS else {}
-    return resolve(recipe, world=row.ranks, device="cpu", **tasks)
+    return resolve(validate(Recipe, values, row.recipe), world=row.ranks, device="cpu", task=row.task)
 
 
 def test_every_class_is_here_for_every_device() -> None:
@@ -154,6 +147,7 @@ def test_a_command_fits_its_model_and_its_devices(
 ) -> None:
     monkeypatch.setattr("jumar.train_core.checks._room", lambda path: None)  # of the machine that the tests run on
     assert row.ranks == row.devices
+    assert f"{row.task} {row.recipe}" in row.command
     job = example(row, stand_ins, tmp_path)
     problems = list(check(job))
     assert not texts(problems), texts(problems)

@@ -33,7 +33,7 @@ def pretrain(
 ) -> None:
     """Train on documents: recipe.yaml names the model, the data and the layout.
 
-    On one machine with --nproc; on several: torchrun ... -m jumar.train_core pretrain RECIPE.yaml ...
+    On one machine with --nproc; on several the same on each, with PET_NNODES, PET_NODE_RANK and PET_MASTER_ADDR set.
     """
     _start("pretrain", recipe, nproc, sets, dry_run, device)
 
@@ -42,7 +42,7 @@ def pretrain(
 def sft(recipe: Recipe, nproc: Nproc = None, sets: Sets = None, dry_run: DryRun = False, device: DeviceName = "auto") -> None:
     """Tune on conversations, one by one or packed: data.train is the prefix that jumar-data sft was given.
 
-    On one machine with --nproc; on several: torchrun ... -m jumar.train_core sft RECIPE.yaml ...
+    On one machine with --nproc; on several the same on each, with PET_NNODES, PET_NODE_RANK and PET_MASTER_ADDR set.
     """
     _start("sft", recipe, nproc, sets, dry_run, device)
 
