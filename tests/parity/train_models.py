@@ -27,6 +27,9 @@ EXPERTS: dict[str, Any] = dict(moe_intermediate_size=24)
 LLAMA_3 = dict(rope_type="llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16)
 YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=16, mscale=0.707, mscale_all_dim=0.5)
 
+MAMBA: dict[str, Any] = dict(vocab_size=VOCAB, hidden_size=48, num_heads=8, head_dim=12, n_groups=2, chunk_size=8)
+"""Four chunks in a sequence; at TP 2 a group is a rank's."""
+
 DENSE = SIZES | HEADS | NARROW
 DEEPSEEK = SIZES | NARROW | EXPERTS | LATENT
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -41,6 +44,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("gemma2", DENSE | dict(sliding_window=11, head_dim=16, query_pre_attn_scalar=12)),
     "glm4": ("glm4", DENSE | dict(head_dim=12)),
     "gpt2": ("gpt2", dict(vocab_size=VOCAB, n_embd=48, n_layer=4, n_head=4, n_positions=64)),
+    "mamba2": ("mamba2", MAMBA),
+    "mamba2_tied": ("mamba2", MAMBA | dict(tie_word_embeddings=True)),
+    "mamba2_biased": ("mamba2", MAMBA | dict(use_bias=True, use_conv_bias=False)),
     "mixtral": ("mixtral", DENSE | dict(num_local_experts=4)),
     "qwen2_moe": ("qwen2_moe", DENSE | EXPERTS | dict(shared_expert_intermediate_size=40, mlp_only_layers=[0])),
     "qwen3_moe": ("qwen3_moe", DENSE | EXPERTS),

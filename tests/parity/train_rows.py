@@ -233,6 +233,16 @@ LATENT = (
     slow("deepseek_v3_mtp:pp2vpp2", 2, VPP2, same=MASK),
     slow("deepseek_v3_mtp:evaluated-dp2", 2, SPREAD, same=EVALUATED | {"features.moe.bias_rate": 0.02}),
 )
+STATES = (
+    row("mamba2:cp2", 2, CP2),
+    slow("mamba2:tp2", 2, TP2),
+    slow("mamba2:tp2-whole", 2, TP2_WHOLE),
+    slow("mamba2:pp2", 2, PP2),
+    slow("mamba2:dp2-spread", 2, SPREAD),
+    slow("mamba2:dp2-overlap", 2, OVERLAP),
+    slow("mamba2:recompute-uniform", 1, recompute_full("uniform", 2), gradient=0, loss=0, norm=0),
+    slow("mamba2:recompute-block", 1, recompute_full("block", 3), gradient=0, loss=0, norm=0),
+)
 RESUMED = (
     row("llama:resumed-dp2", 2, OVERLAP, first=OVERLAP, like="llama-dp2-overlap", loss=0, norm=0, gradient=0),
     row("llama:resumed-dp2-tp2", 2, TP2, first=SPREAD),
@@ -261,7 +271,7 @@ HALVES = (
     slow("mixtral:bf16-ep2", 2, EP2 | SPREAD, same=BF16, **CHOOSING),
     slow("deepseek_v2_dense:bf16-tp2", 2, TP2, same=BF16, **HALF),
 )
-ROWS = (*DENSE, *FAMILIES, *EXPERTS, *LATENT, *RESUMED, *HALVES)
+ROWS = (*DENSE, *FAMILIES, *EXPERTS, *LATENT, *STATES, *RESUMED, *HALVES)
 
 TRAPPED = tuple(
     replace(

@@ -33,11 +33,6 @@ def check(job: Job) -> list[Problem]:
 def check_model(job: Job) -> Iterator[Problem]:
     """Traits that the engine cannot express."""
     spec, rope, seq_len = job.spec, job.spec.rope, job.recipe.data.seq_len
-    if spec.ssm is not None:
-        yield Problem(
-            "the model's layers are state-space mixers (trait ssm), which jumar-train does not train yet",
-            "jumar-convert converts such a model; choose one with attention to train",
-        )
     if spec.position == "learned" and seq_len > spec.max_position_embeddings:
         yield Problem(
             f"data.seq_len {seq_len} is longer than the model's {spec.max_position_embeddings} learned positions",

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.models.common.language_module.language_module import LanguageModule
 from torch import Tensor
 
 from jumar.schema.errors import Exit, ToolError
@@ -45,7 +45,7 @@ def this_rank() -> Shard:
     )
 
 
-def load_weights(job: Job, chunks: list[GPTModel], path: Path, iteration: int | None) -> None:
+def load_weights(job: Job, chunks: list[LanguageModule], path: Path, iteration: int | None) -> None:
     """Fills the chunks from a checkpoint. Raises ToolError (3) where it is not of this model, (4) without the extra [convert]."""
     try:
         from jumar.ckpt_convert import OpenOptions, open_checkpoint
@@ -66,7 +66,7 @@ def load_weights(job: Job, chunks: list[GPTModel], path: Path, iteration: int | 
     fill(job, chunks, checkpoint.read_placed)
 
 
-def initialise(job: Job, chunks: list[GPTModel]) -> None:
+def initialise(job: Job, chunks: list[LanguageModule]) -> None:
     """Random weights: the same for a seed under every layout, since each Hugging Face tensor has a generator of its own.
 
     Normal with init_std, smaller by sqrt(2 * layers) where a block adds to the residual (as in Megatron-LM); norms 1, biases 0.
@@ -110,7 +110,7 @@ def assemble(geometry: Geometry, sources: list[Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def fill(job: Job, chunks: list[GPTModel], read: Callable[[Placed], Tensor]) -> None:
+def fill(job: Job, chunks: list[LanguageModule], read: Callable[[Placed], Tensor]) -> None:
     """Copies every tensor of this rank to its place, and proves that none was left out on either side."""
     here = place_by_name(chunks)
     filled: set[tuple[str, str]] = set()
@@ -141,7 +141,7 @@ def local(job: Job) -> Iterator[Placed]:
         yield placed
 
 
-def place_by_name(chunks: list[GPTModel]) -> dict[tuple[str, str], Any]:
+def place_by_name(chunks: list[LanguageModule]) -> dict[tuple[str, str], Any]:
     """(state-dict key, name) -> parameter or persistent buffer."""
     keys = ["model"] if len(chunks) == 1 else [f"model{i}" for i in range(len(chunks))]
     found: dict[tuple[str, str], Any] = {}
