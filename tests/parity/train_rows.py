@@ -26,7 +26,18 @@ QUIET: Changes = {"features.moe.balancing": "none"}
 BY_SEQUENCE: Changes = {"features.moe.balancing": "sequence", "features.moe.aux_loss": 0.5}
 BF16: Changes = {"train.precision": "bf16", "optim.lr": 3e-4}  # at ten times as much these models enlarge any rounding
 FP16: Changes = {"train.precision": "fp16", "optim.initial_loss_scale": 1024.0}
+FAST: Changes = {"optim.lr": 5e-3}  # state-space layers learn little in 20 steps at the others' rate
 EVALUATED: Changes = {"train.eval_every": 1, "train.eval_batches": 1, "data.valid": "ends"}
+SPREADS: dict[str, Changes] = {
+    "tp2": TP2,
+    "tp2-whole": TP2_WHOLE,
+    "pp2": PP2,
+    "cp2": CP2,
+    "dp2": DP2,
+    "dp2-spread": SPREAD,
+    "dp2-overlap": OVERLAP,
+    "tp2-recompute": TP2 | {"features.recompute": {"granularity": "full", "method": "uniform", "layers": 1}},
+}
 
 
 def recompute(*modules: str) -> Changes:
@@ -234,14 +245,27 @@ LATENT = (
     slow("deepseek_v3_mtp:evaluated-dp2", 2, SPREAD, same=EVALUATED | {"features.moe.bias_rate": 0.02}),
 )
 STATES = (
-    row("mamba2:cp2", 2, CP2),
-    slow("mamba2:tp2", 2, TP2),
-    slow("mamba2:tp2-whole", 2, TP2_WHOLE),
-    slow("mamba2:pp2", 2, PP2),
-    slow("mamba2:dp2-spread", 2, SPREAD),
-    slow("mamba2:dp2-overlap", 2, OVERLAP),
-    slow("mamba2:recompute-uniform", 1, recompute_full("uniform", 2), gradient=0, loss=0, norm=0),
-    slow("mamba2:recompute-block", 1, recompute_full("block", 3), gradient=0, loss=0, norm=0),
+    row("mamba2:short-cp2", 2, CP2, same=FAST, steps=5),
+    row("nemotron_h:short-tp2", 2, TP2, same=FAST, steps=5),
+    *(
+        slow(f"{variant}:{name}", 2, changes, same=FAST)
+        for variant in ("mamba2", "nemotron_h")
+        for name, changes in SPREADS.items()
+    ),
+    *(
+        slow(f"{variant}:recompute-{method}", 1, recompute_full(method, layers), same=FAST, gradient=0, loss=0, norm=0)
+        for variant in ("mamba2", "nemotron_h")
+        for method, layers in (("uniform", 2), ("block", 3))
+    ),
+    slow("nemotron_h:recompute-parts", 1, recompute("core_attn", "mlp", "layernorm"), same=FAST),
+    slow("nemotron_h:uneven", 2, PP2 | {"parallel.layers_per_stage": [1, 3]}, same=FAST),
+    slow("mamba2:mask-cp2", 2, CP2, same=FAST | MASK),
+    slow("mamba2_tied:pp2", 2, PP2, same=FAST),
+    slow("mamba2_tied:noop", 2, PP2 | {"parallel.noop_layers": [1, 5]}, same=FAST),
+    slow("mamba2_biased:cp2", 2, CP2, same=FAST),
+    slow("mamba2:cp2tp2", 4, CP2 | TP2, same=FAST),
+    slow("nemotron_h:cp2tp2", 4, CP2 | TP2 | SPREAD, same=FAST),
+    slow("nemotron_h:tp2pp2", 4, TP2 | PP2, same=FAST),
 )
 RESUMED = (
     row("llama:resumed-dp2", 2, OVERLAP, first=OVERLAP, like="llama-dp2-overlap", loss=0, norm=0, gradient=0),

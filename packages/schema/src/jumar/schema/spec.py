@@ -126,7 +126,7 @@ class ModelSpec:
     zero_centered_gamma: norms multiply by (1 + weight)
     sliding_window: width in tokens, in the layers of `sliding_layers`
     attn_scale:     softmax scale; None: 1/sqrt(head_dim)
-    pattern:        of layers that are a mixer, attention or an MLP each: a letter of PATTERN for every layer; empty: all are alike
+    pattern:        a letter of PATTERN for every layer, where each is a mixer, attention or an MLP; empty: all are alike
     mtp_layers:     multi-token-prediction layers after the decoder (https://arxiv.org/abs/2412.19437)
     dtype:          the dtype in which the weights are published ("bfloat16", ...)
     """

@@ -17,6 +17,7 @@ from jumar.train_core import features
 from jumar.train_core.data_checks import check_data
 from jumar.train_core.features.base import Problem, is_set, without_effect
 from jumar.train_core.job import Job, in_recipe_words
+from jumar.train_core.ssm_checks import check_ssm
 
 WEIGHTS = ("config.json", "*.safetensors", "*.gguf", "mp_rank_*", ".metadata", "release", "iter_*")
 """One of these is in every directory of weights; whether they are whole is for who reads them to say."""
@@ -57,6 +58,7 @@ def check_model(job: Job) -> Iterator[Problem]:
                 "add it to rope_scaling in model.config: the length that the model was trained on before",
             )
     yield from _check_experts(job)
+    yield from check_ssm(job)
 
 
 def _check_experts(job: Job) -> Iterator[Problem]:

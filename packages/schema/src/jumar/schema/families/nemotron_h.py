@@ -7,18 +7,23 @@ from typing import Any
 
 from jumar.schema.config import ConfigReader
 from jumar.schema.errors import ToolError
-from jumar.schema.family import Copy, Family
 from jumar.schema.families.mamba2 import MIXER, check_time_steps
+from jumar.schema.family import Copy, Family
 from jumar.schema.rules import attention, embeddings, norm
 from jumar.schema.spec import PATTERN, ModelSpec, Ssm
 from jumar.schema.weights import Part, Rule
 
 LETTERS = {
-    "linear_attention": "M", "mamba": "M", "full_attention": "*", "attention": "*", "mlp": "-", "moe": "E",
+    "linear_attention": "M",
+    "mamba": "M",
+    "full_attention": "*",
+    "attention": "*",
+    "mlp": "-",
+    "moe": "E",
 }
 """Names of transformers 5, new and old, for the letters of the published files."""
 
-# of layers with experts, which are refused by their letter; how fresh weights are drawn; and what transformers' model does not read
+# of experts, which are refused by their letter; how fresh weights are drawn; and what transformers' model does not read
 INERT = (
     *("n_routed_experts", "n_shared_experts", "moe_intermediate_size", "moe_shared_expert_intermediate_size", "moe_latent_size"),
     *("moe_shared_expert_overlap", "num_experts_per_tok", "routed_scaling_factor", "n_group", "topk_group", "norm_topk_prob"),
@@ -167,7 +172,6 @@ FAMILY = Family(
         "architectures": ["NemotronHForCausalLM"],
         "model_type": "nemotron_h",
         "hidden_size": 64,
-        "num_hidden_layers": 4,
         "hybrid_override_pattern": "M-M*",
         "intermediate_size": 96,
         "num_attention_heads": 8,

@@ -1,4 +1,4 @@
-"""ModelSpec to megatron-core's GPTModel or MambaModel, chunk by chunk, with the layers of this package in megatron-core's places."""
+"""ModelSpec to megatron-core's GPTModel or MambaModel, chunk by chunk, with our layers in megatron-core's places."""
 
 from __future__ import annotations
 

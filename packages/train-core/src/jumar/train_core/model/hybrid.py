@@ -91,7 +91,7 @@ class Model(MambaModel):  # type: ignore[misc]  # megatron-core has no types
 class Stack(MambaStack):  # type: ignore[misc]
     """The layers of one chunk.
 
-    megatron-core's own takes its final norm from TransformerEngine, recomputes nothing, and knows even stages and a few uneven ones.
+    megatron-core's own takes its final norm from TransformerEngine, recomputes nothing, and shares layers out evenly.
     """
 
     def __init__(
@@ -136,7 +136,8 @@ class Stack(MambaStack):  # type: ignore[misc]
                 x = tensor_parallel.checkpoint(run, False, x) if again else run(x)
         if self.post_process:
             x = self.final_norm(x).to(self.config.params_dtype)
-        return make_viewless_tensor(inp=x, requires_grad=x.requires_grad, keep_graph=True)
+        out: Tensor = make_viewless_tensor(inp=x, requires_grad=x.requires_grad, keep_graph=True)
+        return out
 
     def _units(self) -> Iterator[tuple[list[torch.nn.Module], bool]]:
         """Layers that are recomputed together, or run as they are."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from jumar.device import Ops
 from jumar.schema.spec import ModelSpec
 
+
 def squared_relu(x: Tensor) -> Tensor:
     """https://arxiv.org/abs/2109.08668"""
     return F.relu(x).square()

@@ -1,8 +1,7 @@
 """The Mamba-2 mixer on the device's operations, with megatron-core's parameter names. https://arxiv.org/abs/2405.21060
 
 megatron-core's own needs mamba-ssm's Triton kernels, has one eps for all models, and no biases of its projections.
-Shapes: S tokens of this rank, L tokens of the whole sequence, B micro batch, H hidden; of this rank's heads: I inner (heads x head
-dim), N heads, G groups, D head dim, K state.
+Shapes: S tokens of this rank, L tokens of the whole sequence, B micro batch, H hidden, I inner size of this rank's heads.
 """
 
 from __future__ import annotations
@@ -26,6 +25,11 @@ FP32 = ("A_log", "D")
 """Parameters that stay float32 in a model of halves: A is exp(A_log), and decays a state over thousands of tokens."""
 
 
+def _each(x: Tensor, count: int) -> Tensor:
+    """[..., count * size] to [..., count, size]."""
+    return x.reshape(*x.shape[:-1], count, -1)
+
+
 class GroupedNorm(torch.nn.Module):
     """RMSNorm over each group of the inner size by itself, so that no group's norm needs another rank's numbers."""
 
@@ -38,7 +42,7 @@ class GroupedNorm(torch.nn.Module):
         """[..., I] to the same. Rounded before it is weighed, as in transformers' model."""
         if self.groups == 1:
             return self.ops.rms_norm(x, self.weight, self.eps)
-        grouped = x.unflatten(-1, (self.groups, -1))
+        grouped = _each(x, self.groups)
         ones = torch.ones_like(grouped[(0,) * (grouped.dim() - 1)])
         return self.ops.rms_norm(grouped, ones, self.eps).flatten(-2) * self.weight
 
@@ -80,7 +84,7 @@ class Mixer(MegatronModule):  # type: ignore[misc]  # megatron-core has no types
         self.D = torch.nn.Parameter(torch.ones(heads, dtype=torch.float32))
         self.norm = GroupedNorm(inner, groups, spec.norm_eps, ops=ops, dtype=dtype)
         for parameter in (self.dt_bias, self.A_log, self.D, *self.conv1d.parameters(), *self.norm.parameters()):
-            parameter.tensor_model_parallel = True  # every TP rank's are others: the norm of the gradient counts them all
+            parameter.tensor_model_parallel = True  # type: ignore[attr-defined]  # every TP rank's are others: the norm of the gradient counts them all
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Mixer:
         """Moves and casts; of what stays float32, only moves."""
@@ -110,7 +114,7 @@ class Mixer(MegatronModule):  # type: ignore[misc]  # megatron-core has no types
                 )
             ends: list[int] = packed_seq_params.cu_seqlens_q.tolist()
             lengths = [end - start for start, end in zip(ends, [*ends[1:], whole_BLX.shape[1]], strict=True) if end > start]
-            y_BLI = torch.cat([self._scan(document, across) for document in whole_BLX.split(lengths, 1)], 1)
+            y_BLI = torch.cat([self._scan(document, across) for document in torch.split(whole_BLX, lengths, 1)], 1)
         y_SBI = across.post_conv_ssm(y_BLI.transpose(0, 1))
         out: tuple[Tensor, Tensor | None] = self.out_proj(self.norm(y_SBI))
         return out
@@ -119,26 +123,26 @@ class Mixer(MegatronModule):  # type: ignore[misc]  # megatron-core has no types
         """Convolution and scan of whole sequences, for this rank's heads: [B, L, z x B C dt] to [B, L, I]."""
         ssm, groups = self.ssm, across.ngroups_local_tpcp
         inner, heads, state = across.d_inner_local_tpcp, across.nheads_local_tpcp, groups * ssm.state_size
-        z, mixed, dt = whole_BLX.split((inner, inner + 2 * state, heads), -1)
+        z, mixed, dt = torch.split(whole_BLX, [inner, inner + 2 * state, heads], -1)
         bias = across.get_conv1d_bias() if ssm.conv_bias else None
         mixed = self.ops.causal_conv1d(mixed.transpose(1, 2), across.get_conv1d_weight().squeeze(1), bias, "silu").transpose(1, 2)
-        x, B, C = mixed.split((inner, state, state), -1)
+        x, B, C = torch.split(mixed, [inner, state, state], -1)
         y = self.ops.ssd_scan(
-            x.unflatten(-1, (heads, ssm.head_dim)),
+            _each(x, heads),
             dt,
             -torch.exp(across.get_A_log().float()),
-            B.unflatten(-1, (groups, ssm.state_size)),
-            C.unflatten(-1, (groups, ssm.state_size)),
+            _each(B, groups),
+            _each(C, groups),
             ssm.chunk_size,
             D=across.get_D().float(),
-            z=z.unflatten(-1, (heads, ssm.head_dim)),
+            z=_each(z, heads),
             dt_bias=across.get_dt_bias().float(),
             dt_softplus=True,
         )
         return y.flatten(-2)
 
     def _across(self) -> Any:
-        """Which of the parameters are this context-parallel rank's, and the exchange. Made anew: a model that is moved may have others."""
+        """The exchange over context-parallel ranks, and which parameters are this one's. Made anew: moving may replace them."""
         return MambaContextParallel(
             cp_group=self.groups_of_ranks.cp,
             d_inner_local_tp=self.projected["x"],
@@ -165,7 +169,9 @@ class Mixer(MegatronModule):  # type: ignore[misc]  # megatron-core has no types
             )
         for name in ("in_proj", "out_proj"):
             linear = getattr(self, name)
-            found |= sharded_state_dict_default(linear, f"{prefix}{name}.", sharded_offsets, metadata, tp_group=groups["tp_group"])
+            found |= sharded_state_dict_default(
+                linear, f"{prefix}{name}.", sharded_offsets, metadata, tp_group=groups["tp_group"]
+            )
         pieces = {"in_proj.weight": self.projected, "conv1d.weight": self.convolved, "conv1d.bias": self.convolved}
         for name, sizes in pieces.items():
             if (key := prefix + name) in found:

@@ -20,6 +20,7 @@ from jumar.schema.parallel import Shard
 from jumar.schema.placement import Placed, Placement
 from jumar.schema.weights import Geometry
 from jumar.train_core.job import Job
+from jumar.train_core.run.fresh import Fresh, Kind
 
 DECODER = re.compile(r"decoder\.layers\.(\d+)\.")
 
@@ -67,32 +68,18 @@ def load_weights(job: Job, chunks: list[LanguageModule], path: Path, iteration: 
 
 
 def initialise(job: Job, chunks: list[LanguageModule]) -> None:
-    """Random weights: the same for a seed under every layout, since each Hugging Face tensor has a generator of its own.
-
-    Normal with init_std, smaller by sqrt(2 * layers) where a block adds to the residual (as in Megatron-LM); norms 1, biases 0.
-    """
-    std = job.recipe.model.init_std or job.config.get("initializer_range") or 0.02
-    narrow = std / (2 * job.spec.num_layers) ** 0.5
+    """Random weights: the same for a seed under every layout, since each Hugging Face tensor has a generator of its own."""
+    fresh = Fresh(job.spec, job.recipe.model.init_std or job.config.get("initializer_range") or 0.02)
     shapes = job.family.hf_tensors(job.spec)
 
     @lru_cache(maxsize=4)
-    def tensor(name: str, kind: float | None) -> Tensor:
-        shape = shapes[name]
-        if kind is None:
-            return torch.full(shape, 0.0)
-        if len(shape) == 1:
-            return torch.full(shape, kind)
+    def tensor(name: str, kind: Kind) -> Tensor:
         digest = hashlib.sha256(f"{job.recipe.train.seed} {name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
-        return torch.randn(shape, generator=generator) * kind
+        return fresh.draw(kind, shapes[name], generator)
 
     def read(placed: Placed) -> Tensor:
-        name = placed.name
-        kind: float | None = narrow if name.endswith(("linear_proj.weight", "linear_fc2.weight")) else std
-        if name.endswith("bias"):
-            kind = None
-        elif "norm" in name.rsplit(".", 2)[-2]:
-            kind = 0.0 if job.spec.zero_centered_gamma else 1.0
+        kind = fresh.kind(placed.name)
         return assemble(placed.geometry, [tensor(source, kind) for source in placed.sources])
 
     fill(job, chunks, read)
