@@ -31,7 +31,7 @@ def whole(hf: Arrays, config: Config, want: Wanted, *, stacked: bool, singleton:
     """Every tensor of a `torch_dist` checkpoint. Of `want`, the dialect and the no-op slots count."""
     one = Wanted(noop=want.noop, dialect=want.dialect, divisible_by=want.tp * want.divisible_by)
     ((_, states),) = by_hand.shards(hf, config, one)
-    layers = config.get("num_hidden_layers", config.get("n_layer")) + len(want.noop)
+    layers = by_hand.layers_of(config) + len(want.noop)
     tensors: Arrays = {}
     stacks: dict[str, dict[tuple[int, ...], np.ndarray]] = {}
     for name, array in states["model"].items():

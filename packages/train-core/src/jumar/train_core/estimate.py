@@ -13,7 +13,7 @@ from jumar.schema.family import Family
 from jumar.schema.parallel import Chunk, ParallelLayout, Shard
 from jumar.schema.placement import ExpertLayout, Placed, Placement
 from jumar.schema.registry import family_of
-from jumar.schema.spec import ModelSpec
+from jumar.schema.spec import ModelSpec, Ssm
 from jumar.train_core.activations import activation_bytes, logits_bytes
 from jumar.train_core.job import Job
 
@@ -127,17 +127,16 @@ def flops_per_token(spec: ModelSpec, seq_len: int) -> float:
         width = 2 * spec.num_heads * spec.head_dim
     kinds = [spec.layer_kind(layer) for layer in range(spec.num_layers)] + ["block"] * spec.mtp_layers
     keys = sum(_keys(spec, layer, seq_len) for layer, kind in enumerate(kinds) if kind in ("block", "attention"))
-    return 6.0 * (matrices + keys * width + kinds.count("ssm") * _scan(spec, seq_len))
+    scans = kinds.count("ssm") * _scan(spec.ssm, seq_len) if spec.ssm is not None else 0.0
+    return 6.0 * (matrices + keys * width + scans)
 
 
-def _scan(spec: ModelSpec, seq_len: int) -> float:
+def _scan(ssm: Ssm, seq_len: int) -> float:
     """Multiplications of a token in a state-space layer's scan, https://arxiv.org/abs/2405.21060 (6): inside a chunk C with B and
     the scores with x, of which half are not masked; a state made of x and B, and read by C."""
-    ssm = spec.ssm
-    assert ssm is not None
     chunk = min(ssm.chunk_size, seq_len)
-    inside = chunk / 2 * (ssm.num_groups * ssm.state_size + ssm.num_heads * ssm.head_dim)
-    return inside + 2 * ssm.num_heads * ssm.head_dim * ssm.state_size
+    inner = ssm.num_heads * ssm.head_dim
+    return chunk / 2 * (ssm.num_groups * ssm.state_size + inner) + 2 * inner * ssm.state_size
 
 
 def _keys(spec: ModelSpec, layer: int, seq_len: int) -> float:
