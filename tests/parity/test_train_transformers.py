@@ -67,8 +67,8 @@ def converted(run: Path) -> Path:
     """The checkpoint of step 10 as a Hugging Face directory."""
     from jumar.ckpt_convert import OpenOptions, open_checkpoint, plan_hf, run_plan
 
-    run_plan(plan_hf(open_checkpoint(run, options=OpenOptions(iteration="10"))), run / "converted")
-    return run / "converted"
+    run_plan(plan_hf(open_checkpoint(run, options=OpenOptions(iteration="10"))), run.with_suffix(".hf"))
+    return run.with_suffix(".hf")
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, "llama-decayed"])

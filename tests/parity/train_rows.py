@@ -281,6 +281,10 @@ RESUMED = (
     slow("mixtral:resumed-tp2-ep2", 2, EP2, first=TP2 | SPREAD),
     slow("deepseek_v3_mtp:resumed-pp2-tp2ep2", 2, TP2 | EP2, first=PP2, same=MASK),
     slow("gemma2:resumed-tp2-pp2", 2, PP2, first=TP2),
+    slow("mamba2:resumed-dp2", 2, OVERLAP, first=OVERLAP, same=FAST, like="mamba2-dp2-overlap", loss=0, norm=0, gradient=0),
+    slow("mamba2:resumed-tp2-pp2", 2, PP2, first=TP2, same=FAST),
+    slow("nemotron_h:resumed-dp2-tp2", 2, TP2, first=SPREAD, same=FAST),
+    slow("nemotron_h:resumed-pp2-cp2", 2, CP2, first=PP2, same=FAST),
 )
 HALF = dict(loss=2e-3, norm=5e-3, gradient=None)
 CHOOSING = dict(loss=1e-2, norm=5e-2, gradient=None)
@@ -294,6 +298,9 @@ HALVES = (
     slow("llama:fp16-tp2", 2, TP2, same=FP16, **HALF),
     slow("mixtral:bf16-ep2", 2, EP2 | SPREAD, same=BF16, **CHOOSING),
     slow("deepseek_v2_dense:bf16-tp2", 2, TP2, same=BF16, **HALF),
+    slow("mamba2:bf16-pp2", 2, PP2, same=BF16, **HALF),
+    slow("mamba2:bf16-dp2", 2, OVERLAP, same=BF16, **HALF),
+    slow("nemotron_h:bf16-tp2", 2, TP2 | SPREAD, same=BF16, **HALF),
 )
 ROWS = (*DENSE, *FAMILIES, *EXPERTS, *LATENT, *STATES, *RESUMED, *HALVES)
 
