@@ -245,8 +245,8 @@ LATENT = (
     slow("deepseek_v3_mtp:evaluated-dp2", 2, SPREAD, same=EVALUATED | {"features.moe.bias_rate": 0.02}),
 )
 STATES = (
-    row("mamba2:short-cp2", 2, CP2, same=FAST, steps=5),
-    row("nemotron_h:short-tp2", 2, TP2, same=FAST, steps=5),
+    row("mamba2:short-cp2", 2, CP2, same=FAST, steps=2),
+    row("nemotron_h:short-tp2", 2, TP2, same=FAST, steps=2),
     *(
         slow(f"{variant}:{name}", 2, changes, same=FAST)
         for variant in ("mamba2", "nemotron_h")
