@@ -383,8 +383,10 @@ def traits(family: Family) -> tuple[str, str, str, str]:
     extras = {"biases": spec.qkv_bias, "q and k norms": spec.qk_norm, "sliding window": spec.sliding_window}
     extras["soft caps"] = spec.attn_softcap
     kind = "latent (MLA)" if spec.mla else "none (Mamba-2)" if spec.ssm else grouped
+    if spec.pattern:
+        kind = f"{grouped} or Mamba-2, by layer"
     attention = ", ".join([kind, *(text for text, has in extras.items() if has)])
-    mlp = "none" if spec.ssm else "gated" if spec.gated else "plain, biases"
+    mlp = "none" if spec.ssm and not spec.pattern else "gated" if spec.gated else "plain, biases" if spec.mlp_bias else "plain"
     if moe := spec.moe:
         shared = ["shared expert with gate" if moe.shared_gate else "shared experts"] if moe.shared_ffn_size else []
         mlp = ", ".join(["experts", *shared, *(["dense layers"] if moe.dense_layers else [])])

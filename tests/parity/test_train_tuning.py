@@ -29,6 +29,8 @@ CASES = tuple(
         "gpt2": ("packed",),
         "deepseek_v2_dense": ("talks", "packed"),
         "mixtral": ("talks", "packed"),
+        "mamba2": ("packed",),
+        "nemotron_h": ("packed",),
     }.items()
     for data in kinds
 )

@@ -95,7 +95,7 @@ def randomise(state: dict[str, torch.Tensor], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in state.items():
         noise = torch.randn(tensor.shape, generator=generator)
-        if any(part in name for part in ("embed_tokens", "wte", "lm_head")):
+        if any(part in name for part in ("embed_tokens", "embeddings", "wte", "lm_head")):
             tensor.copy_(0.4 * tensor.shape[1] ** -0.5 * noise)
         elif tensor.ndim > 1:
             tensor.copy_(tensor.shape[-1] ** -0.5 * noise)

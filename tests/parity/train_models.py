@@ -27,6 +27,11 @@ EXPERTS: dict[str, Any] = dict(moe_intermediate_size=24)
 LLAMA_3 = dict(rope_type="llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16)
 YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=16, mscale=0.707, mscale_all_dim=0.5)
 
+MAMBA: dict[str, Any] = dict(vocab_size=VOCAB, hidden_size=48, num_heads=8, head_dim=12, n_groups=2, chunk_size=8)
+"""Four chunks in a sequence; at TP 2 a group is a rank's."""
+STATES: dict[str, Any] = dict(mamba_num_heads=8, mamba_head_dim=12, n_groups=2, chunk_size=8)
+HYBRID: dict[str, Any] = STATES | HEADS | NARROW | dict(vocab_size=VOCAB, hidden_size=48, hybrid_override_pattern="M*-M")
+
 DENSE = SIZES | HEADS | NARROW
 DEEPSEEK = SIZES | NARROW | EXPERTS | LATENT
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -41,6 +46,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("gemma2", DENSE | dict(sliding_window=11, head_dim=16, query_pre_attn_scalar=12)),
     "glm4": ("glm4", DENSE | dict(head_dim=12)),
     "gpt2": ("gpt2", dict(vocab_size=VOCAB, n_embd=48, n_layer=4, n_head=4, n_positions=64)),
+    "mamba2": ("mamba2", MAMBA),
+    "mamba2_tied": ("mamba2", MAMBA | dict(tie_word_embeddings=True)),
+    "mamba2_biased": ("mamba2", MAMBA | dict(use_bias=True, use_conv_bias=False)),
+    "nemotron_h": ("nemotron_h", HYBRID),
     "mixtral": ("mixtral", DENSE | dict(num_local_experts=4)),
     "qwen2_moe": ("qwen2_moe", DENSE | EXPERTS | dict(shared_expert_intermediate_size=40, mlp_only_layers=[0])),
     "qwen3_moe": ("qwen3_moe", DENSE | EXPERTS),
@@ -56,6 +65,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 SEEDS = dict(mixtral=1, qwen2_moe=1, deepseek_v2=1, deepseek_v2_lite=1, deepseek_v2_groups=2, deepseek_v3=6, deepseek_v3_mtp=3)
 """Of weights, where 0 has a token that two experts fit almost equally."""
+STARTS = {"D": 1.0, "dt_bias": -3.0}
+"""Of state-space layers, about as fresh ones have them. With long steps and no way past the state, rounding grows by layers."""
 
 
 def config_of(variant: str) -> dict[str, Any]:
@@ -71,6 +82,8 @@ def write_model(variant: str, folder: Path) -> Path:
     family = families()[VARIANTS[variant][0]]
     state = {name: torch.empty(shape) for name, shape in family.hf_tensors(family.spec(config)).items()}
     tiny_models.randomise(state, seed=SEEDS.get(variant, 0))
+    for name, start in ((name, STARTS[name.rsplit(".", 1)[1]]) for name in state if name.rsplit(".", 1)[1] in STARTS):
+        state[name] += start
     if family.spec(config).zero_centered_gamma:
         for name in (name for name in state if name.endswith("norm.weight")):
             state[name] -= 1

@@ -26,7 +26,18 @@ QUIET: Changes = {"features.moe.balancing": "none"}
 BY_SEQUENCE: Changes = {"features.moe.balancing": "sequence", "features.moe.aux_loss": 0.5}
 BF16: Changes = {"train.precision": "bf16", "optim.lr": 3e-4}  # at ten times as much these models enlarge any rounding
 FP16: Changes = {"train.precision": "fp16", "optim.initial_loss_scale": 1024.0}
+FAST: Changes = {"optim.lr": 5e-3}  # state-space layers learn little in 20 steps at the others' rate
 EVALUATED: Changes = {"train.eval_every": 1, "train.eval_batches": 1, "data.valid": "ends"}
+SPREADS: dict[str, Changes] = {
+    "tp2": TP2,
+    "tp2-whole": TP2_WHOLE,
+    "pp2": PP2,
+    "cp2": CP2,
+    "dp2": DP2,
+    "dp2-spread": SPREAD,
+    "dp2-overlap": OVERLAP,
+    "tp2-recompute": TP2 | {"features.recompute": {"granularity": "full", "method": "uniform", "layers": 1}},
+}
 
 
 def recompute(*modules: str) -> Changes:
@@ -234,6 +245,29 @@ LATENT = (
     slow("deepseek_v3_mtp:pp2vpp2", 2, VPP2, same=MASK),
     slow("deepseek_v3_mtp:evaluated-dp2", 2, SPREAD, same=EVALUATED | {"features.moe.bias_rate": 0.02}),
 )
+STATES = (
+    row("mamba2:short-cp2", 2, CP2, same=FAST, steps=2),
+    row("nemotron_h:short-tp2", 2, TP2, same=FAST, steps=2),
+    *(
+        slow(f"{variant}:{name}", 2, changes, same=FAST)
+        for variant in ("mamba2", "nemotron_h")
+        for name, changes in SPREADS.items()
+    ),
+    *(
+        slow(f"{variant}:recompute-{method}", 1, recompute_full(method, layers), same=FAST, gradient=0, loss=0, norm=0)
+        for variant in ("mamba2", "nemotron_h")
+        for method, layers in (("uniform", 2), ("block", 3))
+    ),
+    slow("nemotron_h:recompute-parts", 1, recompute("core_attn", "mlp", "layernorm"), same=FAST),
+    slow("nemotron_h:uneven", 2, PP2 | {"parallel.layers_per_stage": [1, 3]}, same=FAST),
+    slow("mamba2:mask-cp2", 2, CP2, same=FAST | MASK),
+    slow("mamba2_tied:pp2", 2, PP2, same=FAST),
+    slow("mamba2_tied:noop", 2, PP2 | {"parallel.noop_layers": [1, 5]}, same=FAST),
+    slow("mamba2_biased:cp2", 2, CP2, same=FAST),
+    slow("mamba2:cp2tp2", 4, CP2 | TP2, same=FAST),
+    slow("nemotron_h:cp2tp2", 4, CP2 | TP2 | SPREAD, same=FAST),
+    slow("nemotron_h:tp2pp2", 4, TP2 | PP2, same=FAST),
+)
 RESUMED = (
     row("llama:resumed-dp2", 2, OVERLAP, first=OVERLAP, like="llama-dp2-overlap", loss=0, norm=0, gradient=0),
     row("llama:resumed-dp2-tp2", 2, TP2, first=SPREAD),
@@ -248,6 +282,10 @@ RESUMED = (
     slow("mixtral:resumed-tp2-ep2", 2, EP2, first=TP2 | SPREAD),
     slow("deepseek_v3_mtp:resumed-pp2-tp2ep2", 2, TP2 | EP2, first=PP2, same=MASK),
     slow("gemma2:resumed-tp2-pp2", 2, PP2, first=TP2),
+    slow("mamba2:resumed-dp2", 2, OVERLAP, first=OVERLAP, same=FAST, like="mamba2-dp2-overlap", loss=0, norm=0, gradient=0),
+    slow("mamba2:resumed-tp2-pp2", 2, PP2, first=TP2, same=FAST),
+    slow("nemotron_h:resumed-dp2-tp2", 2, TP2, first=SPREAD, same=FAST),
+    slow("nemotron_h:resumed-pp2-cp2", 2, CP2, first=PP2, same=FAST),
 )
 HALF = dict(loss=2e-3, norm=5e-3, gradient=None)
 CHOOSING = dict(loss=1e-2, norm=5e-2, gradient=None)
@@ -261,6 +299,9 @@ HALVES = (
     slow("llama:fp16-tp2", 2, TP2, same=FP16, **HALF),
     slow("mixtral:bf16-ep2", 2, EP2 | SPREAD, same=BF16, **CHOOSING),
     slow("deepseek_v2_dense:bf16-tp2", 2, TP2, same=BF16, **HALF),
+    slow("mamba2:bf16-pp2", 2, PP2, same=BF16, **HALF),
+    slow("mamba2:bf16-dp2", 2, OVERLAP, same=BF16, **HALF),
+    slow("nemotron_h:bf16-tp2", 2, TP2 | SPREAD, same=BF16, **HALF),
 )
 TALKS: Changes = {"data.train": "talks"}
 PACKED: Changes = {"data.train": "packed"}
@@ -297,9 +338,14 @@ TUNING = (
     tuned("mixtral:packed-ep2-allgather", 2, EP2 | ALLGATHER, PACKED, slow=True),
     tuned("deepseek_v2_dense:packed-cp2", 2, CP2, PACKED),
     tuned("deepseek_v3_mtp:packed-cp2", 2, CP2, PACKED | ONE_BY_ONE | OTHER_ORDER),
+    tuned("mamba2:packed-cp2", 2, CP2, PACKED),
+    tuned("mamba2:talks-tp2", 2, TP2, TALKS, slow=True),
+    tuned("nemotron_h:packed-tp2", 2, TP2, PACKED, slow=True),
+    tuned("nemotron_h:packed-cp2", 2, CP2, PACKED, slow=True),
+    tuned("nemotron_h:packed-pp2", 2, PP2, PACKED, slow=True),
     tuned("deepseek_v3_mtp:packed-pp2", 2, PP2, PACKED | ONE_BY_ONE | OTHER_ORDER, slow=True),
 )
-ROWS = (*DENSE, *FAMILIES, *EXPERTS, *LATENT, *RESUMED, *HALVES, *TUNING)
+ROWS = (*DENSE, *FAMILIES, *EXPERTS, *LATENT, *STATES, *RESUMED, *HALVES, *TUNING)
 
 TRAPPED = tuple(
     replace(

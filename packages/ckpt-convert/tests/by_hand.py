@@ -303,9 +303,20 @@ def fused_norms(layer: Arrays) -> Arrays:
     return {moved.get(name, name): array for name, array in layer.items()}
 
 
+def mixer_sizes(config: Config) -> tuple[int, int, int]:
+    """Inner size, states of all groups, heads."""
+    heads, head, state = (
+        config[name] for name in SIZES_OF_MIXER.get(config["model_type"], ("num_heads", "head_dim", "state_size"))
+    )
+    return heads * head, config["n_groups"] * state, heads
+
+
+SIZES_OF_MIXER = {"nemotron_h": ("mamba_num_heads", "mamba_head_dim", "ssm_state_size")}
+
+
 def mamba_layer(hf: Arrays, config: Config, want: Wanted, t: int) -> Arrays:
     """in_proj is [z; x; B; C; dt], conv1d is [x; B; C]: each piece is cut by itself."""
-    inner, state, heads = config["num_heads"] * config["head_dim"], config["n_groups"] * config["state_size"], config["num_heads"]
+    inner, state, heads = mixer_sizes(config)
     out = {}
     for name, array in hf.items():
         if name in ("norm.weight", "mixer.out_proj.bias"):
@@ -323,11 +334,33 @@ def mamba_layer(hf: Arrays, config: Config, want: Wanted, t: int) -> Arrays:
     return out
 
 
+def nemotron_layer(hf: Arrays, config: Config, letter: str, want: Wanted, t: int) -> Arrays:
+    """A norm, and one of three: a mixer, attention, an MLP of two matrices."""
+    if letter == "M":
+        return mamba_layer(hf, config, want, t)
+    if letter == "*":
+        own = {name.replace("mixer.", "self_attn."): array for name, array in hf.items()}
+        out = {"input_layernorm.weight": hf["norm.weight"], **under("self_attention.", attention(own, config, want, t))}
+    else:
+        out = {"pre_mlp_layernorm.weight": hf["norm.weight"]}
+        out["mlp.linear_fc1.weight"] = rows(hf["mixer.up_proj.weight"], t, want.tp)
+        out["mlp.linear_fc2.weight"] = columns(hf["mixer.down_proj.weight"], t, want.tp)
+        if "mixer.up_proj.bias" in hf:
+            out["mlp.linear_fc1.bias"] = rows(hf["mixer.up_proj.bias"], t, want.tp)
+            out["mlp.linear_fc2.bias"] = hf["mixer.down_proj.bias"]
+    return fused_norms(out) if want.dialect == "te" else out
+
+
 # ---- whole models
 
-LAYERS = {"gpt2": "transformer.h.", "mamba2": "backbone.layers."}
-EMBEDDING = {"gpt2": "transformer.wte.weight", "mamba2": "backbone.embeddings.weight"}
-FINAL_NORM = {"gpt2": "transformer.ln_f.", "mamba2": "backbone.norm_f."}
+MIXERS = ("mamba2", "nemotron_h")
+LAYERS = {"gpt2": "transformer.h.", **dict.fromkeys(MIXERS, "backbone.layers.")}
+EMBEDDING = {"gpt2": "transformer.wte.weight", **dict.fromkeys(MIXERS, "backbone.embeddings.weight")}
+FINAL_NORM = {"gpt2": "transformer.ln_f.", **dict.fromkeys(MIXERS, "backbone.norm_f.")}
+
+
+def layers_of(config: Config) -> int:
+    return len(config.get("hybrid_override_pattern", "")) or config.get("num_hidden_layers") or config["n_layer"]
 
 
 def layer_of(hf: Arrays, config: Config, number: int, want: Wanted, t: int, e: int, x: int) -> Arrays:
@@ -336,6 +369,8 @@ def layer_of(hf: Arrays, config: Config, number: int, want: Wanted, t: int, e: i
     own = {name.removeprefix(prefix): array for name, array in hf.items() if name.startswith(prefix)}
     if family == "gpt2":
         return gpt2_layer(own, config, want, t)
+    if family == "nemotron_h":
+        return nemotron_layer(own, config, config["hybrid_override_pattern"][number], want, t)
     return mamba_layer(own, config, want, t) if family == "mamba2" else transformer_layer(own, config, want, t, e, x)
 
 
@@ -352,7 +387,7 @@ def mtp_layer(hf: Arrays, config: Config, k: int, number: int, want: Wanted, t: 
 def chunk(hf: Arrays, config: Config, want: Wanted, p: int, v: int, t: int, e: int, x: int) -> Arrays:
     """The state dict of one model chunk on one rank."""
     family = config["model_type"]
-    num_layers, mtp = config.get("num_hidden_layers") or config["n_layer"], config.get("num_nextn_predict_layers", 0)
+    num_layers, mtp = layers_of(config), config.get("num_nextn_predict_layers", 0)
     first, last = (p, v) == (0, 0), (p, v) == last_chunk(want)
     words, out = EMBEDDING.get(family, "model.embed_tokens.weight"), {}
     if first or (last and mtp):
@@ -363,7 +398,7 @@ def chunk(hf: Arrays, config: Config, want: Wanted, p: int, v: int, t: int, e: i
         if (stage, number) == (p, v):
             out |= under(f"decoder.layers.{local}.", layer_of(hf, config, layer, want, t, e, x))
     if last:
-        norm = "decoder.final_norm." if family == "mamba2" else "decoder.final_layernorm."
+        norm = "decoder.final_norm." if family in MIXERS else "decoder.final_layernorm."
         if mtp and want.dialect.startswith("mindspeed"):
             norm = "final_layernorm."
         for kind in ("weight", "bias"):

@@ -31,7 +31,7 @@ def whole(hf: Arrays, config: Config, want: Wanted, *, stacked: bool, singleton:
     """Every tensor of a `torch_dist` checkpoint. Of `want`, the dialect and the no-op slots count."""
     one = Wanted(noop=want.noop, dialect=want.dialect, divisible_by=want.tp * want.divisible_by)
     ((_, states),) = by_hand.shards(hf, config, one)
-    layers = config.get("num_hidden_layers", config.get("n_layer")) + len(want.noop)
+    layers = by_hand.layers_of(config) + len(want.noop)
     tensors: Arrays = {}
     stacks: dict[str, dict[tuple[int, ...], np.ndarray]] = {}
     for name, array in states["model"].items():
@@ -59,7 +59,7 @@ def renamed(name: str, config: Config, want: Wanted, stacked: bool, singleton: b
     if match is None:
         return name, ()
     kind, number, block, rest = match[1], int(match[2]), match[3] or "", match[4]
-    if want.dialect == "mcore" and "kv_lora_rank" not in config and config["model_type"] != "mamba2":
+    if want.dialect == "mcore" and "kv_lora_rank" not in config and config["model_type"] not in by_hand.MIXERS:
         first, _, last = rest.rpartition(".")
         rest = f"{FUSED[first]}_{last}" if first in FUSED else rest
     place: tuple[int, ...] = ()
@@ -77,15 +77,14 @@ def renamed(name: str, config: Config, want: Wanted, stacked: bool, singleton: b
 def pieces(name: str, array: np.ndarray, config: Config, singleton: bool) -> list[tuple[str, np.ndarray]]:
     """What is saved as tensors of their own: Mamba's projections; gate and up, as singletons."""
     if name.endswith(("mixer.in_proj.weight", "mixer.conv1d.weight", "mixer.conv1d.bias")):
-        heads, groups = config["num_heads"], config["n_groups"] * config["state_size"]
-        inner = heads * config["head_dim"]
+        inner, groups, heads = by_hand.mixer_sizes(config)
         sizes = {"z": inner, "x": inner, "B": groups, "C": groups, "dt": heads}
         if "conv1d" in name:
             del sizes["z"], sizes["dt"]
         ends = np.cumsum(list(sizes.values()))
         assert ends[-1] == len(array)
         return [(f".{piece}", array[end - n : end]) for (piece, n), end in zip(sizes.items(), ends, strict=True)]
-    if singleton and ".linear_fc1." in name and "layer_norm" not in name and config["model_type"] != "gpt2":
+    if singleton and ".linear_fc1." in name and "layer_norm" not in name and config["model_type"] not in ("gpt2", "nemotron_h"):
         gate, up = np.split(array, 2)
         return [("_w", gate), ("_v", up)]
     return [("", array)]

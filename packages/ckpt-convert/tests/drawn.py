@@ -86,6 +86,8 @@ def configs(draw: st.DrawFn, model_type: str, num_layers: int, want: by_hand.Wan
         heads = tp * some(1, 3)
         sizes = {"n_head": heads, "n_embd": heads * some(1, 4), "n_inner": tp * some(1, 5), "n_positions": some(1, 9)}
         return config | sizes | {"n_layer": num_layers}
+    if model_type == "nemotron_h":
+        return config | draw(nemotron(num_layers, tp))
     config |= {"num_hidden_layers": num_layers}
     if model_type == "mamba2":
         groups = tp * some(1, 2)
@@ -123,3 +125,22 @@ def configs(draw: st.DrawFn, model_type: str, num_layers: int, want: by_hand.Wan
     if model_type in ("glm4", "qwen3", "qwen3_moe", "gemma2"):
         config |= {"attention_bias": draw(st.booleans())}
     return config
+
+
+@st.composite
+def nemotron(draw: st.DrawFn, num_layers: int, tp: int) -> dict[str, Any]:
+    def some(low: int, high: int) -> int:
+        return draw(st.integers(low, high))
+
+    groups, kv = tp * some(1, 2), tp * some(1, 2)
+    pattern = "".join(draw(st.lists(st.sampled_from("M*-"), min_size=num_layers, max_size=num_layers)))
+    mixer = {
+        "n_groups": groups,
+        "mamba_num_heads": groups * some(1, 3),
+        "mamba_head_dim": some(1, 3),
+        "ssm_state_size": some(1, 5),
+    }
+    attention = {"num_key_value_heads": kv, "num_attention_heads": kv * some(1, 3), "head_dim": some(1, 4)}
+    biases = {"use_bias": draw(st.booleans()), "use_conv_bias": draw(st.booleans()), "mlp_bias": draw(st.booleans())}
+    sizes = {"hidden_size": some(1, 6), "intermediate_size": tp * some(1, 4), "conv_kernel": some(1, 4)}
+    return {"hybrid_override_pattern": pattern, **mixer, **attention, **biases, **sizes}

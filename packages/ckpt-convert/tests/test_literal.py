@@ -77,7 +77,7 @@ def test_every_shard_is_as_written_by_hand(model_type: str, data: st.DataObject)
 
 def args_of_a_run(config: dict[str, Any], want: Wanted) -> dict[str, Any]:
     """The arguments of a training run that has this layout."""
-    num_layers = config.get("num_hidden_layers") or config["n_layer"]
+    num_layers = by_hand.layers_of(config)
     args = {
         "tensor_model_parallel_size": want.tp,
         "pipeline_model_parallel_size": want.pp,

@@ -29,7 +29,7 @@ from jumar.ckpt_convert.to_peft import plan_peft
 from jumar.schema.errors import ToolError
 from jumar.schema.registry import families
 
-ADAPTED = [name for name in families() if name != "mamba2"]
+ADAPTED = [name for name in families() if name not in by_hand.MIXERS]
 GROUPS = (tiny_lora.QKV, tiny_lora.PROJ, tiny_lora.FC1, tiny_lora.FC2)
 MINDSPEED = "MindSpeed-LLM v2"
 DOCUMENTED = "layout as documented"
@@ -168,7 +168,7 @@ def wrapped(state: tiny_hf.Arrays, lora: tiny_hf.Arrays) -> tiny_hf.Arrays:
 
 
 def args_of_a_run(config: dict[str, Any], want: Wanted) -> dict[str, Any]:
-    layers = (config.get("num_hidden_layers") or config["n_layer"]) + len(want.noop)
+    layers = by_hand.layers_of(config) + len(want.noop)
     args: dict[str, Any] = {
         "tensor_model_parallel_size": want.tp,
         "pipeline_model_parallel_size": want.pp,
@@ -216,7 +216,7 @@ def test_from_one_layout_to_another_is_as_if_written_there(model_type: str, data
 @st.composite
 def layouts_for(draw: st.DrawFn, config: dict[str, Any], model_type: str, like: Wanted) -> Wanted:
     """Another layout of the same model: fewer ranks, other stages, the other dialect or expert layout."""
-    layers = config.get("num_hidden_layers") or config["n_layer"]
+    layers = by_hand.layers_of(config)
     pp = draw(st.sampled_from([n for n in (1, 2, 3) if layers % n == 0]))
     vpp = draw(st.sampled_from([n for n in (1, 2) if layers % (pp * n) == 0 and (pp > 1 or n == 1)]))
     dialect = draw(st.sampled_from([d for d in families()[model_type].dialects if d in DIALECTS]))
@@ -267,7 +267,7 @@ def test_merged_weights_are_the_sum(model_type: str, data: st.DataObject) -> Non
     drawn_ = {n: random.standard_normal(s).astype(np.float32 if n in kept else kind) for n, s in plain.items()}
     tensors = {n: a.view(np.uint32 if a.itemsize == 4 else np.uint16) for n, a in drawn_.items()}
     lora = tiny_lora.adapter(config, groups, data.draw(st.integers(1, 5)), shared=False, values="real")
-    if model_type == "mamba2":
+    if model_type in by_hand.MIXERS:
         lora = mamba_adapter(config, random)
     assume(lora)
     with tempfile.TemporaryDirectory() as name:
@@ -296,7 +296,7 @@ def test_merged_weights_are_the_sum(model_type: str, data: st.DataObject) -> Non
         written(merged(base, adapter), want, home / "merged-mcore")
         run_plan(plan_hf(open_checkpoint(home / "merged-mcore")), home / "back")
         assert tiny_hf.read_hf(home / "back") == found
-        if model_type != "mamba2":
+        if model_type not in by_hand.MIXERS:
             written(bearing(shards, adapter), want, home / "bearing")
             opened = open_checkpoint(home / "bearing", options=OpenOptions(bearing=True))
             assert opened.adapter

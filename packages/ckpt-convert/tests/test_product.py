@@ -103,7 +103,7 @@ def possible(config: Config, want: Wanted) -> bool:
 
 
 def fits(config: Config, want: Wanted) -> bool:
-    layers = config.get("num_hidden_layers") or config["n_layer"]
+    layers = by_hand.layers_of(config)
     latent, experts = "kv_lora_rank" in config, config.get("num_experts") or config.get("n_routed_experts") or 0
     if want.stages and sum(want.stages) != layers:
         return False
@@ -122,6 +122,8 @@ def fits(config: Config, want: Wanted) -> bool:
 def config_of(model_type: str, num_layers: int, mtp: int, tied: bool) -> Config:
     """The family's tiny configuration, whose sizes four ranks can share."""
     config = families()[model_type].tiny | {"tie_word_embeddings": tied, "vocab_size": 13}
+    if model_type == "nemotron_h":
+        return config | {"hybrid_override_pattern": ("M-*M" * num_layers)[:num_layers]}
     config |= {"n_layer" if model_type == "gpt2" else "num_hidden_layers": num_layers}
     if model_type == "deepseek_v3":
         config |= {

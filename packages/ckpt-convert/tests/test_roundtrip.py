@@ -90,6 +90,7 @@ def fits(config: Mapping[str, Any], want: Wanted) -> bool:
     if not num_experts:
         plain = want.ep == 1 and not want.extend and not want.grouped and want.etp in (None, 1, tp)
         shared_out = {"gpt2": ["n_head"], "mamba2": ["n_groups"]}.get(model_type, ["num_key_value_heads", "intermediate_size"])
+        shared_out += ["n_groups"] if model_type == "nemotron_h" else []
         return plain and all(config[k] % tp == 0 for k in shared_out)
     ranks = want.ep * (tp if want.extend else 1)
     etp = 1 if want.extend else want.etp or tp
@@ -446,7 +447,8 @@ def test_a_cast_rounds_and_leaves_what_megatron_keeps(model_type: str, tmp_path:
     run_plan(plan_megatron(open_checkpoint(hf), layout_of(Wanted(tp=2, pp=2)), dtype="bf16"), tmp_path / "mcore")
     run_plan(plan_hf(open_checkpoint(tmp_path / "mcore")), tmp_path / "back")
     run_plan(plan_hf(open_checkpoint(hf), dtype="bf16"), tmp_path / "direct")
-    kept = tuple({"deepseek_v3": ["e_score_correction_bias"], "mamba2": ["A_log", ".D"]}.get(model_type, ()))
+    mixer = ["A_log", ".D"]
+    kept = tuple({"deepseek_v3": ["e_score_correction_bias"], "mamba2": mixer, "nemotron_h": mixer}.get(model_type, ()))
     halves = {n: a if n.endswith(kept or ("?",)) else rounded(a) for n, a in tensors.items()}
     tiny_hf.write_hf(tmp_path / "expected", config, halves)
     for made in ("back", "direct"):

@@ -55,7 +55,7 @@ def alike(config: dict[str, Any]) -> bool:
     dense = {i for i in range(layers) if i < config.get("first_k_dense_replace", 0) or i % config.get("moe_layer_freq", 1)}
     dense |= {i for i in range(layers) if (i + 1) % config.get("decoder_sparse_step", 1)}
     dense |= set(config.get("mlp_only_layers", []))
-    return config["model_type"] != "mamba2" and len(dense) in (0, layers)
+    return config["model_type"] not in by_hand.MIXERS and len(dense) in (0, layers)
 
 
 @pytest.mark.parametrize("model_type", families())
@@ -72,7 +72,7 @@ def test_what_is_written_is_as_defined_by_hand(model_type: str, data: st.DataObj
         )
         assert run_plan(made, Path(home) / "dist")
         found = dist_by_hand.read(Path(home) / "dist/iter_0000001")
-        default = config["model_type"] != "mamba2" and not any("expert" in key for key in config)
+        default = config["model_type"] not in by_hand.MIXERS and not any("expert" in key for key in config)
         expected = dist_by_hand.whole(hf, config, want, stacked=stacked or default)
         assert found.keys() == expected.keys()
         assert [name for name in found if not np.array_equal(found[name], expected[name])] == []

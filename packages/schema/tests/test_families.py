@@ -100,6 +100,7 @@ EXTRA: dict[str, list[dict[str, Any]]] = {
     "deepseek_v3": [{"routed_scaling_factor": 2.5}, {"norm_topk_prob": False}],
     "mistral": [{"sliding_window": None}],
     "mixtral": [{"sliding_window": 16}],
+    "nemotron_h": [{"hybrid_override_pattern": "M*-"}, {"mlp_bias": True}],
 }
 
 
@@ -199,7 +200,8 @@ def test_rope_settings_that_are_not_understood_are_refused(family: Family, scali
 
 @EACH
 def test_an_unknown_activation_is_refused_by_name(family: Family) -> None:
-    key = {"gpt2": "activation_function", "gemma2": "hidden_activation"}.get(family.model_type, "hidden_act")
+    keys = {"gpt2": "activation_function", "gemma2": "hidden_activation", "nemotron_h": "mlp_hidden_act"}
+    key = keys.get(family.model_type, "hidden_act")
     with pytest.raises(ToolError, match="'wobble' is not supported") as caught:
         family.spec(family.tiny | {key: "wobble"})
     assert key in caught.value.message

@@ -1,6 +1,7 @@
 """config.json of published models, and how many parameters their makers say they have: facts from the models' pages.
 
-DeepSeek-V3's count is its 671 B and its MTP layer, without that layer's copies of the embedding and the head.
+DeepSeek-V3's count is its 671 B and its MTP layer, without that layer's copies of the embedding and the head; Nemotron-H's, which
+its page gives as 8 B, is that of transformers' model.
 """
 
 from __future__ import annotations
@@ -530,6 +531,51 @@ PUBLISHED: dict[str, tuple[int, dict[str, Any]]] = {
             "use_conv_bias": True,
             "use_mambapy": False,
             "vocab_size": 50288,
+        },
+    ),
+    "Nemotron-H-8B-Base-8K": (
+        8_100_852_736,
+        {
+            "architectures": ["NemotronHForCausalLM"],
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "attention_head_dim": 128,
+            "bos_token_id": 1,
+            "chunk_size": 128,
+            "conv_kernel": 4,
+            "eos_token_id": 2,
+            "expand": 2,
+            "hidden_dropout": 0.0,
+            "hidden_size": 4096,
+            "hybrid_override_pattern": "M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M-",
+            "initializer_range": 0.02,
+            "intermediate_size": 21504,
+            "layer_norm_epsilon": 1e-05,
+            "mamba_head_dim": 64,
+            "mamba_hidden_act": "silu",
+            "mamba_num_heads": 128,
+            "mamba_proj_bias": False,
+            "max_position_embeddings": 8192,
+            "mlp_bias": False,
+            "mlp_hidden_act": "relu2",
+            "model_type": "nemotron_h",
+            "n_groups": 8,
+            "num_attention_heads": 32,
+            "num_hidden_layers": 52,
+            "num_key_value_heads": 8,
+            "num_logits_to_keep": 1,
+            "pad_token_id": 0,
+            "rescale_prenorm_residual": True,
+            "residual_in_fp32": False,
+            "rms_norm_eps": 1e-05,
+            "ssm_state_size": 128,
+            "tie_word_embeddings": False,
+            "torch_dtype": "bfloat16",
+            "use_bias": False,
+            "use_cache": True,
+            "use_conv_bias": True,
+            "use_mamba_kernels": True,
+            "vocab_size": 131072,
         },
     ),
 }

@@ -17,9 +17,9 @@ from jumar.train_core.job import Job, resolve
 from jumar.train_core.recipe import Recipe
 
 FAMILIES = tuple(families())
-TRAINED = tuple(name for name, family in families().items() if family.spec(family.tiny).ssm is None)
-DENSE = tuple(name for name in TRAINED if families()[name].spec(families()[name].tiny).moe is None)
-EXPERTS = tuple(name for name in TRAINED if name not in DENSE)
+STATES = tuple(name for name, family in families().items() if family.spec(family.tiny).ssm is not None)
+DENSE = tuple(name for name in FAMILIES if families()[name].spec(families()[name].tiny).moe is None)
+EXPERTS = tuple(name for name in FAMILIES if name not in DENSE)
 
 
 def model_dir(folder: Path, family: str = "llama", **changes: Any) -> Path:

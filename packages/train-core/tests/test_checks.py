@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from jobs import FAMILIES, TRAINED, make_job, model_dir, texts, token_file
+from jobs import FAMILIES, STATES, make_job, model_dir, texts, token_file
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.manifest import manifest_text
 from jumar.train_core import checks
@@ -21,16 +21,12 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 MOE = "features__moe__"
 
 
-@pytest.mark.parametrize("family", TRAINED)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("sizes", [{}, {"tp": 2}, {"pp": 2}, {"cp": 2}, {"tp": 2, "pp": 2, "vpp": 2, "cp": 2}])
 def test_what_fits_is_let_pass(tmp_path: Path, family: str, sizes: dict[str, int]) -> None:
     world = sizes.get("tp", 1) * sizes.get("pp", 1) * sizes.get("cp", 1)
-    assert texts(check(make_job(tmp_path, family, world=world, parallel=sizes))) == ""
-
-
-def test_state_space_models_are_refused_by_trait(tmp_path: Path) -> None:
-    refused = [name for name in FAMILIES if "trait ssm" in texts(check(make_job(tmp_path / name, name)))]
-    assert refused == [name for name in FAMILIES if name not in TRAINED] == ["mamba2"]
+    found = texts(check(make_job(tmp_path, family, world=world, parallel=sizes)))
+    assert ("no interleaved pipeline" in found) if family in STATES and "vpp" in sizes else (found == "")
 
 
 @pytest.mark.parametrize(

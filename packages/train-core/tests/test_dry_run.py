@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jobs import TRAINED, make_job, token_file
+from jobs import FAMILIES, make_job, token_file
 from jumar.train_core import show
 from jumar.train_core.dry_run import report
 from jumar.train_core.groups import groups, rank_groups
@@ -38,7 +38,7 @@ def test_groups_of_a_job(tmp_path: Path) -> None:
     assert rank_groups(make_job(tmp_path)) == {}
 
 
-@pytest.mark.parametrize("family", TRAINED)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_reported(tmp_path: Path, family: str, capsys: pytest.CaptureFixture[str]) -> None:
     made = report(make_job(tmp_path, family, world=4, parallel={"tp": 2, "pp": 2}))
     assert [stage["layers"] for stage in made["stages"]] == [[[0, 1]], [[2, 3]]]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from jobs import EXPERTS, TRAINED, make_job
+from jobs import EXPERTS, FAMILIES, make_job
 from jumar.schema.family import Family
 from jumar.schema.parallel import ParallelLayout, Shard
 from jumar.schema.placement import Placement
@@ -23,11 +23,11 @@ from jumar.train_core.job import Job
 def of_hf(family: Family) -> int:
     """Elements of the HF tensors that are trained."""
     spec = family.spec(family.tiny)
-    kept = family.kept_dtypes(spec)
-    return sum(prod(shape) for name, shape in family.hf_tensors(spec).items() if name not in kept)
+    shapes = family.hf_tensors(spec).items()
+    return sum(prod(shape) for name, shape in shapes if not name.endswith("e_score_correction_bias"))
 
 
-@pytest.mark.parametrize("family", TRAINED)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_whole_model_is_that_of_hugging_face(family: str) -> None:
     made = families()[family]
     assert whole_parameters(made, made.spec(made.tiny)) == of_hf(made)
@@ -42,7 +42,7 @@ def distinct(job: Job) -> int:
         for placed in placement.tensors(Shard("", tp=tp, pp=pp)):
             copy = placed.origin is not None and placed.origin.stage in ("tied_last", "mtp") and placed.origin.scope == "model"
             cut = placed.origin is not None and placed.origin.shard is not None
-            if placed.expert is None and not placed.keep_dtype and not copy and (cut or tp == 0):
+            if placed.expert is None and not placed.name.endswith("expert_bias") and not copy and (cut or tp == 0):
                 total += prod(placed.geometry.shape)
     for pp, ep, etp in product(range(layout.pp), range(layout.ep), range(layout.expert_tp)):
         for placed in placement.tensors(Shard("", tp=0, pp=pp, ep=ep, etp=etp)):
@@ -54,7 +54,7 @@ def distinct(job: Job) -> int:
 SIZES: list[dict[str, int]] = [{}, {"tp": 2}, {"pp": 2}, {"tp": 4, "pp": 4}, {"tp": 2, "pp": 2, "vpp": 2}, {"cp": 2}]
 
 
-@pytest.mark.parametrize("family", TRAINED)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_ranks_hold_the_model_once(tmp_path: Path, family: str, sizes: dict[str, int]) -> None:
     experts = {"ep": 2, "etp": 2} if family in EXPERTS and sizes.get("tp") == 4 else {}
@@ -139,7 +139,7 @@ def test_context_parallelism_halves_activations(tmp_path: Path) -> None:
     assert logits_bytes(one) == 2 * logits_bytes(two) == 32 * 131 * 12
 
 
-@pytest.mark.parametrize("family", TRAINED)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_recomputation_takes_less(tmp_path: Path, family: str) -> None:
     def size(**recompute: Any) -> int:
         return activation_bytes(make_job(tmp_path, family, features__recompute=recompute or None), 0)
@@ -148,7 +148,7 @@ def test_recomputation_takes_less(tmp_path: Path, family: str) -> None:
     one, two, block = (size(granularity="full", **more) for more in ({}, {"layers": 2}, {"method": "block", "layers": 2}))
     assert one < block < nothing
     assert one < two < nothing
-    assert some < nothing
+    assert some < nothing or family == "mamba2"  # which has neither
 
 
 def test_full_recomputation_by_hand(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_micro_batches_in_flight(tmp_path: Path) -> None:
     assert [in_flight(woven, stage) for stage in range(2)] == [5, 3]
 
 
-@pytest.mark.parametrize("family", TRAINED)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_has_an_estimate(tmp_path: Path, family: str) -> None:
     job = make_job(tmp_path, family, world=4, parallel={"tp": 2, "pp": 2}, model__hidden_dropout=0.1)
     for rank in ranks(job):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from jobs import DENSE, EXPERTS, TRAINED, make_job, texts
+from jobs import DENSE, EXPERTS, FAMILIES, make_job, texts
 from jumar.train_core import features
 from jumar.train_core.features import FEATURES, Feature, owners
 from jumar.train_core.features.base import default, leaves, value
@@ -144,7 +144,7 @@ def test_what_experts_need_has_no_effect_on_a_dense_model(tmp_path: Path, family
     assert said.count("has no effect: this model has no experts") == len(moe) + 1
 
 
-@pytest.mark.parametrize("family", TRAINED)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_megatron_takes_what_it_is_told(tmp_path: Path, family: str) -> None:
     """Every field exists, and TransformerConfig's own checks pass."""
     from megatron.core.distributed import DistributedDataParallelConfig

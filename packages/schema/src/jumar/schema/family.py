@@ -125,6 +125,8 @@ class Family:
         """Whether a layer (MTP layers are numbered after the decoder's) has a rule's tensor."""
         if rule.scope == "model" or (rule.scope == "mtp" and layer < spec.num_layers):
             return False
+        if rule.layers in ("ssm", "attention", "mlp"):
+            return spec.layer_kind(layer) == rule.layers
         return rule.layers == "all" or spec.is_moe_layer(layer) == (rule.layers == "moe")
 
     def copy_names(self, spec: ModelSpec) -> dict[str, str]:

@@ -54,6 +54,7 @@ def _model_args(spec: ModelSpec, layout: ParallelLayout) -> dict[str, Any]:
         "norm_epsilon": spec.norm_eps,
         "apply_layernorm_1p": spec.zero_centered_gamma,
         "swiglu": spec.gated and spec.activation == "silu",
+        "squared_relu": spec.activation == "relu2",
         "untie_embeddings_and_output_weights": not spec.tied,
         "add_bias_linear": spec.mlp_bias,
         "add_qkv_bias": spec.qkv_bias,
@@ -96,6 +97,7 @@ def _model_args(spec: ModelSpec, layout: ParallelLayout) -> dict[str, Any]:
     if ssm := spec.ssm:
         args |= {
             "is_hybrid_model": True,
+            "hybrid_override_pattern": spec.pattern or None,
             "mamba_state_dim": ssm.state_size,
             "mamba_head_dim": ssm.head_dim,
             "mamba_num_groups": ssm.num_groups,

@@ -119,6 +119,7 @@ def missing_args(args: Mapping[str, Any], family: Family) -> list[str]:
     """The arguments that a model of this family cannot be read without, and that are not there."""
     base = family.spec(family.tiny)
     need = [*_sizes_needed(base), *NEEDS]
+    need += ["hybrid_override_pattern"] if base.pattern else []
     need += ["rotary_base"] if base.position == "rope" else []
     need += ["moe_router_topk"] if base.moe else []
     need += ["query_pre_attn_scalar"] if base.attn_scale is not None else []
@@ -176,7 +177,8 @@ def spec_from_args(args: Mapping[str, Any], family: Family) -> ModelSpec:
     if base.num_heads:
         spec = _attention_from_args(args, spec)
     if base.ssm:
-        spec = replace(spec, ssm=_ssm_from_args(args, base.ssm, args["hidden_size"]))
+        pattern = args["hybrid_override_pattern"] if base.pattern else ""
+        spec = replace(spec, ssm=_ssm_from_args(args, base.ssm, args["hidden_size"]), pattern=str(pattern))
     check_spec(spec, "the checkpoint's args give a model that cannot be", hint="correct them with --set NAME=VALUE")
     return spec
 

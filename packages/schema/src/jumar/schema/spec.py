@@ -90,7 +90,10 @@ class Mla:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ssm:
-    """A Mamba-2 mixer in every layer, https://arxiv.org/abs/2405.21060. inner_size = num_heads * head_dim."""
+    """A Mamba-2 mixer, https://arxiv.org/abs/2405.21060; in every layer, or in those of `ModelSpec.pattern`.
+
+    inner_size = num_heads * head_dim; its norm is over each of num_groups groups by itself
+    """
 
     state_size: int
     num_heads: int
@@ -106,7 +109,10 @@ class Ssm:
     residual_in_fp32: bool = True
 
 
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
+LayerKind = Literal["block", "ssm", "attention", "mlp"]
+PATTERN: dict[str, LayerKind] = {"M": "ssm", "*": "attention", "-": "mlp"}
+"""Letters of a pattern, as Megatron's --hybrid-override-pattern has them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +126,7 @@ class ModelSpec:
     zero_centered_gamma: norms multiply by (1 + weight)
     sliding_window: width in tokens, in the layers of `sliding_layers`
     attn_scale:     softmax scale; None: 1/sqrt(head_dim)
+    pattern:        a letter of PATTERN for every layer, where each is a mixer, attention or an MLP; empty: all are alike
     mtp_layers:     multi-token-prediction layers after the decoder (https://arxiv.org/abs/2412.19437)
     dtype:          the dtype in which the weights are published ("bfloat16", ...)
     """
@@ -155,8 +162,15 @@ class ModelSpec:
     moe: Moe | None = None
     mla: Mla | None = None
     ssm: Ssm | None = None
+    pattern: str = ""
     mtp_layers: int = 0
     dtype: str = "bfloat16"
+
+    def layer_kind(self, layer: int) -> LayerKind:
+        """What decoder layer `layer` is: "block" has attention (of any kind) and an MLP or experts."""
+        if self.pattern:
+            return PATTERN[self.pattern[layer]]
+        return "block" if self.ssm is None else "ssm"
 
     def is_moe_layer(self, layer: int) -> bool:
         """Whether decoder layer `layer` (from 0; MTP layers follow the decoder's) holds experts."""
@@ -212,6 +226,12 @@ def check_spec(spec: ModelSpec, where: str, hint: str | None = None) -> None:
             (spec.mtp_layers > MOST_LAYERS, f"mtp_layers is {spec.mtp_layers}, expected at most {MOST_LAYERS}"),
             (not rope.base > 0, f"rope.base is {rope.base}, expected a positive number"),
             (not 0 < rope.fraction <= 1, f"rope.fraction is {rope.fraction}, expected more than 0, at most 1"),
+            (set(spec.pattern) - set(PATTERN), f"pattern is {spec.pattern!r:.60}, expected letters of {''.join(PATTERN)}"),
+            (
+                spec.pattern and len(spec.pattern) != spec.num_layers,
+                f"pattern {spec.pattern!r:.60} is of {len(spec.pattern)} layers, num_layers is {spec.num_layers}",
+            ),
+            (spec.pattern and not spec.ssm, f"pattern {spec.pattern!r:.60} without ssm"),
             (spec.num_heads and not spec.mla and not spec.num_kv_heads * spec.head_dim, "num_kv_heads or head_dim is 0"),
             (moe and not 1 <= moe.num_experts <= MOST_EXPERTS, f"moe.num_experts is {moe and moe.num_experts}"),
             (moe and not 1 <= moe.top_k <= moe.num_experts, f"{moe and moe.top_k} experts a token of {moe and moe.num_experts}"),

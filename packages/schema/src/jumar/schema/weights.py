@@ -106,7 +106,7 @@ class Rule:
     shard: int | None = None
     scope: Literal["model", "layer", "mtp"] = "layer"
     stage: Stage = "first"
-    layers: Literal["all", "dense", "moe"] = "all"
+    layers: Literal["all", "dense", "moe", "ssm", "attention", "mlp"] = "all"
     interleave: bool = False
     when: str | None = None
     unless: str | None = None

@@ -2,17 +2,20 @@
 
 After https://arxiv.org/abs/2205.05198 (section 4), taken apart by tensor so that grouped-query and latent attention, gated MLPs
 and experts are counted too. Attention is taken to be fused, so that no scores are kept, unless they are soft-capped. Tokens are
-taken to be shared out evenly over experts.
+taken to be shared out evenly over experts. Scans of state-space layers are in plain torch, whose copies are kept.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from jumar.schema.spec import Ssm
 from jumar.train_core.job import Job
 
 SCORES = 3
 """Copies of soft-capped scores: tanh's output, the masked ones, the softmax."""
+SCAN_SCORES, SCAN_INNER, SCAN_STATES, SCAN_ENDS = 3, 5, 3, 3
+"""Copies that a scan keeps: of scores, of x, of B and C for each head, of the states at the ends of chunks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,8 @@ def _selective(job: Job, layer: int, size: _Layer) -> float:
     wanted = job.recipe.features.recompute
     assert wanted is not None
     moe = job.spec.is_moe_layer(layer)
+    if layer < job.spec.num_layers and job.spec.layer_kind(layer) == "ssm":
+        return size.total
     saved = {
         "core_attn": size.core,
         "layernorm": size.norms,
@@ -105,6 +110,49 @@ def _stream(job: Job) -> float:
 
 
 def _layer(job: Job, layer: int) -> _Layer:
+    kind = "block" if layer >= job.spec.num_layers else job.spec.layer_kind(layer)
+    if kind == "ssm":
+        return _mixer(job)
+    whole = _block(job, layer)
+    if kind == "block":
+        return whole
+    half = replace(whole, inputs=whole.inputs / 2, norms=whole.norms / 2)  # one norm, one residual
+    if kind == "attention":
+        return replace(half, feed=0.0, act=0.0, shared=0.0)
+    return replace(half, projections=0.0, core=0.0, output=0.0)
+
+
+def _mixer(job: Job) -> _Layer:
+    """A state-space layer: the input, its norm; z, x, B, C, dt, and x, B, C after the convolution and after its activation; what
+    the scan keeps; its output before and after the norm."""
+    ssm, tp, tokens, stream, each = job.spec.ssm, job.layout.tp, _tokens(job), _stream(job), _element(job)
+    assert ssm is not None
+    inner, state = ssm.num_heads * ssm.head_dim, 2 * ssm.num_groups * ssm.state_size
+    residual = stream * (4 / each if ssm.residual_in_fp32 else 1)
+    dropout = stream / each if job.recipe.model.hidden_dropout else 0.0
+    projected = 2 * inner + state + ssm.num_heads
+    return _Layer(
+        inputs=residual + dropout,
+        norms=stream,
+        projections=each * tokens * (projected + 2 * (inner + state)) / tp,
+        core=_scan(job, ssm),
+        output=each * tokens * 2 * inner / tp,
+        feed=0.0,
+        act=0.0,
+        shared=0.0,
+    )
+
+
+def _scan(job: Job, ssm: Ssm) -> float:
+    """What `ssd_scan` in plain torch keeps, all in fp32, for a token and head: SCAN_SCORES numbers for each of a chunk's tokens,
+    SCAN_INNER copies of x, SCAN_STATES of B and C, and SCAN_ENDS states a chunk."""
+    chunk = min(ssm.chunk_size, job.recipe.data.seq_len)
+    numbers: float = SCAN_SCORES * chunk + SCAN_INNER * ssm.head_dim + SCAN_STATES * ssm.state_size
+    numbers += SCAN_ENDS * ssm.head_dim * ssm.state_size / chunk
+    return 4 * _tokens(job) * ssm.num_heads / job.layout.tp * numbers
+
+
+def _block(job: Job, layer: int) -> _Layer:
     spec, tp, moe = job.spec, job.layout.tp, job.spec.is_moe_layer(layer)
     stream, each, tokens = _stream(job), _element(job), _tokens(job)
     dropout = 2 * stream / each if job.recipe.model.hidden_dropout else 0.0  # a byte an element

@@ -17,6 +17,7 @@ from jumar.train_core import features
 from jumar.train_core.data_checks import check_data
 from jumar.train_core.features.base import Problem, is_set, without_effect
 from jumar.train_core.job import Job, in_recipe_words
+from jumar.train_core.ssm_checks import check_ssm
 
 WEIGHTS = ("config.json", "*.safetensors", "*.gguf", "mp_rank_*", ".metadata", "release", "iter_*")
 """One of these is in every directory of weights; whether they are whole is for who reads them to say."""
@@ -33,11 +34,6 @@ def check(job: Job) -> list[Problem]:
 def check_model(job: Job) -> Iterator[Problem]:
     """Traits that the engine cannot express."""
     spec, rope, seq_len = job.spec, job.spec.rope, job.recipe.data.seq_len
-    if spec.ssm is not None:
-        yield Problem(
-            "the model's layers are state-space mixers (trait ssm), which jumar-train does not train yet",
-            "jumar-convert converts such a model; choose one with attention to train",
-        )
     if spec.position == "learned" and seq_len > spec.max_position_embeddings:
         yield Problem(
             f"data.seq_len {seq_len} is longer than the model's {spec.max_position_embeddings} learned positions",
@@ -62,6 +58,7 @@ def check_model(job: Job) -> Iterator[Problem]:
                 "add it to rope_scaling in model.config: the length that the model was trained on before",
             )
     yield from _check_experts(job)
+    yield from check_ssm(job)
 
 
 def _check_experts(job: Job) -> Iterator[Problem]:

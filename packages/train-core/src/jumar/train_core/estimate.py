@@ -13,7 +13,7 @@ from jumar.schema.family import Family
 from jumar.schema.parallel import Chunk, ParallelLayout, Shard
 from jumar.schema.placement import ExpertLayout, Placed, Placement
 from jumar.schema.registry import family_of
-from jumar.schema.spec import ModelSpec
+from jumar.schema.spec import ModelSpec, Ssm
 from jumar.train_core.activations import activation_bytes, logits_bytes
 from jumar.train_core.job import Job
 
@@ -89,7 +89,7 @@ def _tensors(family: Family, spec: ModelSpec, layout: ParallelLayout, stage: int
     """The trained tensors of the first rank of a stage; the experts of a layer in one. A balancing bias is not trained."""
     grouped: ExpertLayout = "grouped" if spec.moe is not None else "sequential"
     placement = Placement(family=family, spec=spec, layout=layout, vocab_divisible_by=unit, expert_layout=grouped)
-    return (placed for placed in placement.tensors(Shard("", tp=0, pp=stage)) if not placed.keep_dtype)
+    return (placed for placed in placement.tensors(Shard("", tp=0, pp=stage)) if not placed.name.endswith(".expert_bias"))
 
 
 def whole_parameters(family: Family, spec: ModelSpec) -> int:
@@ -112,7 +112,8 @@ def flops_per_token(spec: ModelSpec, seq_len: int) -> float:
 
     6 for each parameter of a matrix that the token meets (the output layer's too, the embedding's not; of experts the chosen),
     https://arxiv.org/abs/2001.08361, and 6 for each product of a query with a key and a score with a value, of which causal
-    attention has half: https://arxiv.org/abs/2204.02311, appendix B.
+    attention has half: https://arxiv.org/abs/2204.02311, appendix B; and so for the products inside and between the chunks of
+    state-space layers.
     """
     family, output = family_of(spec.model_type), spec.vocab_size * spec.hidden_size
     matrices = 0
@@ -124,8 +125,18 @@ def flops_per_token(spec: ModelSpec, seq_len: int) -> float:
         width = spec.num_heads * (spec.mla.nope_dim + spec.mla.rope_dim + spec.mla.v_dim)
     else:
         width = 2 * spec.num_heads * spec.head_dim
-    keys = sum(_keys(spec, layer, seq_len) for layer in range(spec.num_layers + spec.mtp_layers))
-    return 6.0 * (matrices + keys * width)
+    kinds = [spec.layer_kind(layer) for layer in range(spec.num_layers)] + ["block"] * spec.mtp_layers
+    keys = sum(_keys(spec, layer, seq_len) for layer, kind in enumerate(kinds) if kind in ("block", "attention"))
+    scans = kinds.count("ssm") * _scan(spec.ssm, seq_len) if spec.ssm is not None else 0.0
+    return 6.0 * (matrices + keys * width + scans)
+
+
+def _scan(ssm: Ssm, seq_len: int) -> float:
+    """Multiplications of a token in a state-space layer's scan, https://arxiv.org/abs/2405.21060 (6): inside a chunk C with B and
+    the scores with x, of which half are not masked; a state made of x and B, and read by C."""
+    chunk = min(ssm.chunk_size, seq_len)
+    inner = ssm.num_heads * ssm.head_dim
+    return chunk / 2 * (ssm.num_groups * ssm.state_size + inner) + 2 * inner * ssm.state_size
 
 
 def _keys(spec: ModelSpec, layer: int, seq_len: int) -> float:

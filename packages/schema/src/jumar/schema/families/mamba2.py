@@ -25,9 +25,7 @@ def read(config: ConfigReader) -> ModelSpec:
             f"config.json of mamba2: num_heads {heads} * head_dim {head_dim} is {heads * head_dim}, "
             f"expected hidden_size {hidden} * expand {config.get('expand', 2)}"
         )
-    low, high = config.get("time_step_limit", [0.0, float("inf")])
-    if (float(low), float(high)) != (0.0, float("inf")):
-        raise ToolError(f"config.json of mamba2: time_step_limit [{low}, {high}] is not supported, expected [0, inf]")
+    check_time_steps(config)
     config.only("rms_norm", True)
     for inert in INITIALISATION:
         config.get(inert, None)
@@ -58,6 +56,15 @@ def read(config: ConfigReader) -> ModelSpec:
         ssm=ssm,
         dtype=config.dtype(),
     )
+
+
+def check_time_steps(config: ConfigReader) -> None:
+    """Refuses time steps that are cut off at either end."""
+    low, high = config.get("time_step_limit", [0.0, float("inf")])
+    if (float(low), float(high)) != (0.0, float("inf")):
+        raise ToolError(
+            f"config.json of {config.model_type}: time_step_limit [{low}, {high}] is not supported, expected [0, inf]"
+        )
 
 
 def write(spec: ModelSpec) -> dict[str, Any]:
@@ -92,6 +99,19 @@ def mixer(name: str, axes: str, shard: int | None = 0, **traits: Any) -> Rule:
 
 
 IN_PROJ, CONV = "inner+inner+state+state+ssm_heads", "inner+state+state"  # z x B C dt; x B C
+MIXER = (
+    *norm("norm", "norm", te="mixer.in_proj.layer_norm_"),
+    mixer("A_log", "ssm_heads", keep_dtype=True),
+    mixer("D", "ssm_heads", keep_dtype=True),
+    mixer("dt_bias", "ssm_heads"),
+    mixer("in_proj.weight", f"{IN_PROJ} hidden"),
+    mixer("in_proj.bias", IN_PROJ, when="ssm.proj_bias"),
+    mixer("conv1d.weight", f"{CONV} 1 conv"),
+    mixer("conv1d.bias", CONV, when="ssm.conv_bias"),
+    mixer("norm.weight", "inner"),
+    mixer("out_proj.weight", "hidden inner", shard=1),
+    mixer("out_proj.bias", "hidden", shard=None, when="ssm.proj_bias"),
+)
 
 FAMILY = Family(
     model_type="mamba2",
@@ -103,17 +123,7 @@ FAMILY = Family(
     copies=(Copy("lm_head.weight", "backbone.embeddings.weight", when="tied"),),
     weights=(
         *embeddings("backbone.embeddings.weight"),
-        *norm("norm", "norm", te="mixer.in_proj.layer_norm_"),
-        mixer("A_log", "ssm_heads", keep_dtype=True),
-        mixer("D", "ssm_heads", keep_dtype=True),
-        mixer("dt_bias", "ssm_heads"),
-        mixer("in_proj.weight", f"{IN_PROJ} hidden"),
-        mixer("in_proj.bias", IN_PROJ, when="ssm.proj_bias"),
-        mixer("conv1d.weight", f"{CONV} 1 conv"),
-        mixer("conv1d.bias", CONV, when="ssm.conv_bias"),
-        mixer("norm.weight", "inner"),
-        mixer("out_proj.weight", "hidden inner", shard=1),
-        mixer("out_proj.bias", "hidden", shard=None, when="ssm.proj_bias"),
+        *MIXER,
         *norm("decoder.final_norm", "backbone.norm_f", scope="model", stage="last"),
     ),
     tiny={

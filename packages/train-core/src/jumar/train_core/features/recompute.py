@@ -51,6 +51,7 @@ def _unused(wanted: Recompute, names: tuple[str, ...]) -> Iterator[Problem]:
 def _modules(job: Job, modules: tuple[str, ...]) -> Iterator[Problem]:
     spec, names = job.spec, FIELD + "modules"
     moe, grouped = spec.moe, job.recipe.features.moe.grouped_gemm
+    kinds = {spec.layer_kind(layer) for layer in range(spec.num_layers)}
     if not modules or len(set(modules)) < len(modules):
         yield Problem(f"{names} is {list(modules)}, expected one name or more, each once", f"set {names}=[core_attn]")
     reasons = {
@@ -61,7 +62,12 @@ def _modules(job: Job, modules: tuple[str, ...]) -> Iterator[Problem]:
         ),
         "shared_experts": (moe is None or not moe.shared_ffn_size, "this model has no shared experts"),
         "mla_up_proj": (spec.mla is None, "this model has no latent attention"),
-        "mlp": (moe is not None and not moe.dense_layers, "every layer of this model holds experts"),
+        "mlp": (
+            (moe is not None and not moe.dense_layers) or not kinds & {"block", "mlp"},
+            "every layer of this model holds experts" if moe is not None else "this model has no MLP",
+        ),
+        "core_attn": (not kinds & {"block", "attention"}, "this model has no attention"),
+        "layernorm": (kinds == {"ssm"}, "norms before state-space layers are kept"),
     }
     for name in modules:
         wrong, why = reasons.get(name, (False, ""))

@@ -1,4 +1,4 @@
-"""ModelSpec to megatron-core's GPTModel, chunk by chunk, with the layers of this package in megatron-core's places."""
+"""ModelSpec to megatron-core's GPTModel or MambaModel, chunk by chunk, with our layers in megatron-core's places."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state
+from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_local_spec,
     get_gpt_mtp_block_spec,
@@ -23,15 +24,20 @@ from jumar.schema.spec import ModelSpec
 from jumar.train_core.job import Job
 from jumar.train_core.model.attention import CoreAttention, LatentAttention, SelfAttention
 from jumar.train_core.model.config import transformer_config
+from jumar.train_core.model.hybrid import hybrid
 from jumar.train_core.model.layers import MLP, GroupedExperts, LayerNorm, RMSNorm, SharedExperts, TransformerLayer
 from jumar.train_core.model.rotary import Rotary
 from jumar.train_core.model.router import Router
 
 
-def build(job: Job, ops: Ops, device: torch.device) -> tuple[TransformerConfig, list[GPTModel]]:
+def build(job: Job, ops: Ops, device: torch.device) -> tuple[TransformerConfig, list[LanguageModule]]:
     """This rank's configuration and model chunks, one a virtual pipeline stage, with random weights, on `device`."""
     config = transformer_config(job)
     stages = range(job.layout.vpp) if job.layout.vpp > 1 else [None]
+    if job.spec.ssm is not None:
+        model = hybrid(job, config, ops, _layer(job.spec, ops, False, False), _norm(job.spec, ops))
+        _finish(model, job)
+        return config, [model.to(device)]
     return config, [_chunk(job, config, ops, device, stage) for stage in stages]
 
 
@@ -119,7 +125,7 @@ def _mtp(spec: ModelSpec, config: TransformerConfig, ops: Ops, grouped: bool, vp
     return mtp
 
 
-def _finish(model: GPTModel, job: Job) -> None:
+def _finish(model: LanguageModule, job: Job) -> None:
     """What surrounds the layers and is no module: embeddings are scaled, logits capped, and padded vocabulary rows have none.
 
     https://arxiv.org/abs/2408.00118 for the first two. A padded row's logit is 0 in megatron-core, and takes part

@@ -55,10 +55,21 @@ def transformer_config(job: Job) -> TransformerConfig:
         **NOTHING_FUSED,
         **(_moe_fields(spec) if spec.moe else {}),
     )
+    if spec.ssm is not None:
+        fields |= _ssm_fields(spec)
     fields |= settings(job)
     if spec.mla is not None:
         return MLATransformerConfig(**fields, **_mla_fields(spec))
     return TransformerConfig(**fields, num_query_groups=spec.num_kv_heads, kv_channels=spec.head_dim)
+
+
+def _ssm_fields(spec: ModelSpec) -> dict[str, Any]:
+    """What megatron-core asks its configuration; the sizes of the mixer are in the spec that it is built from."""
+    assert spec.ssm is not None
+    fields: dict[str, Any] = {"is_hybrid_model": True}
+    if spec.ssm.residual_in_fp32:
+        fields["pipeline_dtype"] = torch.float32  # what goes from stage to stage is the residual
+    return fields
 
 
 def _moe_fields(spec: ModelSpec) -> dict[str, Any]:

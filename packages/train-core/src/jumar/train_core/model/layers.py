@@ -18,11 +18,18 @@ from torch import Tensor
 from jumar.device import Ops
 from jumar.schema.spec import ModelSpec
 
+
+def squared_relu(x: Tensor) -> Tensor:
+    """https://arxiv.org/abs/2109.08668"""
+    return F.relu(x).square()
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "relu": F.relu,
+    "relu2": squared_relu,
 }
 
 

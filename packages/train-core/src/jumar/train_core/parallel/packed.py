@@ -45,6 +45,7 @@ class Packed:
     padding:   bool, of the same shape: what is no token, of which experts take no account
     pieces:    of each chunk of this rank
     seq_len:   tokens of a row, over all context-parallel ranks
+    lengths:   of all documents, row after row, over all context-parallel ranks; padding counts as one
     """
 
     positions: Tensor
@@ -52,6 +53,7 @@ class Packed:
     padding: Tensor
     pieces: tuple[Piece, ...]
     seq_len: int
+    lengths: list[int]
     _turned: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
 
     qkv_format = "thd"  # what megatron-core asks
@@ -67,7 +69,7 @@ class Packed:
 
     def to(self, where: torch.device, *, non_blocking: bool = False) -> Packed:
         positions, last, padding = (x.to(where, non_blocking=non_blocking) for x in (self.positions, self.last, self.padding))
-        return Packed(positions, last, padding, self.pieces, self.seq_len)
+        return Packed(positions, last, padding, self.pieces, self.seq_len, self.lengths)
 
     def turned(self, table: Tensor) -> Tensor:
         """Cosines and sines of these positions, [2, tokens, b, 1, dim], from those of positions 0, 1, ...: [2, any, 1, 1, dim].
@@ -92,7 +94,8 @@ def packed(documents: Numbers, rank: int = 0, size: int = 1) -> Packed:
         row[np.append(starts[1:], seq_len) - 1] = True
     pieces = tuple(_piece(rows, begin, end) for begin, end in local_chunks(seq_len, rank, size))
     mine = [torch.from_numpy(whole[:, here]) for whole in (positions, last, documents == 0)]
-    return Packed(mine[0], mine[1], mine[2], pieces, seq_len)
+    lengths = np.concatenate([np.diff(starts, append=seq_len) for starts in rows])
+    return Packed(mine[0], mine[1], mine[2], pieces, seq_len, lengths.tolist())
 
 
 def own_part(batch: dict[str, Tensor], rank: int, size: int) -> dict[str, Any]:

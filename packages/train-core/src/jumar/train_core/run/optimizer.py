@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
-from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.optimizer import ChainedOptimizer, MegatronOptimizer
@@ -27,12 +27,12 @@ class Trainee:
     """What a step works on: the bare chunks, the same wrapped for data parallelism, and their optimizer."""
 
     config: TransformerConfig
-    chunks: list[GPTModel]
+    chunks: list[LanguageModule]
     model: list[DistributedDataParallel]
     optimizer: MegatronOptimizer
 
 
-def wrap(job: Job, config: TransformerConfig, chunks: list[GPTModel], ops: Ops) -> Trainee:
+def wrap(job: Job, config: TransformerConfig, chunks: list[LanguageModule], ops: Ops) -> Trainee:
     """DDP and AdamW around model chunks, and the hooks that megatron-core's schedules look for in the configuration."""
     halves = [Float16Module(config, chunk) if config.bf16 or config.fp16 else chunk for chunk in chunks]
     settings = DistributedDataParallelConfig(grad_reduce_in_fp32=True, **ddp(job))

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.models.common.language_module.language_module import LanguageModule
 from torch import Tensor
 
 from jumar.schema.errors import Exit, ToolError
@@ -20,6 +20,7 @@ from jumar.schema.parallel import Shard
 from jumar.schema.placement import Placed, Placement
 from jumar.schema.weights import Geometry
 from jumar.train_core.job import Job
+from jumar.train_core.run.fresh import Fresh, Kind
 
 DECODER = re.compile(r"decoder\.layers\.(\d+)\.")
 
@@ -45,7 +46,7 @@ def this_rank() -> Shard:
     )
 
 
-def load_weights(job: Job, chunks: list[GPTModel], path: Path, iteration: int | None) -> None:
+def load_weights(job: Job, chunks: list[LanguageModule], path: Path, iteration: int | None) -> None:
     """Fills the chunks from a checkpoint. Raises ToolError (3) where it is not of this model, (4) without the extra [convert]."""
     try:
         from jumar.ckpt_convert import OpenOptions, open_checkpoint
@@ -66,33 +67,19 @@ def load_weights(job: Job, chunks: list[GPTModel], path: Path, iteration: int | 
     fill(job, chunks, checkpoint.read_placed)
 
 
-def initialise(job: Job, chunks: list[GPTModel]) -> None:
-    """Random weights: the same for a seed under every layout, since each Hugging Face tensor has a generator of its own.
-
-    Normal with init_std, smaller by sqrt(2 * layers) where a block adds to the residual (as in Megatron-LM); norms 1, biases 0.
-    """
-    std = job.recipe.model.init_std or job.config.get("initializer_range") or 0.02
-    narrow = std / (2 * job.spec.num_layers) ** 0.5
+def initialise(job: Job, chunks: list[LanguageModule]) -> None:
+    """Random weights: the same for a seed under every layout, since each Hugging Face tensor has a generator of its own."""
+    fresh = Fresh(job.spec, job.recipe.model.init_std or job.config.get("initializer_range") or 0.02)
     shapes = job.family.hf_tensors(job.spec)
 
     @lru_cache(maxsize=4)
-    def tensor(name: str, kind: float | None) -> Tensor:
-        shape = shapes[name]
-        if kind is None:
-            return torch.full(shape, 0.0)
-        if len(shape) == 1:
-            return torch.full(shape, kind)
+    def tensor(name: str, kind: Kind) -> Tensor:
         digest = hashlib.sha256(f"{job.recipe.train.seed} {name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
-        return torch.randn(shape, generator=generator) * kind
+        return fresh.draw(kind, shapes[name], generator)
 
     def read(placed: Placed) -> Tensor:
-        name = placed.name
-        kind: float | None = narrow if name.endswith(("linear_proj.weight", "linear_fc2.weight")) else std
-        if name.endswith("bias"):
-            kind = None
-        elif "norm" in name.rsplit(".", 2)[-2]:
-            kind = 0.0 if job.spec.zero_centered_gamma else 1.0
+        kind = fresh.kind(placed.name)
         return assemble(placed.geometry, [tensor(source, kind) for source in placed.sources])
 
     fill(job, chunks, read)
@@ -110,7 +97,7 @@ def assemble(geometry: Geometry, sources: list[Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def fill(job: Job, chunks: list[GPTModel], read: Callable[[Placed], Tensor]) -> None:
+def fill(job: Job, chunks: list[LanguageModule], read: Callable[[Placed], Tensor]) -> None:
     """Copies every tensor of this rank to its place, and proves that none was left out on either side."""
     here = place_by_name(chunks)
     filled: set[tuple[str, str]] = set()
@@ -141,7 +128,7 @@ def local(job: Job) -> Iterator[Placed]:
         yield placed
 
 
-def place_by_name(chunks: list[GPTModel]) -> dict[tuple[str, str], Any]:
+def place_by_name(chunks: list[LanguageModule]) -> dict[tuple[str, str], Any]:
     """(state-dict key, name) -> parameter or persistent buffer."""
     keys = ["model"] if len(chunks) == 1 else [f"model{i}" for i in range(len(chunks))]
     found: dict[tuple[str, str], Any] = {}
