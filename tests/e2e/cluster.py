@@ -88,6 +88,7 @@ class Cluster:
 
     def start(self, run: Run, nproc: int = 1, limits: Sequence[Any] = (None, None)) -> list[subprocess.Popen[bytes]]:
         """limits: what is called in each node's process before it begins."""
+        run.write()  # recipes of one name share a file
         started, port = [], free_port()
         lines = torchruns(run, nproc) if self.agents else [[sys.executable, *rank_line(run)]] * 2
         for node, (folder, line, limit) in enumerate(zip(self.folders, lines, limits, strict=True)):

@@ -143,7 +143,7 @@ def test_on_another_layout_each_rank_gets_what_it_reads(tmp_path: Path, layout: 
 @pytest.mark.slow
 @pytest.mark.parametrize("node", [0, 1])
 def test_a_full_disk_of_one_node(tmp_path: Path, node: int) -> None:
-    run = make_run(tmp_path, {**PER_NODE, **TWO, "train.steps": 3, "schedule.decay_steps": 6})
+    run = make_run(tmp_path, {**PER_NODE, **PP2, "train.steps": 3, "schedule.decay_steps": 6})
     cluster = Cluster.made(tmp_path).finish(run)
     limits = [None, None]
     limits[node] = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))  # type: ignore[call-overload]

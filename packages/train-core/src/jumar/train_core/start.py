@@ -114,7 +114,8 @@ def _machines_agree(fault: ToolError | None) -> None:
     from torch.distributed.rendezvous import rendezvous
 
     try:
-        store = PrefixStore("jumar machines", next(rendezvous("env://"))[0])
+        turn = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = PrefixStore(f"jumar machines {turn}", next(rendezvous("env://"))[0])
         store.set(str(number), "" if fault is None else f"{fault.message} (on {socket.gethostname()})")
         told = [store.get(str(each)).decode() for each in range(count)] if fault is None else []
     except RuntimeError as gone:
