@@ -24,15 +24,15 @@ def free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-def torchruns(run: Run, nproc: int) -> list[list[str]]:
+def torchruns(run: Run, nproc: int, task: str) -> list[list[str]]:
     """The command of each of two nodes."""
     start = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", str(nproc)]
     start += ["--master-addr", "127.0.0.1", "--master-port", free_port()]
-    return [[*start, "--node-rank", str(rank), *rank_line(run)] for rank in range(2)]
+    return [[*start, "--node-rank", str(rank), *rank_line(run, task)] for rank in range(2)]
 
 
-def rank_line(run: Run) -> list[str]:
-    return ["-m", "jumar.train_core", "pretrain", str(run.recipe), "--device", "cpu"]
+def rank_line(run: Run, task: str) -> list[str]:
+    return ["-m", "jumar.train_core", task, str(run.recipe), "--device", "cpu"]
 
 
 def variables(node: int, port: str) -> dict[str, str]:
@@ -47,18 +47,19 @@ class Cluster:
 
     folders: tuple[Path, ...]
     agents: bool = True
+    task: str = "pretrain"
 
     @classmethod
-    def made(cls, folder: Path, *, agents: bool = True) -> Cluster:
+    def made(cls, folder: Path, *, agents: bool = True, task: str = "pretrain") -> Cluster:
         """agents: under torchrun; else its ranks alone, one a node."""
         folders = folder / "one", folder / "two"
         for each in folders:
             each.mkdir()
-        return cls(folders, agents)
+        return cls(folders, agents, task)
 
     @property
     def swapped(self) -> Cluster:
-        return Cluster(self.folders[::-1], self.agents)
+        return Cluster(self.folders[::-1], self.agents, self.task)
 
     @property
     def paths(self) -> list[Path]:
@@ -67,7 +68,7 @@ class Cluster:
 
     def copied(self, name: str, *, until: int) -> Cluster:
         """A copy as if the run had been killed after the checkpoint of step `until`."""
-        other = Cluster(tuple(folder.parent / f"{name} {folder.name}" for folder in self.folders), self.agents)
+        other = Cluster(tuple(folder.parent / f"{name} {folder.name}" for folder in self.folders), self.agents, self.task)
         for mine, theirs in zip(self.folders, other.folders, strict=True):
             shutil.copytree(mine, theirs)
             for path in (theirs / "run").glob("*iter_???????"):
@@ -90,7 +91,7 @@ class Cluster:
         """limits: what is called in each node's process before it begins."""
         run.write()  # recipes of one name share a file
         started, port = [], free_port()
-        lines = torchruns(run, nproc) if self.agents else [[sys.executable, *rank_line(run)]] * 2
+        lines = torchruns(run, nproc, self.task) if self.agents else [[sys.executable, *rank_line(run, self.task)]] * 2
         for node, (folder, line, limit) in enumerate(zip(self.folders, lines, limits, strict=True)):
             env = environment(None if self.agents else variables(node, port))
             with (folder / "err").open("w") as out:

@@ -37,8 +37,13 @@ CASES = tuple(
 Curves = dict[tuple[str, str], tuple[train_runs.Report, dict[str, Any]]]
 
 
+def optim(variant: str) -> dict[str, float]:
+    """State-space models learn slower, and have smaller gradients."""
+    return OPTIM | ({"lr": 1e-2, "clip_grad": 0.3} if variant in ("mamba2", "nemotron_h") else {})
+
+
 def row(variant: str, data: str) -> Row:
-    same = {f"optim.{name}": value for name, value in OPTIM.items()} | (QUIET if variant == "mixtral" else {})
+    same = {f"optim.{name}": value for name, value in optim(variant).items()} | (QUIET if variant == "mixtral" else {})
     same |= {"data.train": data, "data.shuffle": False, "data.eod_id": tuning_data.EOD, "train.global_batch_size": BATCH}
     return Row(name=f"{variant}-{data}", variant=variant, world=1, task="sft", same=same, steps=STEPS)
 
@@ -59,7 +64,7 @@ def curves(tmp_path_factory: pytest.TempPathFactory) -> Curves:
     ours = {case: train_runs.read(out, each.name) for case, each in zip(CASES, rows, strict=True)}
     assert not any(report.error for report in ours.values()), next(r.error for r in ours.values() if r.error)
     jobs = [
-        {"model": str(place.model(variant)), "steps": [[vars(talk) for talk in step] for step in steps(data)], **OPTIM}
+        {"model": str(place.model(variant)), "steps": [[vars(talk) for talk in step] for step in steps(data)], **optim(variant)}
         for variant, data in CASES
     ]
     listed, report = place.root / "jobs.json", place.root / "report.json"
@@ -76,7 +81,7 @@ def test_the_loss_is_that_of_single_conversations(case: tuple[str, str], curves:
     print(f"{'-'.join(case)}: loss {losses.max():.1e}, norm {(norms / theirs['grad_norm']).max():.1e}")
     assert len(losses) == STEPS
     assert ours.values["loss"][-1] < ours.values["loss"][0] - 0.05
-    assert max(ours.values["grad_norm"]) > OPTIM["clip_grad"], "nothing is clipped"
+    assert max(ours.values["grad_norm"]) > optim(case[0])["clip_grad"], "nothing is clipped"
     assert losses.max() < 1e-5
     assert (norms / theirs["grad_norm"]).max() < 1e-4
 
@@ -86,6 +91,8 @@ def test_the_gradient_is_the_sum_of_those_of_single_conversations(case: tuple[st
     ours, theirs = curves[case]
     with np.load(theirs["gradients"]) as arrays:
         wanted = dict(arrays)
+    if case[0] == "nemotron_h":  # its files name the decoder after its paper, transformers' module as everywhere
+        wanted = {name.replace("model.", "backbone.", 1): grad for name, grad in wanted.items()}
     shared = sorted(set(wanted) & set(ours.gradients))
     assert len(shared) > 10
     sizes = {name: np.abs(wanted[name]).max() for name in shared}
