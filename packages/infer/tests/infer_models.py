@@ -100,6 +100,6 @@ def add_tokenizer(directory: Path, template: str | None = CHATML) -> None:
 
 def llama_with_tokenizer(directory: Path, **changes: Any) -> PreTrainedModel:
     """A tiny Llama that reads and writes bytes; its answers are noise."""
-    model = make(directory, "llama", vocab_size=VOCAB, eos_token_id=VOCAB - 1, bos_token_id=None, **changes)
+    model = make(directory, "llama", **({"vocab_size": VOCAB, "eos_token_id": VOCAB - 1, "bos_token_id": None} | changes))
     add_tokenizer(directory)
     return model

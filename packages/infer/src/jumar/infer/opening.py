@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from jumar.ckpt_convert import Checkpoint, OpenOptions, open_checkpoint
+from jumar.ckpt_convert.merge import merged, open_adapter
 from jumar.device import Device, open_device
 from jumar.infer.decoder import Decoder
 from jumar.infer.group import Ranks
@@ -55,20 +56,20 @@ def open_model(
     device: str = "auto",
     dtype: str = "auto",
     tokenizer: Path | None = None,
+    adapter: Path | None = None,
     iteration: str | None = None,
     family: str | None = None,
     ranks: Ranks | None = None,
 ) -> Opened:
     """Opens a Hugging Face or Megatron directory of any layout; nothing is written, and each rank reads its slices.
 
-    dtype: fp32, bf16, fp16, or auto: as published on an accelerator, fp32 on a CPU.
+    dtype:   fp32, bf16, fp16, or auto: as published on an accelerator, fp32 on a CPU
+    adapter: a LoRA, PEFT's or Megatron's, that is merged into the weights as they are read
     Raises ToolError: 2 for a dtype that does not exist, 3 for what is wrong with the files, 4 for the device.
     """
     ranks = ranks or Ranks()
     hardware = open_device(device)
-    checkpoint = open_checkpoint(path, options=OpenOptions(iteration=iteration, family=family))
-    if checkpoint.lora:
-        raise ToolError(f"{path} is an adapter, not a model", hint="merge it first: jumar-convert merge-lora BASE ADAPTER DST")
+    checkpoint, notes = _with_adapter(path, adapter, OpenOptions(iteration=iteration, family=family, bearing=True))
     where = hardware.activate(ranks.pp * ranks.tp_size + ranks.tp)
     kind, why = _dtype(dtype, checkpoint.spec, hardware)
     layout = ParallelLayout(tp=ranks.tp_size, pp=ranks.pp_size)
@@ -78,7 +79,20 @@ def open_model(
     decoder = Decoder(checkpoint.spec, weights, hardware.ops(), ranks, where)
     found = _tokenizer(tokenizer, checkpoint.extras)
     defaults = _defaults(checkpoint.extras, found)
-    return Opened(checkpoint, decoder, hardware, found, defaults, _context(checkpoint.spec), (f"{hardware.name}, {why}",))
+    return Opened(checkpoint, decoder, hardware, found, defaults, _context(checkpoint.spec), (f"{hardware.name}, {why}", *notes))
+
+
+def _with_adapter(path: Path, adapter: Path | None, options: OpenOptions) -> tuple[Checkpoint, list[str]]:
+    """The checkpoint, with an adapter (or that which it bears) merged into its weights as they are read."""
+    checkpoint = open_checkpoint(path, options=options)
+    if checkpoint.lora:
+        raise ToolError(f"{path} is an adapter, not a model", hint=f"jumar-infer ... MODEL --adapter {path}")
+    if adapter is not None:
+        merging = open_adapter(adapter, checkpoint, OpenOptions())
+        return merged(checkpoint, merging), [f"the adapter {adapter} is merged into the weights as they are read"]
+    if checkpoint.adapter is not None:
+        return merged(checkpoint), ["the LoRA that the shards bear is merged into the weights as they are read"]
+    return checkpoint, []
 
 
 def _dtype(name: str, spec: ModelSpec, device: Device) -> tuple[torch.dtype, str]:
