@@ -68,7 +68,7 @@ PROGRAMS = {
         ),
     ),
     "jumar-infer": Program("jumar.infer.cli", INFER, ("generate", "chat", "score")),
-    "jumar-train": Program("jumar.train_core.cli", TRAIN, ("pretrain", "schema", "doctor")),
+    "jumar-train": Program("jumar.train_core.cli", TRAIN, ("pretrain", "sft", "schema", "doctor")),
 }
 PLANNED = r"jumar-eval\b"
 OTHERS_OPTIONS = {
@@ -78,7 +78,7 @@ OTHERS_OPTIONS = {
     *("--handler-name", "--json-keys", "--map-keys", "--dataset-additional-keys", "--keep-newlines", "--data-obfuscation"),
     *("--prompt-type", "--prompt-type-path", "--enable-thinking", "--placeholder-token", "--reward-tokens", "--neat-pack"),
     *("--interleave-probs", "--mix-strategy"),
-    *("--nnodes", "--nproc-per-node", "--signal"),  # of torchrun, of Slurm
+    *("--nnodes", "--nproc-per-node", "--signal", "--gpus-per-node", "--gres"),  # of torchrun, of Slurm
 }
 MEGATRON = re.compile(r"^\| `--.*$", re.MULTILINE)
 """Rows of a table that begin with flags of Megatron-LM."""

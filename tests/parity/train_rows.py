@@ -264,6 +264,7 @@ HALVES = (
 )
 TALKS: Changes = {"data.train": "talks"}
 PACKED: Changes = {"data.train": "packed"}
+OTHER_ORDER: Changes = {"train.seed": 1}  # in which no token is between two experts
 TUNED_VALID: Changes = TALKS | {"data.valid": "packed", "train.eval_every": 10, "train.eval_batches": 2}
 
 
@@ -287,12 +288,16 @@ TUNING = (
     tuned("llama:packed-tp2cp2", 4, TP2 | CP2, PACKED, slow=True),
     tuned("gpt2:packed-cp2", 2, CP2, PACKED, slow=True),
     tuned("gemma2:packed-cp2", 2, CP2, PACKED, slow=True),
-    tuned("mixtral:talks-ep2", 2, EP2, TALKS | QUIET),
+    tuned("mixtral:talks-ep2", 2, EP2, TALKS | ROUTED),
+    tuned("mixtral:talks-pp2", 2, PP2 | recompute("moe"), TALKS | ROUTED, slow=True),
+    tuned("qwen3_moe:talks-cp2", 2, CP2, TALKS | ROUTED, slow=True),
+    tuned("qwen3_moe:packed-tp2", 2, TP2, PACKED | BY_SEQUENCE | OTHER_ORDER, slow=True),
+    tuned("deepseek_v3:talks-tp2", 2, TP2, TALKS, slow=True),
     tuned("mixtral:packed-ep2", 2, EP2, PACKED, slow=True),
     tuned("mixtral:packed-ep2-allgather", 2, EP2 | ALLGATHER, PACKED, slow=True),
     tuned("deepseek_v2_dense:packed-cp2", 2, CP2, PACKED),
-    tuned("deepseek_v3_mtp:packed-cp2", 2, CP2, PACKED | ONE_BY_ONE),
-    tuned("deepseek_v3_mtp:packed-pp2", 2, PP2, PACKED | ONE_BY_ONE, slow=True),
+    tuned("deepseek_v3_mtp:packed-cp2", 2, CP2, PACKED | ONE_BY_ONE | OTHER_ORDER),
+    tuned("deepseek_v3_mtp:packed-pp2", 2, PP2, PACKED | ONE_BY_ONE | OTHER_ORDER, slow=True),
 )
 ROWS = (*DENSE, *FAMILIES, *EXPERTS, *LATENT, *RESUMED, *HALVES, *TUNING)
 

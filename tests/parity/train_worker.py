@@ -187,9 +187,9 @@ def margins(found: list[float]) -> Iterator[None]:
             gap(ranks, moe.top_k)
         return choose(logits, moe, bias)
 
-    def scoring(logits: torch.Tensor, topk: int, score_function: str) -> Any:
+    def scoring(logits: torch.Tensor, topk: int, score_function: str, **settings: Any) -> Any:
         """The balancing loss counts a choice of its own, without groups and bias."""
-        choice, scores = score_aux(logits, topk, score_function)
+        choice, scores = score_aux(logits, topk, score_function, **settings)
         gap(scores.detach(), topk)
         return choice, scores
 

@@ -30,6 +30,7 @@ def test_positions_and_last_tokens() -> None:
     about = packed(ROWS)
     assert about.positions.tolist() == [[0, 1, 2, 0, 1, 0, 1, 2, 3, 0, 1, 2], [0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 2, 0]]
     assert [row.nonzero()[0].tolist() for row in about.last.numpy()] == [[2, 4, 8, 11], [7, 10, 11]]
+    assert about.padding.sum(1).tolist() == [3, 0]
     (piece,) = about.pieces
     assert piece.cu_q.tolist() == piece.cu_k.tolist() == [0, 3, 5, 9, 12, 20, 23, 24]
 

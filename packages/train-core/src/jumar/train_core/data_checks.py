@@ -25,7 +25,7 @@ def check_data(job: Job) -> Iterator[Problem]:
     if train.eval_every is None:
         hint = "set train.eval_every, or leave data.valid out"
         yield from without_effect(job, ("data.valid",), "train.eval_every is not set", hint)
-    names = ("data.cache", "data.eod_mask_loss") if job.task == "sft" else TUNING_ONLY
+    names = ("data.eod_mask_loss",) if job.task == "sft" else TUNING_ONLY
     yield from without_effect(job, names, f"{job.task} has no use for it")
     try:
         yield from _check_tuning(job, tuning_plan.plan(job)) if job.task == "sft" else _check_documents(job, plan(job))
@@ -33,7 +33,7 @@ def check_data(job: Job) -> Iterator[Problem]:
         yield Problem(fault.message, fault.hint or "make the dataset again", code=fault.code)
 
 
-TUNING_ONLY = ("data.borders", "data.shuffle", "data.pad_to_multiple_of", "train.epochs")
+TUNING_ONLY = ("data.borders", "data.pack", "data.template", "data.shuffle", "data.pad_to_multiple_of", "train.epochs")
 
 
 def _check_documents(job: Job, planned: Plan) -> Iterator[Problem]:

@@ -84,7 +84,7 @@ def resolve(recipe: Recipe, *, world: int, device: str, task: Task = "pretrain")
     Raises ToolError with the numbers: 2 where the recipe names no model, 3 where the model cannot be read or the layout does not
     fit. `checks.check` looks at everything else.
     """
-    hf, config, family, spec = _model(recipe)
+    hf, config, family, spec = find_model(recipe)
     layout = _layout(recipe, world)
     with in_recipe_words():
         layout.chunks(spec.num_layers)
@@ -105,7 +105,8 @@ def resolve(recipe: Recipe, *, world: int, device: str, task: Task = "pretrain")
     )
 
 
-def _model(recipe: Recipe) -> tuple[Path | None, Mapping[str, Any], Family, ModelSpec]:
+def find_model(recipe: Recipe) -> tuple[Path | None, Mapping[str, Any], Family, ModelSpec]:
+    """The directory of its config.json and tokenizer (None: a manifest alone tells it), that config, its family and traits."""
     key, path = ("model.path", recipe.model.path) if recipe.model.path is not None else ("load.path", recipe.load.path)
     if path is None:
         hint = "set model.path (random weights) or load.path to a Hugging Face or Megatron directory"

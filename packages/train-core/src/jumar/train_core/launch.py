@@ -19,12 +19,14 @@ import psutil  # type: ignore[import-untyped,unused-ignore]
 
 from jumar.schema.errors import Exit, ToolError
 from jumar.train_core.exit_file import Ended, ExitFile
+from jumar.train_core.nodes import Nodes
 from jumar.train_core.run.stop import Stop
 
 TRACKER = "latest_checkpointed_iteration.txt"
 LAUNCHED = "JUMAR_TRAIN_LAUNCHED"
-"""Set for ranks that `launch` started: it has checked the recipe and said what there is to say."""
+"""Set for ranks that `launch` started, to the number of machines: it has checked the recipe and said what there is to say."""
 
+ALONE = Nodes()
 
 ASKED = Stop.SIGNALS
 """Signals by which somebody asks a run to stop; torchrun ends the other ranks with SIGTERM when one has failed."""
@@ -40,7 +42,12 @@ class Place:
 
 
 def place(environ: Mapping[str, str]) -> Place | None:
-    """This process's rank, from torchrun's variables; None where there are none."""
+    """This process's rank, from torchrun's variables; None where there are none.
+
+    A pod of a PyTorchJob has RANK and WORLD_SIZE before torchrun, which count machines.
+    """
+    if "PET_NNODES" in environ and "LOCAL_RANK" not in environ:
+        return None
     try:
         return Place(int(environ["RANK"]), int(environ["WORLD_SIZE"]), LAUNCHED in environ)
     except (KeyError, ValueError):
@@ -56,28 +63,36 @@ def alone(environ: Mapping[str, str]) -> dict[str, str]:
     return one | {"MASTER_ADDR": environ.get("MASTER_ADDR", "127.0.0.1"), "MASTER_PORT": environ.get("MASTER_PORT", str(port))}
 
 
-def launch(nproc: int, arguments: Sequence[str], run: Path | None, *, module: str = "jumar.train_core") -> int:
+def launch(
+    nproc: int, arguments: Sequence[str], run: Path | None, *, module: str = "jumar.train_core", nodes: Nodes = ALONE
+) -> int:
     """Runs `python -m MODULE ARGUMENTS` as `nproc` ranks on this machine and returns the run's exit code.
 
-    run: the run's directory, whose exit.json the ranks write. SIGTERM, SIGINT and SIGUSR1 are passed to every rank once, and the
-    ranks are waited for; a second one ends them. Raises ToolError (4) if a rank was killed.
+    run: the run's directory, whose exit.json the ranks write. nodes: this machine among others, which do the same. SIGTERM,
+    SIGINT and SIGUSR1 are passed to every rank of this machine once, and the ranks are waited for; a second one ends them.
+    Raises ToolError (4) if a rank was killed, and what another machine has said of the end.
     """
-    ended = ExitFile(run)
+    ended, first = ExitFile(run), nodes.rank * nproc
+    mine = range(first, first + nproc)
     with tempfile.TemporaryDirectory(prefix="jumar-train-") as folder:
         failures = Path(folder) / "failures.json"
         command = [sys.executable, "-m", "jumar.train_core.torchrun", str(failures), str(nproc), module, *arguments]
+        environ = {**os.environ, LAUNCHED: str(nodes.count), "PET_NNODES": str(nodes.count)}
         with _Signals() as signals:
             # A session of its own: Ctrl-C in a terminal reaches this process alone, and from here each rank once.
-            process = subprocess.Popen(command, env={**os.environ, LAUNCHED: "1"}, start_new_session=True)
+            process = subprocess.Popen(command, env=environ, start_new_session=True)
             signals.started(process)
             code = process.wait()
         found: dict[str, Any] = json.loads(failures.read_text(encoding="utf-8")) if failures.exists() else {}
     try:
-        outcome = _outcome(code, found, ended.read(), signals.received, run)
+        outcome = _outcome(code, found, ended.read(), signals.received, run, mine)
     except ToolError as fault:
-        ended.write(fault.code, fault.message, 0)
+        ended.write(fault.code, fault.message, first)
         raise
-    ended.write(outcome, "", 0)  # where no rank could
+    ended.write(outcome, "", first)  # where no rank could
+    told = ended.read()
+    if told is not None and told.message and told.rank not in mine:
+        raise ToolError(f"rank {told.rank}: {told.message}", hint="the log of its machine says more", code=Exit(told.code))
     return outcome
 
 
@@ -131,13 +146,16 @@ def _send(pid: int, number: int) -> None:
         return
 
 
-def _outcome(code: int, failures: Mapping[str, Any], ended: Ended | None, signals: int, run: Path | None) -> int:
-    """The exit code of a run, from what its ranks wrote and from their own."""
+def _outcome(
+    code: int, failures: Mapping[str, Any], ended: Ended | None, signals: int, run: Path | None, mine: range | None = None
+) -> int:
+    """The exit code of a run, from what its ranks wrote and from those of this machine's (`mine`; None: all)."""
     if signals > 1:
         return Exit.INTERRUPTED
     codes = {int(rank): int(failure["exitcode"]) for rank, failure in failures.items()}
     killed = {rank: -code for rank, code in codes.items() if code < 0 and -code not in ASKED}
-    if killed and (ended is None or ended.code in (Exit.OK, Exit.BUG)):
+    elsewhere = ended is not None and mine is not None and ended.rank not in mine
+    if killed and (ended is None or elsewhere or ended.code in (Exit.OK, Exit.BUG)):
         raise _dead(min(killed), killed[min(killed)], run)
     if ended is not None and (ended.code or code == 0):
         return ended.code

@@ -65,7 +65,9 @@ class Data:
     test:     likewise; its loss is told once, after the last step
     split:    shares of training, validation and test documents of `train`, such as [98, 1, 1]; without it all of `train` trains
     seq_len:  tokens a sample; sft: of a packed row, and the most that a conversation may have
-    cache:    pretrain: where index maps are kept; null: `cache/` beside the data
+    cache:    where index maps are kept, and what is prepared of raw files; null: `cache/` beside the data
+    pack:     sft: raw files (Alpaca, ShareGPT: .jsonl, .json, .parquet, ...; extra `[data]`) are packed to rows of seq_len
+    template: sft: of raw files: auto (the model's own), or a name that jumar-data knows
     eod_mask_loss: pretrain: no loss where the end-of-document token is the input, so none of the next document's first token
     eod_id:   that token; null: from the model's generation or model config
     borders:  sft: how packed rows say where conversations begin: the attention mask counts them, or each ends with an EOS;
@@ -82,6 +84,8 @@ class Data:
     split: tuple[float, ...] | None = None
     seq_len: int = 4096
     cache: Path | None = None
+    pack: bool = False
+    template: str = "auto"
     eod_mask_loss: bool = False
     eod_id: int | None = None
     borders: Literal["mask", "eos", "none"] | None = None

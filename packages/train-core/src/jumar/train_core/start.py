@@ -12,23 +12,25 @@ from pathlib import Path
 from jumar.schema.cli import say, say_error
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.recipe import load_recipe
+from jumar.train_core.data.prepared import prepared
 from jumar.train_core.data.tuning_plan import with_steps
 from jumar.train_core.exit_file import Ended, ExitFile
-from jumar.train_core.job import Job, Task, resolve
+from jumar.train_core.job import Job, Task, find_model, resolve
 from jumar.train_core.launch import LAUNCHED, Place, alone, launch, place
+from jumar.train_core.nodes import Nodes, nodes
 from jumar.train_core.recipe import Recipe
 from jumar.train_core.run.stop import die_with_parent
 
 
 def start(task: Task, path: Path, sets: Sequence[str], *, nproc: int | None, device: str, dry_run: bool) -> int:
     """Everything of a command; returns the exit code. Raises ToolError for what is wrong, on rank 0 alone where all see it."""
-    here = place(os.environ)
+    here, machines = place(os.environ), nodes(os.environ)
     if here is None or dry_run:
         recipe = load_recipe(Recipe, path, sets)
-        world = nproc or (here.world if here is not None else 1)
+        world = here.world if here is not None and nproc is None else (nproc or machines.nproc or 1) * machines.count
         if dry_run:
             return _dry_run(task, recipe, world, device) if here is None or here.rank == 0 else 0
-        return _start(task, recipe, path, sets, world, device)
+        return _start(task, recipe, path, sets, world, device, machines)
     if nproc is not None and nproc != here.world:
         raise ToolError(
             f"--nproc {nproc} under torchrun with {here.world} ranks", hint="leave --nproc out: torchrun starts the ranks"
@@ -48,21 +50,21 @@ def _dry_run(task: Task, recipe: Recipe, world: int, device: str) -> int:
     return 0
 
 
-def _start(task: Task, recipe: Recipe, path: Path, sets: Sequence[str], world: int, device: str) -> int:
-    """Checks everything, then launches the ranks, or is the only one."""
-    ended = ExitFile(recipe.save.path)
+def _start(task: Task, recipe: Recipe, path: Path, sets: Sequence[str], world: int, device: str, machines: Nodes) -> int:
+    """Checks everything, then launches the ranks of this machine, or is the only one."""
+    ended, nproc = ExitFile(recipe.save.path), world // machines.count
     try:
         job = _resolve(task, recipe, world, device)
         _say_problems(job, engine=True)
-        name = _prepare(device, world, tell=True)
+        name = _prepare(device, nproc, tell=True)
     except ToolError as fault:
-        ended.write(fault.code, fault.message, 0)
+        ended.write(fault.code, fault.message, machines.rank * nproc)
         raise
     if world == 1:
         os.environ.update(alone(os.environ))
         return _train(job, name, 0, ended)
     arguments = [task, str(path), "--device", name, *(word for item in sets for word in ("--set", item))]
-    return launch(world, arguments, recipe.save.path)
+    return launch(nproc, arguments, recipe.save.path, nodes=machines)
 
 
 def _rank(task: Task, here: Place, path: Path, sets: Sequence[str], device: str) -> int:
@@ -86,7 +88,9 @@ def _rank(task: Task, here: Place, path: Path, sets: Sequence[str], device: str)
 
 
 def _resolve(task: Task, recipe: Recipe, world: int, device: str) -> Job:
-    return resolve(with_steps(recipe) if task == "sft" else recipe, world=world, device=device, task=task)
+    if task == "sft":
+        recipe = with_steps(prepared(recipe, lambda: find_model(recipe)[0]))
+    return resolve(recipe, world=world, device=device, task=task)
 
 
 def _train(job: Job, device: str, rank: int, ended: ExitFile) -> int:
@@ -125,7 +129,7 @@ def _said(fault: ToolError, rank: int, ended: ExitFile) -> int | None:
     if isinstance(fault, Lost):
         if (told := _told(ended, 0 if fault.late and not rank else 2)) is not None:
             return told.code
-        if LAUNCHED in os.environ and not fault.late:
+        if os.environ.get(LAUNCHED) == "1" and not fault.late:  # else the lost rank may be another machine's
             return fault.code
     elif rank and (told := _told(ended, 1)) is not None and told.message == fault.message:
         return fault.code

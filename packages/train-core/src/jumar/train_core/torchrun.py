@@ -1,5 +1,7 @@
 """torchrun as a library: `python -m jumar.train_core.torchrun FAILURES.json NPROC MODULE ARGS...`, started by `launch`.
 
+Among several machines it reads PET_NODE_RANK, PET_MASTER_ADDR and PET_MASTER_PORT itself.
+
 torchrun's own command prints a page about every rank that ended with a code; here that goes into FAILURES.json, and to who reads
 it: {"1": {"exitcode": -9, "pid": 4711, "timestamp": 1700000000}}, by rank.
 """
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -19,6 +22,7 @@ from jumar.train_core.run.stop import die_with_parent
 def main(arguments: list[str]) -> int:
     """0 if every rank returned 0, else 1. Ends with `launch`; then the ranks are asked to stop, see `pretrain`."""
     die_with_parent(signal.SIGKILL)
+    signal.signal(signal.SIGUSR1, lambda *_: None)  # Slurm sends it to every process of a job; the ranks have it from `launch`
     from torch.distributed import run as library
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -27,8 +31,9 @@ def main(arguments: list[str]) -> int:
     failures, count, *command = arguments
     for name in ("torch.distributed", "torch.distributed.elastic.agent.server.api"):  # the latter sets a level of its own
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    alone = ["--standalone"] if os.environ["PET_NNODES"] == "1" else []
     try:
-        torchrun.run(torchrun.parse_args(["--standalone", "--nproc-per-node", count, "-m", *command]))
+        torchrun.run(torchrun.parse_args([*alone, "--nproc-per-node", count, "-m", *command]))
     except ChildFailedError as fault:
         found: dict[str, Any] = {
             str(rank): {"exitcode": failure.exitcode, "pid": failure.pid, "timestamp": failure.timestamp}

@@ -15,10 +15,12 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jumar.schema.errors import Exit, ToolError
-from jumar.train_core.data.together import Ranks
+
+if TYPE_CHECKING:
+    from jumar.train_core.data.together import Ranks
 
 LIST = "complete.json"
 STALE_S = 2 * 24 * 3600
@@ -96,12 +98,12 @@ class IndexCache:
             except FileNotFoundError:
                 continue
 
-    def wait(self) -> dict[str, Any]:
-        """`facts` of a set that another process has just built. Raises ToolError if it does not come into sight."""
-        end = time.monotonic() + VISIBLE_S
+    def wait(self, seconds: float = VISIBLE_S) -> dict[str, Any]:
+        """`facts` of a set that another process has just built, or builds. Raises ToolError if it does not come into sight."""
+        end = time.monotonic() + seconds
         while (facts := self.facts()) is None:
             if time.monotonic() > end:
-                text = f"{self.folder} was built by another rank and cannot be seen here after {VISIBLE_S} s"
+                text = f"{self.folder} was built by another rank and cannot be seen here after {seconds:g} s"
                 raise ToolError(text, hint=ELSEWHERE, code=Exit.ENVIRONMENT)
             time.sleep(0.5)
             if self.root.is_dir():

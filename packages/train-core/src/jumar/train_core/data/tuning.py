@@ -81,6 +81,7 @@ class Tuning:
     unit:     a padded length is a multiple of it, or seq_len
     seq_len:  of packed rows, and the longest
     together: all micro batches of a step have one length, for stages and experts of several ranks
+    numbered: documents are given of single conversations too: experts must know what is padding
     """
 
     def __init__(
@@ -93,10 +94,11 @@ class Tuning:
         unit: int,
         seq_len: int,
         together: bool,
+        numbered: bool = False,
     ) -> None:
         self.shares, self.samples, self.unit, self.seq_len, self.together = shares, samples, unit, seq_len, together
         self.whole = samples if whole is None else whole
-        self.packed = any(share.source.borders != "none" for share in shares)
+        self.packed = numbered or any(share.source.borders != "none" for share in shares)
         self.order = Order(shares, seed, samples)
 
     def __len__(self) -> int:
@@ -194,6 +196,7 @@ def _part(job: Job, kind: str, shares: Sequence[Share]) -> Tuning:
         "unit": unit_of(job),
         "seq_len": recipe.data.seq_len,
         "together": job.layout.pp > 1 or job.layout.ep > 1,
+        "numbered": job.spec.moe is not None,
     }
     batch = recipe.train.global_batch_size
     if kind == "train":

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core import tensor_parallel
+from megatron.core.parallel_state import get_tensor_model_parallel_rank
 from megatron.core.transformer import mlp, transformer_layer
 from megatron.core.transformer.moe import experts, shared_experts
 from torch import Tensor
@@ -134,6 +135,15 @@ class TransformerLayer(transformer_layer.TransformerLayer):  # type: ignore[misc
             inner: Any = self
             self.self_attn_bda: Any = _after(self.post_attn_norm, inner.self_attn_bda)
             self.mlp_bda: Any = _after(self.post_mlp_layernorm, inner.mlp_bda)
+
+    def forward(self, *args: Any, packed_seq_params: Any = None, **kwargs: Any) -> Any:
+        """Experts are told which tokens are padding; megatron-core tells those of the first stage alone."""
+        if packed_seq_params is not None:
+            padding = packed_seq_params.padding
+            if self.config.sequence_parallel:
+                padding = padding.chunk(self.config.tensor_model_parallel_size, 1)[get_tensor_model_parallel_rank()]
+            kwargs["padding_mask"] = padding
+        return super().forward(*args, packed_seq_params=packed_seq_params, **kwargs)
 
 
 def _after(norm: torch.nn.Module, add: Callable[[bool, bool], Any]) -> Callable[[bool, bool], Any]:

@@ -72,25 +72,33 @@ class Router(TopKRouter):  # type: ignore[misc]  # megatron-core has no types
         return out
 
     def apply_z_loss(self, logits: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """https://arxiv.org/abs/2202.08906"""
+        """https://arxiv.org/abs/2202.08906: the mean over tokens without padding, of all ranks that a sequence is cut over."""
         coefficient = self.config.moe_z_loss_coeff
         if not coefficient or not self.training or not torch.is_grad_enabled():
             return logits
         share = coefficient / self.tp_cp_group.size()
-        loss = z_loss_func(logits, share)
+        if padding_mask is None:
+            loss = z_loss_func(logits, share)
+        else:
+            valid = (~padding_mask).to(logits.dtype)
+            tokens = valid.sum()
+            torch.distributed.all_reduce(tokens, group=self.tp_cp_group)
+            loss = coefficient * (logits.logsumexp(-1).square() * valid).sum() / tokens.clamp(min=1)
         out: Tensor = MoEAuxLossAutoScaler.apply(logits, loss * (Router.loss_tokens if self.calculate_per_token_loss else 1))
         layers = self.config.num_layers + (self.config.mtp_num_layers or 0)
         save_to_aux_losses_tracker("z_loss", loss / share, self.layer_number, layers)
         return out
 
     def routing(self, logits: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """logits [S, B, experts] to weights and choice, [S * B, experts]."""
+        """logits [S, B, experts] to weights and choice, [S * B, experts]. padding_mask: bool [S, B]; it is not balanced."""
         seq, batch = logits.shape[:2]
-        logits = self.apply_z_loss(logits.flatten(0, 1))
+        padding = None if padding_mask is None else padding_mask.flatten()
+        logits = self.apply_z_loss(logits.flatten(0, 1), padding)
         probs, routing_map = choose(logits, self.moe, self.expert_bias)
         if self.training and torch.is_grad_enabled() and self.is_aux_loss_enabled():
-            choice, scores = compute_routing_scores_for_aux_loss(logits, self.topk, self.score_function)
-            probs = self._apply_aux_loss(probs, scores, choice)
-            probs = self._apply_seq_aux_loss(probs, scores, choice, seq, batch)
-        self._apply_expert_bias(routing_map)
+            choice, scores = compute_routing_scores_for_aux_loss(logits, self.topk, self.score_function, padding_mask=padding)
+            told = padding is not None
+            probs = self._apply_aux_loss(probs, scores, choice, with_padding_mask=told)
+            probs = self._apply_seq_aux_loss(probs, scores, choice, seq, batch, with_padding_mask=told)
+        self._apply_expert_bias(routing_map if padding is None else routing_map & ~padding[:, None])
         return probs, routing_map

@@ -42,12 +42,14 @@ class Packed:
 
     positions: int64 [b, tokens of this context-parallel rank], counted in each document
     last:      bool, of the same shape: the last token of each document
+    padding:   bool, of the same shape: what is no token, of which experts take no account
     pieces:    of each chunk of this rank
     seq_len:   tokens of a row, over all context-parallel ranks
     """
 
     positions: Tensor
     last: Tensor
+    padding: Tensor
     pieces: tuple[Piece, ...]
     seq_len: int
     _turned: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
@@ -64,8 +66,8 @@ class Packed:
         return self.seq_len
 
     def to(self, where: torch.device, *, non_blocking: bool = False) -> Packed:
-        positions, last = (x.to(where, non_blocking=non_blocking) for x in (self.positions, self.last))
-        return Packed(positions, last, self.pieces, self.seq_len)
+        positions, last, padding = (x.to(where, non_blocking=non_blocking) for x in (self.positions, self.last, self.padding))
+        return Packed(positions, last, padding, self.pieces, self.seq_len)
 
     def turned(self, table: Tensor) -> Tensor:
         """Cosines and sines of these positions, [2, tokens, b, 1, dim], from those of positions 0, 1, ...: [2, any, 1, 1, dim].
@@ -78,7 +80,8 @@ class Packed:
 
 
 def packed(documents: Numbers, rank: int = 0, size: int = 1) -> Packed:
-    """For one rank of a context-parallel group. documents: [b, s]; where the number changes along a row another one begins."""
+    """For one rank of a context-parallel group. documents: [b, s]; where the number changes along a row another one begins,
+    and 0 is padding."""
     rows = [_starts(row) for row in documents]
     seq_len = documents.shape[1]
     here = local_positions(seq_len, rank, size).numpy()
@@ -88,7 +91,8 @@ def packed(documents: Numbers, rank: int = 0, size: int = 1) -> Packed:
     for row, starts in zip(last, rows, strict=True):
         row[np.append(starts[1:], seq_len) - 1] = True
     pieces = tuple(_piece(rows, begin, end) for begin, end in local_chunks(seq_len, rank, size))
-    return Packed(torch.from_numpy(positions[:, here]), torch.from_numpy(last[:, here]), pieces, seq_len)
+    mine = [torch.from_numpy(whole[:, here]) for whole in (positions, last, documents == 0)]
+    return Packed(mine[0], mine[1], mine[2], pieces, seq_len)
 
 
 def own_part(batch: dict[str, Tensor], rank: int, size: int) -> dict[str, Any]:
