@@ -60,6 +60,7 @@ COMMANDS = {
         *("", "pretrain", "sft", "pairwise", "process-reward", "prompts"),
         *("inspect", "merge", "split", "blend", "report", "templates"),
     ],
+    "jumar.infer.cli": ["", "generate", "chat", "score"],
     "jumar.train_core.cli": ["", "pretrain", "schema", "doctor"],
 }
 

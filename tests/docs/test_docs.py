@@ -38,8 +38,9 @@ README, CONVERT, DATA, TRAIN, CORRECTNESS, FAMILIES = (
     ROOT / name
     for name in ("README.md", "docs/convert.md", "docs/data.md", "docs/train.md", "docs/correctness.md", "docs/families.md")
 )
+INFER = ROOT / "docs/infer.md"
 TRANSLATED = {README: ROOT / "README.zh-CN.md"} | {
-    page: ROOT / "docs/zh" / page.name for page in (CONVERT, DATA, TRAIN, CORRECTNESS)
+    page: ROOT / "docs/zh" / page.name for page in (CONVERT, DATA, TRAIN, INFER, CORRECTNESS)
 }
 DEMO = ROOT / "runs/demo/hf"
 COLUMNS = 100
@@ -66,9 +67,10 @@ PROGRAMS = {
             *("inspect", "merge", "split", "blend", "report", "templates"),
         ),
     ),
+    "jumar-infer": Program("jumar.infer.cli", INFER, ("generate", "chat", "score")),
     "jumar-train": Program("jumar.train_core.cli", TRAIN, ("pretrain", "sft", "schema", "doctor")),
 }
-PLANNED = r"jumar-(infer|eval)\b"
+PLANNED = r"jumar-eval\b"
 OTHERS_OPTIONS = {
     *("--extra-index-url", "--moe-layer-freq", "--dist-ckpt-optim-fully-reshardable", "--data-path"),  # of pip, of Megatron-LM
     # of MindSpeed-LLM's preprocess_data.py
@@ -137,7 +139,7 @@ class Play:
 
 
 RUNNABLE = [
-    *(Play(CONVERT), Play(DATA), Play(FAMILIES, files_of=CONVERT)),
+    *(Play(CONVERT), Play(DATA), Play(INFER), Play(FAMILIES, files_of=CONVERT)),
     Play(README, "run data", files_of=DATA),
     Play(TRAIN, files_of=DATA, columns=120),
 ]

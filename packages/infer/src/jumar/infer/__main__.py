@@ -1,0 +1,3 @@
+from jumar.infer.cli import main
+
+main()

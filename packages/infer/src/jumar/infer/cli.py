@@ -1,0 +1,229 @@
+"""jumar-infer: parse, call one function, print."""
+
+# Without `from __future__ import annotations`: typer would compile the text of every annotation, for help too.
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jumar.schema.cli import make_app, print_json, run, say
+from jumar.schema.errors import Exit, ToolError
+
+if TYPE_CHECKING:
+    from jumar.infer.engine import Engine
+
+app = make_app(
+    "jumar-infer",
+    "jumar-infer",
+    "Generate with, chat with and score any checkpoint, Hugging Face or Megatron, whatever its layout. "
+    "Weights are read where they lie; nothing is converted on disk.",
+    epilog="Example: jumar-infer chat mcore/",
+)
+HOW, WHAT = "How it runs", "How it answers"
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A Hugging Face or Megatron directory.")]
+Prompt = Annotated[str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="One prompt; the answer streams.")]
+MaxNew = Annotated[
+    int | None,
+    typer.Option("--max-new-tokens", min=1, help="At most.", show_default="the model's, else 256", rich_help_panel=WHAT),
+]
+Temperature = Annotated[
+    float | None,
+    typer.Option(help="0: always the most probable token.", show_default="the model's, else 0", rich_help_panel=WHAT),
+]
+TopK = Annotated[
+    int | None, typer.Option(help="Only the K most probable; 0: all.", show_default="the model's", rich_help_panel=WHAT)
+]
+TopP = Annotated[
+    float | None, typer.Option(help="Only the most probable that sum to P.", show_default="the model's", rich_help_panel=WHAT)
+]
+MinP = Annotated[
+    float | None,
+    typer.Option(help="Only those at least P times as probable as the best.", show_default="the model's", rich_help_panel=WHAT),
+]
+Penalty = Annotated[
+    float | None,
+    typer.Option("--repetition-penalty", help="More than 1: less repetition.", show_default="the model's", rich_help_panel=WHAT),
+]
+Stop = Annotated[
+    list[str] | None, typer.Option(metavar="TEXT", help="End before this text; may be repeated.", rich_help_panel=WHAT)
+]
+Seed = Annotated[int | None, typer.Option(help="The same answers again.", show_default="another each time", rich_help_panel=WHAT)]
+TemplateName = Annotated[str, typer.Option("--template", help="auto (the model's), a name, or FILE.jinja.", rich_help_panel=WHAT)]
+DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or npu.", rich_help_panel=HOW)]
+Dtype = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.", rich_help_panel=HOW)]
+TokenizerDir = Annotated[
+    Path | None, typer.Option("--tokenizer", metavar="DIR", help="tokenizer.json's.", show_default="MODEL's", rich_help_panel=HOW)
+]
+Adapter = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="A LoRA of this model, PEFT's or Megatron's.", rich_help_panel=HOW)
+]
+Iteration = Annotated[
+    str | None, typer.Option(help="Of a Megatron directory.", show_default="the tracker's", rich_help_panel=HOW)
+]
+FamilyName = Annotated[
+    str | None, typer.Option("--family", help="model_type of a Megatron directory without a config.", rich_help_panel=HOW)
+]
+MaxBatch = Annotated[int, typer.Option(min=1, help="Answers at once.", rich_help_panel=HOW)]
+CacheTokens = Annotated[
+    int | None,
+    typer.Option(min=32, help="Tokens whose keys are held.", show_default="by the free memory", rich_help_panel=HOW),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+
+
+@app.command()
+def generate(
+    model: Model,
+    source: Annotated[
+        str | None, typer.Argument(metavar="[FILE.jsonl | -]", help='Lines {"prompt": ...} or {"messages": [...]}.')
+    ] = None,
+    prompt: Prompt = None,
+    chat_prompt: Annotated[bool, typer.Option("--chat", help="-p is a user's message: through the chat template.")] = False,
+    max_new_tokens: MaxNew = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: Penalty = None,
+    stop: Stop = None,
+    seed: Seed = None,
+    num_return: Annotated[int, typer.Option(min=1, help="Answers to each prompt.", rich_help_panel=WHAT)] = 1,
+    logprobs: Annotated[
+        int | None, typer.Option(min=0, help="Log-probabilities, with N alternatives each.", rich_help_panel=WHAT)
+    ] = None,
+    template: TemplateName = "auto",
+    device: DeviceName = "auto",
+    dtype: Dtype = "auto",
+    tokenizer: TokenizerDir = None,
+    adapter: Adapter = None,
+    iteration: Iteration = None,
+    family: FamilyName = None,
+    max_batch: MaxBatch = 8,
+    cache_tokens: CacheTokens = None,
+    as_json: Json = False,
+) -> None:
+    """Answer one prompt (-p), or every line of a file: one JSON object a line, in order."""
+    if (prompt is None) == (source is None):
+        raise ToolError("give one of -p TEXT and a file", hint='jumar-infer generate MODEL -p "..."', code=Exit.USAGE)
+    if chat_prompt and prompt is None:
+        raise ToolError("--chat goes with -p", hint='in a file write {"messages": [...]}', code=Exit.USAGE)
+    from jumar.infer import generate as work
+
+    batch = max_batch if prompt is None else num_return
+    engine = _engine(model, batch, cache_tokens, device, dtype, tokenizer, adapter, iteration, family)
+    sampling = engine.defaults.sampling(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        stop=tuple(stop or ()),
+        seed=seed,
+        logprobs=logprobs,
+    )
+    work.check_returns(sampling, num_return)
+    if prompt is None:
+        assert source is not None
+        answers = work.many_prompts(engine, source, sampling, num_return, template)
+        print_json({"answers": list(answers)}) if as_json else work.write_lines(answers)
+        return
+    ids, sampling = work.prompt_ids(engine, prompt, sampling, template if chat_prompt else None)
+    if not as_json and num_return == 1 and logprobs is None:
+        work.one_prompt(engine, ids, sampling, sys.stdout)
+        return
+    requests = work.ask(engine, ids, sampling, num_return)
+    engine.run(requests)
+    answers_of = [work.answer(engine, request) for request in requests]
+    print_json({"prompt": prompt, "answers": answers_of}) if as_json else work.write_lines(iter(answers_of))
+
+
+@app.command()
+def chat(
+    model: Model,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="The system message.")] = None,
+    max_new_tokens: MaxNew = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    min_p: MinP = None,
+    repetition_penalty: Penalty = None,
+    stop: Stop = None,
+    seed: Seed = None,
+    template: TemplateName = "auto",
+    device: DeviceName = "auto",
+    dtype: Dtype = "auto",
+    tokenizer: TokenizerDir = None,
+    adapter: Adapter = None,
+    iteration: Iteration = None,
+    family: FamilyName = None,
+    cache_tokens: CacheTokens = None,
+) -> None:
+    """Talk to a model. /help lists what can be typed beside messages; Ctrl-C stops an answer."""
+    from jumar.infer.chat import Chat
+    from jumar.infer.generate import chat_template, with_stops
+
+    engine = _engine(model, 1, cache_tokens, device, dtype, tokenizer, adapter, iteration, family)
+    opened = chat_template(engine, template)
+    sampling = engine.defaults.sampling(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        stop=tuple(stop or ()),
+        seed=seed,
+    )
+    Chat(engine, opened, with_stops(sampling, opened), system).run()
+
+
+@app.command()
+def score(
+    model: Model,
+    source: Annotated[
+        str, typer.Argument(metavar="FILE.jsonl | -", help='Lines {"text": ...} or {"prompt": ..., "completion": ...}.')
+    ],
+    each: Annotated[bool, typer.Option("--logprobs", help="Those of every token too.")] = False,
+    device: DeviceName = "auto",
+    dtype: Dtype = "auto",
+    tokenizer: TokenizerDir = None,
+    adapter: Adapter = None,
+    iteration: Iteration = None,
+    family: FamilyName = None,
+    max_batch: MaxBatch = 8,
+    cache_tokens: CacheTokens = None,
+    as_json: Json = False,
+) -> None:
+    """Log-probability and perplexity of texts, or of completions after prompts: one JSON object a line, in order."""
+    from jumar.infer.generate import write_lines
+    from jumar.infer.score import score_rows
+
+    engine = _engine(model, max_batch, cache_tokens, device, dtype, tokenizer, adapter, iteration, family)
+    found = score_rows(engine, source, each=each)
+    print_json({"scores": list(found)}) if as_json else write_lines(found)
+
+
+def _engine(model: Path, max_batch: int, cache_tokens: int | None, device: str, dtype: str, *rest: Any) -> "Engine":
+    from jumar.infer.engine import Engine, Limits
+
+    tokenizer, adapter, iteration, family = rest
+    engine = Engine.open(
+        model,
+        Limits(max_batch=max_batch, cache_tokens=cache_tokens),
+        device=device,
+        dtype=dtype,
+        tokenizer=tokenizer,
+        adapter=adapter,
+        iteration=iteration,
+        family=family,
+    )
+    for note in engine.notes:
+        say("note", note, "bold cyan")
+    return engine
+
+
+def main() -> None:
+    """The command."""
+    run(app, "jumar-infer")

@@ -1,0 +1,133 @@
+"""jumar-infer generate: prompts in, answers out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, TextIO
+
+from jumar.infer.conversation import Template, open_template
+from jumar.infer.engine import Engine
+from jumar.infer.rows import Row, read_rows
+from jumar.infer.sampling import LogProb, Sampling
+from jumar.infer.scheduler import Request
+from jumar.schema.errors import Exit, ToolError
+
+
+def check_returns(sampling: Sampling, returns: int) -> None:
+    """Raises ToolError (2) where all answers to a prompt would be the same."""
+    if returns > 1 and sampling.temperature == 0:
+        raise ToolError(
+            f"--num-return {returns}: the answers would be the same", hint="give --temperature 1 as well", code=Exit.USAGE
+        )
+
+
+def one_prompt(engine: Engine, prompt: list[int], sampling: Sampling, out: TextIO) -> None:
+    """Writes an answer as it comes."""
+    for piece in engine.stream(engine.add(prompt, sampling)):
+        out.write(piece)
+        out.flush()
+    out.write("\n")
+
+
+def prompts_of(engine: Engine, rows: list[Row], sampling: Sampling, template: str) -> list[tuple[list[int], Sampling]]:
+    """Tokens of every row, `prompt` as it is, `messages` through the chat template, and how they are answered.
+
+    ToolError (3) says which line is at fault.
+    """
+    opened: Template | None = None
+    prompts = []
+    for row in rows:
+        prompt, messages = row.values.get("prompt"), row.values.get("messages")
+        if (prompt is None) == (messages is None):
+            raise row.fault("expected one of prompt and messages", 'for example {"prompt": "..."}')
+        if prompt is not None and not isinstance(prompt, str):
+            raise row.fault(f"prompt is a {type(prompt).__name__}, expected a text", 'for example {"prompt": "..."}')
+        try:
+            if prompt is not None:
+                prompts.append((engine.encode(prompt), sampling))
+            else:
+                opened = opened or chat_template(engine, template)
+                prompts.append((opened.prompt(messages or [], row.values.get("tools")), with_stops(sampling, opened)))
+        except ToolError as fault:
+            raise ToolError(f"{row.where}: {fault.message}", hint=fault.hint, code=fault.code) from None
+    return prompts
+
+
+def chat_template(engine: Engine, name: str) -> Template:
+    """The engine's chat template. Raises ToolError (3) where there is none."""
+    if engine.tokenizer is None:
+        raise ToolError("the checkpoint has no tokenizer", hint="give one: --tokenizer DIR")
+    return open_template(engine.tokenizer, name)
+
+
+def with_stops(sampling: Sampling, template: Template) -> Sampling:
+    """Answers also end where the template says so."""
+    return replace(sampling, stop_ids=(*sampling.stop_ids, *template.stop_ids))
+
+
+def prompt_ids(engine: Engine, prompt: str, sampling: Sampling, template: str | None) -> tuple[list[int], Sampling]:
+    """Tokens of one prompt; as a user's message by a chat template, if one is named."""
+    if template is None:
+        return engine.encode(prompt), sampling
+    opened = chat_template(engine, template)
+    return opened.prompt([{"role": "user", "content": prompt}]), with_stops(sampling, opened)
+
+
+def ask(engine: Engine, prompt: list[int], sampling: Sampling, returns: int) -> list[Request]:
+    """`returns` answers to a prompt, each with a seed of its own."""
+    seeds = [None if sampling.seed is None else sampling.seed + i for i in range(returns)]
+    return [engine.add(prompt, replace(sampling, seed=seed)) for seed in seeds]
+
+
+def many_prompts(engine: Engine, source: str, sampling: Sampling, returns: int, template: str) -> Iterator[dict[str, Any]]:
+    """One object for each answer, in the order of the rows, as they are done. Nothing is computed if a row is at fault."""
+    rows = read_rows(source)
+    asked: list[tuple[Row, int, Request]] = []
+    for row, (prompt, its) in zip(rows, prompts_of(engine, rows, sampling, template), strict=True):
+        try:
+            asked += ((row, i, request) for i, request in enumerate(ask(engine, prompt, its, returns)))
+        except ToolError as fault:
+            raise ToolError(f"{row.where}: {fault.message}", hint=fault.hint, code=fault.code) from None
+    for row, number, request in asked:
+        engine.run([request])
+        kept: dict[str, Any] = {key: row.values[key] for key in ("id", "prompt", "messages") if key in row.values}
+        yield {**kept, **({"return": number} if returns > 1 else {}), **answer(engine, request)}
+
+
+def answer(engine: Engine, request: Request) -> dict[str, Any]:
+    """An answer as a JSON object."""
+    found: dict[str, Any] = {
+        "text": request.text,
+        "finish": request.finish,
+        "prompt_tokens": len(request.prompt),
+        "tokens": len(request.output),
+    }
+    if engine.tokenizer is None:
+        found["ids"] = request.output
+    if request.sampling.logprobs is not None:
+        found["logprobs"] = [log_prob_object(engine, entry) for entry in request.logprobs]
+    return found
+
+
+def log_prob_object(engine: Engine, entry: LogProb) -> dict[str, Any]:
+    """A token's log-probability with the most probable alternatives."""
+
+    def named(token: int, value: float) -> dict[str, Any]:
+        text = {"token": engine.tokenizer.token(token)} if engine.tokenizer is not None else {}
+        return {"id": token, **text, "logprob": round(value, 6)}
+
+    found = named(entry.token, entry.logprob)
+    return {**found, "top": [named(*pair) for pair in entry.top]} if entry.top else found
+
+
+def write_lines(objects: Iterator[dict[str, Any]]) -> int:
+    """One JSON object a line on standard output. Returns how many."""
+    count = 0
+    for value in objects:
+        sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+        sys.stdout.flush()
+        count += 1
+    return count

@@ -1,0 +1,136 @@
+"""A directory to a model that can run: checkpoint, device, dtype, tokenizer, what generation_config.json says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jumar.ckpt_convert import Checkpoint, OpenOptions, open_checkpoint
+from jumar.ckpt_convert.merge import merged, open_adapter
+from jumar.device import Device, open_device
+from jumar.infer.decoder import Decoder
+from jumar.infer.group import Ranks
+from jumar.infer.sampling import Sampling
+from jumar.infer.tokenizer import Tokenizer
+from jumar.infer.weights import NAMES, load_weights
+from jumar.schema.errors import Exit, ToolError
+from jumar.schema.parallel import ParallelLayout
+from jumar.schema.spec import ModelSpec
+from jumar.schema.templates import read_json
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What the model's own files say of generation."""
+
+    eos_ids: tuple[int, ...] = ()
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    def sampling(self, **given: Any) -> Sampling:
+        """generation_config.json's settings, under those that are given and not None."""
+        return Sampling(**{**self.values, **{k: v for k, v in given.items() if v is not None}})
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A model that can run. context: positions, of prompt and answer together."""
+
+    checkpoint: Checkpoint
+    decoder: Decoder
+    device: Device
+    tokenizer: Tokenizer | None
+    defaults: Defaults
+    context: int
+    notes: tuple[str, ...] = ()
+
+
+def open_model(
+    path: Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    tokenizer: Path | None = None,
+    adapter: Path | None = None,
+    iteration: str | None = None,
+    family: str | None = None,
+    ranks: Ranks | None = None,
+) -> Opened:
+    """Opens a Hugging Face or Megatron directory of any layout; nothing is written, and each rank reads its slices.
+
+    dtype:   fp32, bf16, fp16, or auto: as published on an accelerator, fp32 on a CPU
+    adapter: a LoRA, PEFT's or Megatron's, that is merged into the weights as they are read
+    Raises ToolError: 2 for a dtype that does not exist, 3 for what is wrong with the files, 4 for the device.
+    """
+    ranks = ranks or Ranks()
+    hardware = open_device(device)
+    checkpoint, notes = _with_adapter(path, adapter, OpenOptions(iteration=iteration, family=family, bearing=True))
+    where = hardware.activate(ranks.pp * ranks.tp_size + ranks.tp)
+    kind, why = _dtype(dtype, checkpoint.spec, hardware)
+    layout = ParallelLayout(tp=ranks.tp_size, pp=ranks.pp_size)
+    shards = layout.shards(moe=checkpoint.spec.moe is not None)
+    shard = next(s for s in shards if (s.tp, s.pp) == (ranks.tp, ranks.pp))
+    weights = load_weights(checkpoint, layout, shard, dtype=kind, device=where)
+    decoder = Decoder(checkpoint.spec, weights, hardware.ops(), ranks, where)
+    found = _tokenizer(tokenizer, checkpoint.extras)
+    defaults = _defaults(checkpoint.extras, found)
+    return Opened(checkpoint, decoder, hardware, found, defaults, _context(checkpoint.spec), (f"{hardware.name}, {why}", *notes))
+
+
+def _with_adapter(path: Path, adapter: Path | None, options: OpenOptions) -> tuple[Checkpoint, list[str]]:
+    """The checkpoint, with an adapter (or that which it bears) merged into its weights as they are read."""
+    checkpoint = open_checkpoint(path, options=options)
+    if checkpoint.lora:
+        raise ToolError(f"{path} is an adapter, not a model", hint=f"jumar-infer ... MODEL --adapter {path}")
+    if adapter is not None:
+        merging = open_adapter(adapter, checkpoint, OpenOptions())
+        return merged(checkpoint, merging), [f"the adapter {adapter} is merged into the weights as they are read"]
+    if checkpoint.adapter is not None:
+        return merged(checkpoint), ["the LoRA that the shards bear is merged into the weights as they are read"]
+    return checkpoint, []
+
+
+def _dtype(name: str, spec: ModelSpec, device: Device) -> tuple[torch.dtype, str]:
+    if name != "auto" and name not in DTYPES:
+        raise ToolError(f"there is no dtype {name!r}", hint=f"choose among {', '.join(DTYPES)}, auto", code=Exit.USAGE)
+    if name != "auto":
+        return DTYPES[name], f"{name} as asked for"
+    short = {v: k for k, v in DTYPES.items()}
+    if device.name == "cpu":
+        return torch.float32, "fp32: on most CPUs the others are emulated"
+    kind = NAMES.get(spec.dtype, torch.bfloat16)
+    return kind, f"{short[kind]} as published"
+
+
+def _context(spec: ModelSpec) -> int:
+    """Positions that the model knows: by its configuration, more under dynamic scaling."""
+    scaling, positions = spec.rope.scaling, spec.max_position_embeddings
+    stretched = spec.position == "rope" and scaling is not None and scaling.kind == "dynamic"
+    return int(positions * scaling.factor) if stretched and scaling is not None else positions
+
+
+def _tokenizer(given: Path | None, extras: Path | None) -> Tokenizer | None:
+    if given is not None:
+        return Tokenizer(given)
+    return Tokenizer(extras) if extras is not None and (extras / "tokenizer.json").is_file() else None
+
+
+def _defaults(extras: Path | None, tokenizer: Tokenizer | None) -> Defaults:
+    """generation_config.json, else config.json, else the tokenizer say what ends an answer; the first says how to sample."""
+    generation = read_json(extras / "generation_config.json") if extras is not None else {}
+    config = read_json(extras / "config.json") if extras is not None else {}
+    eos = generation.get("eos_token_id", config.get("eos_token_id"))
+    ids = tuple(eos) if isinstance(eos, list) else (eos,) if isinstance(eos, int) else tokenizer.eos_ids if tokenizer else ()
+    values: dict[str, Any] = {}
+    if generation.get("do_sample"):
+        values = {"temperature": 1.0, "top_k": 50}
+        values |= {k: generation[k] for k in ("temperature", "top_k", "top_p", "min_p") if generation.get(k) is not None}
+    for key in ("max_new_tokens", "repetition_penalty"):
+        if generation.get(key) is not None:
+            values[key] = generation[key]
+    return Defaults(ids, values)

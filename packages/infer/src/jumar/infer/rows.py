@@ -1,0 +1,52 @@
+"""Prompts from a JSONL file or standard input, each with its line number for errors."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jumar.schema.errors import ToolError
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line: `where` is FILE:LINE, `values` its object."""
+
+    where: str
+    values: dict[str, Any]
+
+    def fault(self, what: str, hint: str) -> ToolError:
+        """An error that says where."""
+        return ToolError(f"{self.where}: {what}", hint=hint)
+
+
+def read_rows(source: str) -> list[Row]:
+    """All lines of a file, or of standard input ("-"). Raises ToolError (3) for a line that is no JSON object."""
+    name = "stdin" if source == "-" else source
+    try:
+        content = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+        lines = content.decode("utf-8").splitlines()
+    except OSError as fault:
+        raise ToolError(f"{source} cannot be read: {fault.strerror}", hint="give a JSONL file, or - for standard input") from None
+    except UnicodeDecodeError as fault:
+        raise ToolError(f"{name} is not UTF-8: {fault}", hint="is it a JSONL file?") from None
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{name}:{number}"
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError) as fault:
+            raise ToolError(f"{where}: not JSON: {fault}", hint='each line is an object: {"prompt": "..."}') from None
+        if not isinstance(values, dict):
+            raise ToolError(
+                f"{where}: a {type(values).__name__}, expected an object", hint='each line is an object: {"prompt": "..."}'
+            )
+        rows.append(Row(where, values))
+    if not rows:
+        raise ToolError(f"{name} has no lines", hint='give one object a line: {"prompt": "..."}')
+    return rows

@@ -1,0 +1,124 @@
+"""A model's tokenizer: text to ids and back, what ends an answer, the chat template."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jumar.schema.errors import ToolError
+from jumar.schema.templates import ChatTemplate, special_tokens, template_of
+
+if TYPE_CHECKING:
+    import tokenizers
+
+
+@dataclass
+class Tokenizer:
+    """`tokenizer.json` of a directory and the files beside it. Raises ToolError (3) where it is missing or damaged."""
+
+    directory: Path
+    special: dict[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        import tokenizers
+
+        self.special = special_tokens(self.directory)
+        file = self.directory / "tokenizer.json"
+        if not file.is_file():
+            raise ToolError(
+                f"{self.directory} has no tokenizer.json",
+                hint="give a directory that has one: --tokenizer DIR (transformers writes it from other files: save_pretrained)",
+            )
+        try:
+            self.inner: tokenizers.Tokenizer = tokenizers.Tokenizer.from_file(str(file))
+        except Exception as fault:  # noqa: BLE001  # the library raises Exception itself
+            raise ToolError(f"{file}: {fault}", hint="fetch the tokenizer again, or upgrade tokenizers") from None
+        self.inner.no_padding()
+        self.inner.no_truncation()
+
+    @cached_property
+    def eos_ids(self) -> tuple[int, ...]:
+        """The token that ends a text, by the tokenizer's configuration; none where it does not say."""
+        found = self.inner.token_to_id(self.special["eos_token"]) if "eos_token" in self.special else None
+        return () if found is None else (found,)
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Ids of a text. special: with what the tokenizer puts around every text (BOS)."""
+        ids: list[int] = self.inner.encode(text, add_special_tokens=special).ids
+        return ids
+
+    def decode(self, ids: list[int], *, special: bool = False) -> str:
+        """The text of ids; special: with special tokens."""
+        text: str = self.inner.decode(ids, skip_special_tokens=not special)
+        return text
+
+    def token(self, token: int) -> str:
+        """One token as a text, for log-probabilities; bytes that are no character show as U+FFFD."""
+        return self.decode([token], special=True)
+
+    def chat_template(self, source: str | None = None, **variables: Any) -> ChatTemplate | None:
+        """The model's own chat template, or another's text; None where the model has none."""
+        source = source if source is not None else template_of(self.directory)
+        if source is None:
+            return None
+        import datetime
+
+        today = datetime.datetime.now(tz=datetime.timezone.utc).date()
+        return ChatTemplate(source, {**self.special, **variables}, date=today)
+
+
+class TextStream:
+    """The text of tokens as they come: never half a character, and nothing that may be the beginning of a stop text.
+
+    Only the last tokens are decoded each time; what stands before them is not changed by what comes.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = ()) -> None:
+        self.tokenizer, self.stop = tokenizer, stop
+        self.text, self.stopped = "", False
+        self._ids: list[int] = []
+        self._start, self._read = 0, 0  # decoded again from `_start` on; of it, tokens before `_read` are in the text
+        self._given = 0
+
+    def push(self, token: int) -> bool:
+        """Takes a token. True if the text now ends before a stop text; what follows is left out."""
+        self._ids.append(token)
+        before = self.tokenizer.decode(self._ids[self._start : self._read])
+        now = self.tokenizer.decode(self._ids[self._start :])
+        if len(now) > len(before) and not now.endswith("\ufffd"):
+            self._append(now[len(before) :])
+            self._start, self._read = self._read, len(self._ids)
+        return self.stopped
+
+    def finish(self) -> None:
+        """No more tokens come: what is left of an unfinished character shows as U+FFFD."""
+        before = self.tokenizer.decode(self._ids[self._start : self._read])
+        self._append(self.tokenizer.decode(self._ids[self._start :])[len(before) :])
+        self._start = self._read = len(self._ids)
+
+    def _append(self, new: str) -> None:
+        if self.stopped:
+            return
+        start = max(0, len(self.text) - max(map(len, self.stop), default=0))
+        self.text += new
+        found = [at for stop in self.stop if (at := self.text.find(stop, start)) >= 0]
+        if found:
+            self.text, self.stopped = self.text[: min(found)], True
+
+    def take(self, *, last: bool = False) -> str:
+        """The text since the last call that is sure to stay; last: all of it."""
+        end = len(self.text) if last or self.stopped else len(self.text) - self._held_back()
+        new, self._given = self.text[self._given : end], max(end, self._given)
+        return new
+
+    def _held_back(self) -> int:
+        """How many characters at the end begin a stop text."""
+        longest = 0
+        for stop in self.stop:
+            for size in range(min(len(stop) - 1, len(self.text)), longest, -1):
+                if self.text.endswith(stop[:size]):
+                    longest = size
+                    break
+        return longest
