@@ -1,6 +1,6 @@
 """Ranks of two nodes without shared storage are killed at random moments: what goes on is the undisturbed run, bit by bit.
 
-One default round; the others are slow. JUMAR_KILL_SEED begins another series.
+Thirty kills in ten rounds; JUMAR_KILL_SEED begins another series.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def disturb(cluster: Cluster, run: Run, within: float, rng: random.Random) -> st
     return f"{number.name} to rank {victim} after {moment:.1f} s, {'' if alive else 'too late, '}{[each.code for each in ended]}"
 
 
-@pytest.mark.parametrize("number", [pytest.param(n, marks=[pytest.mark.slow] if n else []) for n in range(ROUNDS)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(ROUNDS))
 def test_kills_at_random_moments(tmp_path: Path, number: int) -> None:
     rng = random.Random(1000 * SEED + number)
     layout = list(LAYOUTS)[(SEED + number) % len(LAYOUTS)]

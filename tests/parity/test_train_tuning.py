@@ -34,6 +34,8 @@ CASES = tuple(
     }.items()
     for data in kinds
 )
+QUICK = {("llama", "packed"), ("llama", "eos"), ("gemma2", "talks"), ("deepseek_v2_dense", "packed"), ("mixtral", "packed")}
+PARAMS = [pytest.param(case, id="-".join(case), marks=[] if case in QUICK else [pytest.mark.slow]) for case in CASES]
 Curves = dict[tuple[str, str], tuple[train_runs.Report, dict[str, Any]]]
 
 
@@ -56,25 +58,28 @@ def steps(data: str) -> list[list[Talk]]:
 
 
 @pytest.fixture(scope="module")
-def curves(tmp_path_factory: pytest.TempPathFactory) -> Curves:
+def curves(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Curves:
+    """Of the cases that this session has selected."""
+    called = [item.callspec.params.get("case") for item in request.session.items if hasattr(item, "callspec")]
+    cases = [case for case in CASES if case in called]
     place = Place(tmp_path_factory.mktemp("tuning"))
     out = place.root / "out"
-    rows = [row(*case) for case in CASES]
+    rows = [row(*case) for case in cases]
     train_runs.launch([train_runs.job(place, each, out) for each in rows], 1, out)
-    ours = {case: train_runs.read(out, each.name) for case, each in zip(CASES, rows, strict=True)}
+    ours = {case: train_runs.read(out, each.name) for case, each in zip(cases, rows, strict=True)}
     assert not any(report.error for report in ours.values()), next(r.error for r in ours.values() if r.error)
     jobs = [
         {"model": str(place.model(variant)), "steps": [[vars(talk) for talk in step] for step in steps(data)], **optim(variant)}
-        for variant, data in CASES
+        for variant, data in cases
     ]
     listed, report = place.root / "jobs.json", place.root / "report.json"
     listed.write_text(json.dumps(jobs))
     harness.run(Path(__file__).with_name("tuning_torch.py"), listed, report)
     theirs = json.loads(report.read_text())
-    return {case: (ours[case], found) for case, found in zip(CASES, theirs, strict=True)}
+    return {case: (ours[case], found) for case, found in zip(cases, theirs, strict=True)}
 
 
-@pytest.mark.parametrize("case", CASES, ids="-".join)
+@pytest.mark.parametrize("case", PARAMS)
 def test_the_loss_is_that_of_single_conversations(case: tuple[str, str], curves: Curves) -> None:
     ours, theirs = curves[case]
     losses, norms = (np.abs(np.subtract(ours.values[key], theirs[key])) for key in ("loss", "grad_norm"))
@@ -86,7 +91,7 @@ def test_the_loss_is_that_of_single_conversations(case: tuple[str, str], curves:
     assert (norms / theirs["grad_norm"]).max() < 1e-4
 
 
-@pytest.mark.parametrize("case", CASES, ids="-".join)
+@pytest.mark.parametrize("case", PARAMS)
 def test_the_gradient_is_the_sum_of_those_of_single_conversations(case: tuple[str, str], curves: Curves) -> None:
     ours, theirs = curves[case]
     with np.load(theirs["gradients"]) as arrays:

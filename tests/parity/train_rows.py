@@ -88,15 +88,15 @@ def slow(name: str, world: int, changes: Changes, **more: Any) -> Row:
 
 DENSE = (
     row("llama:tp2", 2, TP2),
-    row("llama:tp2-whole", 2, TP2_WHOLE),
+    slow("llama:tp2-whole", 2, TP2_WHOLE),
     row("llama:pp2", 2, PP2),
     row("llama:pp2vpp2", 2, VPP2),
     row("llama:dp2-overlap", 2, OVERLAP),
     row("llama:cp2", 2, CP2),
     row("llama:recompute-block", 1, recompute_full("block", 2), gradient=0, loss=0, norm=0),
-    row("llama:recompute-parts", 1, recompute("core_attn", "mlp", "layernorm")),
+    slow("llama:recompute-parts", 1, recompute("core_attn", "mlp", "layernorm")),
     row("llama_tied:pp2", 2, PP2),
-    row("llama_tied:dp2pp2-overlap", 4, PP2 | OVERLAP),
+    slow("llama_tied:dp2pp2-overlap", 4, PP2 | OVERLAP),
     row("llama:uneven", 2, PP2 | {"parallel.layers_per_stage": [1, 3]}),
     row("llama:cp2tp2", 4, CP2 | TP2 | SPREAD),
     row("mistral:cp2", 2, CP2),
@@ -140,8 +140,8 @@ DENSE = (
     slow("llama:evaluated-dp2", 2, OVERLAP, same=EVALUATED),
 )
 FAMILIES = (
-    row("qwen2:tp2", 2, TP2),
-    row("qwen3:tp2-whole", 2, TP2_WHOLE),
+    slow("qwen2:tp2", 2, TP2),
+    slow("qwen3:tp2-whole", 2, TP2_WHOLE),
     row("gemma2:tp2", 2, TP2),
     row("glm4:tp2", 2, TP2),
     slow("qwen3:tp2", 2, TP2),
@@ -172,7 +172,7 @@ FAMILIES = (
 )
 EXPERTS = (
     row("mixtral:ep2", 2, EP2),
-    row("mixtral:routed-mask-cp2", 2, CP2, same=ROUTED | MASK),
+    slow("mixtral:routed-mask-cp2", 2, CP2, same=ROUTED | MASK),
     row("mixtral:routed-mask-tp2", 2, TP2, same=ROUTED | MASK),
     row("mixtral:tp2ep2", 4, TP2 | EP2 | SPREAD),
     row("qwen2_moe:tp2", 2, TP2),
@@ -217,7 +217,7 @@ EXPERTS = (
 )
 LATENT = (
     row("deepseek_v2_dense:tp2-whole", 2, TP2_WHOLE),
-    row("deepseek_v2:tp2ep2", 2, TP2 | EP2),
+    slow("deepseek_v2:tp2ep2", 2, TP2 | EP2),
     row("deepseek_v3_mtp:mask-cp2", 2, CP2, same=MASK | ROUTED),
     row("deepseek_v3_mtp:pp2", 2, PP2),
     slow("deepseek_v2_dense:tp2", 2, TP2),
@@ -314,7 +314,7 @@ def tuned(name: str, world: int, changes: Changes, same: Changes, *, slow: bool 
 
 
 TUNING = (
-    tuned("llama:talks-tp2", 2, TP2, TALKS),
+    tuned("llama:talks-tp2", 2, TP2, TALKS, slow=True),
     tuned("llama:talks-pp2", 2, PP2, TUNED_VALID),
     tuned("llama:talks-cp2", 2, CP2, TALKS, slow=True),
     tuned("llama:packed-tp2", 2, TP2, PACKED, slow=True),
