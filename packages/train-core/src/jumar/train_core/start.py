@@ -102,6 +102,9 @@ def _resolve(task: Task, recipe: Recipe, world: int, device: str) -> Job:
     return resolve(recipe, world=world, device=device, task=task)
 
 
+_STORES: list[object] = []
+
+
 def _machines_agree(fault: ToolError | None) -> None:
     """Under torchrun on several machines, whether all can begin: else one would wait for another until its time is out.
 
@@ -116,6 +119,7 @@ def _machines_agree(fault: ToolError | None) -> None:
     try:
         turn = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = PrefixStore(f"jumar machines {turn}", next(rendezvous("env://"))[0])
+        _STORES.append(store)  # without an agent rank 0 itself serves it: others may still be asking
         store.set(str(number), "" if fault is None else f"{fault.message} (on {socket.gethostname()})")
         told = [store.get(str(each)).decode() for each in range(count)] if fault is None else []
     except RuntimeError as gone:
