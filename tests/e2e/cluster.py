@@ -87,16 +87,18 @@ class Cluster:
         endings = (".partial", ".removing", ".gathered", ".new", ".tmp", ".mark")
         return [path.name for root in self.paths for path in root.iterdir() if path.suffix in endings]
 
-    def start(self, run: Run, nproc: int = 1, limits: Sequence[Any] = (None, None)) -> list[subprocess.Popen[bytes]]:
-        """limits: what is called in each node's process before it begins."""
+    def start(
+        self, run: Run, nproc: int = 1, limits: Sequence[Any] = (None, None), env: Settings | None = None
+    ) -> list[subprocess.Popen[bytes]]:
+        """limits: what is called in each node's process before it begins; env: more variables."""
         run.write()  # recipes of one name share a file
         started, port = [], free_port()
         lines = torchruns(run, nproc, self.task) if self.agents else [[sys.executable, *rank_line(run, self.task)]] * 2
         for node, (folder, line, limit) in enumerate(zip(self.folders, lines, limits, strict=True)):
-            env = environment(None if self.agents else variables(node, port))
+            mine = environment({**(env or {}), **({} if self.agents else variables(node, port))})
             with (folder / "err").open("w") as out:
                 more: dict[str, Any] = {"stdout": out, "stderr": out, "cwd": folder, "preexec_fn": limit}
-                started.append(subprocess.Popen(line, env=env, start_new_session=True, **more))
+                started.append(subprocess.Popen(line, env=mine, start_new_session=True, **more))
         return started
 
     def err(self) -> list[str]:

@@ -28,6 +28,8 @@ LAUNCHED = "JUMAR_TRAIN_LAUNCHED"
 
 ALONE = Nodes()
 
+PATIENCE_S = float(os.environ.get("JUMAR_COLLECTIVE_TIMEOUT_S", 1800))
+"""How long a rank waits for the others, in a collective or before the first one, until it gives up."""
 ASKED = Stop.SIGNALS
 """Signals by which somebody asks a run to stop; torchrun ends the other ranks with SIGTERM when one has failed."""
 

@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
 from jumar.schema.cli import say, say_error
@@ -17,7 +18,7 @@ from jumar.train_core.data.prepared import prepared
 from jumar.train_core.data.tuning_plan import with_steps
 from jumar.train_core.exit_file import Ended, ExitFile
 from jumar.train_core.job import Job, Task, find_model, resolve
-from jumar.train_core.launch import LAUNCHED, Place, alone, launch, place
+from jumar.train_core.launch import LAUNCHED, PATIENCE_S, Place, alone, launch, place
 from jumar.train_core.nodes import Nodes, nodes
 from jumar.train_core.recipe import Recipe
 from jumar.train_core.run.stop import die_with_parent
@@ -118,7 +119,7 @@ def _machines_agree(fault: ToolError | None) -> None:
 
     try:
         turn = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        store = PrefixStore(f"jumar machines {turn}", next(rendezvous("env://"))[0])
+        store = PrefixStore(f"jumar machines {turn}", next(rendezvous("env://", timeout=timedelta(seconds=PATIENCE_S)))[0])
         _STORES.append(store)  # without an agent rank 0 itself serves it: others may still be asking
         store.set(str(number), "" if fault is None else f"{fault.message} (on {socket.gethostname()})")
         told = [store.get(str(each)).decode() for each in range(count)] if fault is None else []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -14,9 +13,7 @@ from torch.distributed.distributed_c10d import _world
 
 from jumar.device import Device
 from jumar.train_core.job import Job
-
-PATIENCE_S = float(os.environ.get("JUMAR_COLLECTIVE_TIMEOUT_S", 1800))
-"""How long a rank waits for the others in a collective before it gives up."""
+from jumar.train_core.launch import PATIENCE_S
 
 
 @contextmanager
