@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 app = make_app(
     "jumar-infer",
     "jumar-infer",
-    "Generate with, chat with and score any checkpoint, Hugging Face or Megatron, whatever its layout. "
+    "Generate with, chat with, serve and score any checkpoint, Hugging Face or Megatron, whatever its layout. "
     "Weights are read where they lie; nothing is converted on disk.",
     epilog="Example: jumar-infer chat mcore/",
 )
@@ -177,6 +177,51 @@ def chat(
         seed=seed,
     )
     Chat(engine, opened, with_stops(sampling, opened), system).run()
+
+
+@app.command()
+def serve(
+    model: Model,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
+    name: Annotated[str | None, typer.Option(help="The model's name in the API.", show_default="the directory's")] = None,
+    api_key_file: Annotated[Path | None, typer.Option(metavar="FILE", help="Bearer keys, one a line.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer, at most.", rich_help_panel="Limits")] = 4096,
+    max_body_mb: Annotated[int, typer.Option(min=1, help="Of a request.", rich_help_panel="Limits")] = 4,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Requests that wait for their turn.", rich_help_panel="Limits")] = 256,
+    timeout_s: Annotated[float, typer.Option(min=0.1, help="For a whole answer.", rich_help_panel="Limits")] = 600,
+    drain_s: Annotated[float, typer.Option(min=0, help="For answers at the end.", rich_help_panel="Limits")] = 60,
+    template: TemplateName = "auto",
+    device: DeviceName = "auto",
+    dtype: Dtype = "auto",
+    tokenizer: TokenizerDir = None,
+    adapter: Adapter = None,
+    iteration: Iteration = None,
+    family: FamilyName = None,
+    max_batch: MaxBatch = 8,
+    cache_tokens: CacheTokens = None,
+) -> None:
+    """Serve an OpenAI-compatible API, and a small chat page at /. SIGTERM lets answers be finished."""
+    from jumar.infer import serve as work
+    from jumar.infer.conversation import open_template
+
+    keys = work.read_keys(api_key_file)
+    with work.listen(host, port):
+        pass  # a port that is taken is told before the model is read
+    engine = _engine(model, max_batch, cache_tokens, device, dtype, tokenizer, adapter, iteration, family)
+    opened = None
+    if engine.tokenizer is not None and (template != "auto" or engine.tokenizer.has_template):
+        opened = open_template(engine.tokenizer, template)
+    settings = work.Settings(
+        name=name or model.resolve().name,
+        keys=keys,
+        max_tokens=max_tokens,
+        default_tokens=min(max_tokens, 1024),
+        max_body_bytes=max_body_mb << 20,
+        timeout_s=timeout_s,
+        drain_s=drain_s,
+    )
+    work.serve(engine, opened, settings, host=host, port=port, max_waiting=max_waiting)
 
 
 @app.command()
