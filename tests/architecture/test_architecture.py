@@ -60,7 +60,7 @@ COMMANDS = {
         *("", "pretrain", "sft", "pairwise", "process-reward", "prompts"),
         *("inspect", "merge", "split", "blend", "report", "templates"),
     ],
-    "jumar.infer.cli": ["", "generate", "chat", "score"],
+    "jumar.infer.cli": ["", "generate", "chat", "serve", "score"],
     "jumar.train_core.cli": ["", "pretrain", "schema", "doctor"],
 }
 

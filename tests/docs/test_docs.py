@@ -67,7 +67,7 @@ PROGRAMS = {
             *("inspect", "merge", "split", "blend", "report", "templates"),
         ),
     ),
-    "jumar-infer": Program("jumar.infer.cli", INFER, ("generate", "chat", "score")),
+    "jumar-infer": Program("jumar.infer.cli", INFER, ("generate", "chat", "serve", "score")),
     "jumar-train": Program("jumar.train_core.cli", TRAIN, ("pretrain", "sft", "schema", "doctor")),
 }
 PLANNED = r"jumar-eval\b"

@@ -114,6 +114,17 @@ def test_several_answers_with_a_seed(infer, hf: Path) -> None:
     assert infer("generate", hf, "-p", "x", "--num-return", 2, *FAST).code == 2
 
 
+def test_beams(infer, hf: Path, tmp_path: Path) -> None:
+    words = ("--num-beams", 3, "--num-return", 2, *FAST)
+    alone = infer("generate", hf, "-p", "the rope", *words).lines
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n{"prompt": "the rope"}\n')
+    rows = infer("generate", hf, tmp_path / "rows.jsonl", *words).lines
+    assert [row["text"] for row in rows[2:]] == [row["text"] for row in alone]
+    assert [row["return"] for row in rows] == [0, 1, 0, 1]
+    assert infer("generate", hf, "-p", "the rope", "--num-beams", 3, *FAST).out == alone[0]["text"] + "\n"
+    assert infer("generate", hf, "-p", "x", "--length-penalty", 2, *FAST).code == 2
+
+
 def test_stop_texts(infer, hf: Path) -> None:
     whole = expected(hf, "the rope", 30)
     stop = whole[3:5]

@@ -122,6 +122,15 @@ class Cache:
             keys.append(key)
         return keys
 
+    def copy(self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], count: int) -> None:
+        """The first `count` keys and values of each source's pages, in the pages of each target. They may overlap."""
+        used = -(-count // self.page_size)
+        moved = [(s[:used], t[:used]) for s, t in zip(sources, targets, strict=True) if s is not t]
+        if moved:
+            whence, where = ([page for pages in side for page in pages] for side in zip(*moved, strict=True))
+            for held in {id(t): t for t in (*self.k, *self.v)}.values():
+                held[where] = held[whence]
+
     def rows(self, pages: Sequence[int], count: int) -> slice | Tensor:
         """Where the first `count` keys of a sequence lie among all: a slice where its pages are side by side."""
         used = pages[: -(-count // self.page_size)]

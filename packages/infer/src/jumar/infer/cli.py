@@ -1,6 +1,8 @@
 """jumar-infer: parse, call one function, print."""
 
 # Without `from __future__ import annotations`: typer would compile the text of every annotation, for help too.
+import os
+import secrets
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 app = make_app(
     "jumar-infer",
     "jumar-infer",
-    "Generate with, chat with and score any checkpoint, Hugging Face or Megatron, whatever its layout. "
+    "Generate with, chat with, serve and score any checkpoint, Hugging Face or Megatron, whatever its layout. "
     "Weights are read where they lie; nothing is converted on disk.",
     epilog="Example: jumar-infer chat mcore/",
 )
@@ -64,6 +66,9 @@ Iteration = Annotated[
 FamilyName = Annotated[
     str | None, typer.Option("--family", help="model_type of a Megatron directory without a config.", rich_help_panel=HOW)
 ]
+Stages = Annotated[
+    int, typer.Option("--pp", min=1, help="Stages under torchrun; the processes of each share its layers.", rich_help_panel=HOW)
+]
 MaxBatch = Annotated[int, typer.Option(min=1, help="Answers at once.", rich_help_panel=HOW)]
 CacheTokens = Annotated[
     int | None,
@@ -89,6 +94,10 @@ def generate(
     stop: Stop = None,
     seed: Seed = None,
     num_return: Annotated[int, typer.Option(min=1, help="Answers to each prompt.", rich_help_panel=WHAT)] = 1,
+    num_beams: Annotated[int, typer.Option(min=1, help="Beam search; 1: none.", rich_help_panel=WHAT)] = 1,
+    length_penalty: Annotated[
+        float, typer.Option(help="Of beams: more than 0 is for longer answers.", rich_help_panel=WHAT)
+    ] = 1.0,
     logprobs: Annotated[
         int | None, typer.Option(min=0, help="Log-probabilities, with N alternatives each.", rich_help_panel=WHAT)
     ] = None,
@@ -99,6 +108,7 @@ def generate(
     adapter: Adapter = None,
     iteration: Iteration = None,
     family: FamilyName = None,
+    pp: Stages = 1,
     max_batch: MaxBatch = 8,
     cache_tokens: CacheTokens = None,
     as_json: Json = False,
@@ -110,8 +120,11 @@ def generate(
         raise ToolError("--chat goes with -p", hint='in a file write {"messages": [...]}', code=Exit.USAGE)
     from jumar.infer import generate as work
 
-    batch = max_batch if prompt is None else num_return
-    engine = _engine(model, batch, cache_tokens, device, dtype, tokenizer, adapter, iteration, family)
+    _check_input(source)
+    batch = max(max_batch if prompt is None else num_return, num_beams)
+    engine = _engine(model, batch, cache_tokens, device, dtype, tokenizer, adapter, iteration, family, pp)
+    if seed is None and _world() > 1:  # ranks draw the same tokens
+        seed = engine.decoder.ranks.same(secrets.randbits(40))
     sampling = engine.defaults.sampling(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -123,20 +136,24 @@ def generate(
         seed=seed,
         logprobs=logprobs,
     )
-    work.check_returns(sampling, num_return)
+    how = work.How(num_return, num_beams, length_penalty)
+    how.check(sampling)
     if prompt is None:
         assert source is not None
-        answers = work.many_prompts(engine, source, sampling, num_return, template)
+        answers = work.many_prompts(engine, source, sampling, how, template)
         print_json({"answers": list(answers)}) if as_json else work.write_lines(answers)
         return
     ids, sampling = work.prompt_ids(engine, prompt, sampling, template if chat_prompt else None)
-    if not as_json and num_return == 1 and logprobs is None:
+    if not as_json and num_return == num_beams == 1 and logprobs is None:
         work.one_prompt(engine, ids, sampling, sys.stdout)
         return
-    requests = work.ask(engine, ids, sampling, num_return)
-    engine.run(requests)
-    answers_of = [work.answer(engine, request) for request in requests]
-    print_json({"prompt": prompt, "answers": answers_of}) if as_json else work.write_lines(iter(answers_of))
+    found = [work.answer(engine, request) for request in how.answers(engine, ids, sampling)]
+    if as_json:
+        print_json({"prompt": prompt, "answers": found})
+    elif num_return == 1 and logprobs is None:
+        sys.stdout.write(found[0]["text"] + "\n")
+    else:
+        work.write_lines(iter(found))
 
 
 @app.command()
@@ -180,6 +197,51 @@ def chat(
 
 
 @app.command()
+def serve(
+    model: Model,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
+    name: Annotated[str | None, typer.Option(help="The model's name in the API.", show_default="the directory's")] = None,
+    api_key_file: Annotated[Path | None, typer.Option(metavar="FILE", help="Bearer keys, one a line.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer, at most.", rich_help_panel="Limits")] = 4096,
+    max_body_mb: Annotated[int, typer.Option(min=1, help="Of a request.", rich_help_panel="Limits")] = 4,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Requests that wait for their turn.", rich_help_panel="Limits")] = 256,
+    timeout_s: Annotated[float, typer.Option(min=0.1, help="For a whole answer.", rich_help_panel="Limits")] = 600,
+    drain_s: Annotated[float, typer.Option(min=0, help="For answers at the end.", rich_help_panel="Limits")] = 60,
+    template: TemplateName = "auto",
+    device: DeviceName = "auto",
+    dtype: Dtype = "auto",
+    tokenizer: TokenizerDir = None,
+    adapter: Adapter = None,
+    iteration: Iteration = None,
+    family: FamilyName = None,
+    max_batch: MaxBatch = 8,
+    cache_tokens: CacheTokens = None,
+) -> None:
+    """Serve an OpenAI-compatible API, and a small chat page at /. SIGTERM lets answers be finished."""
+    from jumar.infer import serve as work
+    from jumar.infer.conversation import open_template
+
+    keys = work.read_keys(api_key_file)
+    with work.listen(host, port):
+        pass  # a port that is taken is told before the model is read
+    engine = _engine(model, max_batch, cache_tokens, device, dtype, tokenizer, adapter, iteration, family)
+    opened = None
+    if engine.tokenizer is not None and (template != "auto" or engine.tokenizer.has_template):
+        opened = open_template(engine.tokenizer, template)
+    settings = work.Settings(
+        name=name or model.resolve().name,
+        keys=keys,
+        max_tokens=max_tokens,
+        default_tokens=min(max_tokens, 1024),
+        max_body_bytes=max_body_mb << 20,
+        timeout_s=timeout_s,
+        drain_s=drain_s,
+    )
+    work.serve(engine, opened, settings, host=host, port=port, max_waiting=max_waiting)
+
+
+@app.command()
 def score(
     model: Model,
     source: Annotated[
@@ -192,6 +254,7 @@ def score(
     adapter: Adapter = None,
     iteration: Iteration = None,
     family: FamilyName = None,
+    pp: Stages = 1,
     max_batch: MaxBatch = 8,
     cache_tokens: CacheTokens = None,
     as_json: Json = False,
@@ -200,7 +263,8 @@ def score(
     from jumar.infer.generate import write_lines
     from jumar.infer.score import score_rows
 
-    engine = _engine(model, max_batch, cache_tokens, device, dtype, tokenizer, adapter, iteration, family)
+    _check_input(source)
+    engine = _engine(model, max_batch, cache_tokens, device, dtype, tokenizer, adapter, iteration, family, pp)
     found = score_rows(engine, source, each=each)
     print_json({"scores": list(found)}) if as_json else write_lines(found)
 
@@ -208,7 +272,9 @@ def score(
 def _engine(model: Path, max_batch: int, cache_tokens: int | None, device: str, dtype: str, *rest: Any) -> "Engine":
     from jumar.infer.engine import Engine, Limits
 
-    tokenizer, adapter, iteration, family = rest
+    tokenizer, adapter, iteration, family, *stages = rest
+    if not stages and _world() > 1:
+        raise ToolError("chat and serve run in one process", hint="start it without torchrun", code=Exit.USAGE)
     engine = Engine.open(
         model,
         Limits(max_batch=max_batch, cache_tokens=cache_tokens),
@@ -218,10 +284,23 @@ def _engine(model: Path, max_batch: int, cache_tokens: int | None, device: str, 
         adapter=adapter,
         iteration=iteration,
         family=family,
+        pp=stages[0] if stages else 1,
     )
+    if int(os.environ.get("RANK", "0")):  # every rank computes, one speaks
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
+        return engine
     for note in engine.notes:
         say("note", note, "bold cyan")
     return engine
+
+
+def _world() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _check_input(source: str | None) -> None:
+    if _world() > 1 and source == "-":
+        raise ToolError("standard input cannot be shared by several processes", hint="give a file", code=Exit.USAGE)
 
 
 def main() -> None:

@@ -68,7 +68,7 @@ class Engine:
             free = max(memory.total_bytes - memory.allocated_bytes, 0)
             share = 0.25 if self.device.name == "cpu" else 0.8
             tokens = min(limits.max_batch * (self.context + PAGE), int(free * share) // max(self.decoder.token_bytes(), 1))
-        return -(-tokens // PAGE) + 1
+        return self.decoder.ranks.same(-(-tokens // PAGE) + 1)
 
     # --- requests
 
@@ -80,15 +80,21 @@ class Engine:
         scored: log-probabilities of the prompt's tokens from this one on are wanted. max_new_tokens is cut to the context.
         Raises ToolError (3) for a prompt that is empty, or longer than the context.
         """
+        request = self.request(prompt, sampling, special=special, scored=scored)
+        self.scheduler.add(request)
+        return request
+
+    def request(
+        self, prompt: str | Sequence[int], sampling: Sampling | None = None, *, special: bool = True, scored: int | None = None
+    ) -> Request:
+        """A request that waits for nothing yet; as `add`."""
         sampling = sampling or self.defaults.sampling()
         ids = self.encode(prompt, special=special) if isinstance(prompt, str) else list(prompt)
         self._check(ids, sampling, scored)
         sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, self.context - len(ids)))
         stops = frozenset(sampling.stop_ids) | (frozenset() if sampling.ignore_eos else frozenset(self.defaults.eos_ids))
         stream = TextStream(self.tokenizer, sampling.stop) if self.tokenizer is not None else None
-        request = Request(ids, sampling, stops, stream, scored)
-        self.scheduler.add(request)
-        return request
+        return Request(ids, sampling, stops, stream, scored)
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Ids of a text. Raises ToolError (3) without a tokenizer."""
@@ -130,9 +136,12 @@ class Engine:
         if not work:
             return []
         parts = [Part(w.tokens, w.start, w.request.pages, w.request.tokens, w.wanted) for w in work]
+        return self._take(work, self.compute(parts))
+
+    def compute(self, parts: Sequence[Part]) -> Tensor:
+        """Logits of the tokens that are asked for, [rows, vocab]; the keys of all are in the cache then."""
         batch = make_batch(parts, self.cache, self.decoder.device, paged=self.paged, least_rows=self.least_rows)
-        logits = self.decoder(batch, self.cache)
-        return self._take(work, logits)
+        return self.decoder(batch, self.cache)
 
     @torch.inference_mode()
     def _take(self, work: list[Work], logits: Tensor) -> list[Request]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TextIO
 
+from jumar.infer.beams import check_beams, search
 from jumar.infer.conversation import Template, open_template
 from jumar.infer.engine import Engine
 from jumar.infer.rows import Row, read_rows
@@ -16,12 +17,33 @@ from jumar.infer.scheduler import Request
 from jumar.schema.errors import Exit, ToolError
 
 
-def check_returns(sampling: Sampling, returns: int) -> None:
-    """Raises ToolError (2) where all answers to a prompt would be the same."""
-    if returns > 1 and sampling.temperature == 0:
-        raise ToolError(
-            f"--num-return {returns}: the answers would be the same", hint="give --temperature 1 as well", code=Exit.USAGE
-        )
+@dataclass(frozen=True, slots=True)
+class How:
+    """How many answers a prompt gets, and whether by beams."""
+
+    returns: int = 1
+    num_beams: int = 1
+    length_penalty: float = 1.0
+
+    def check(self, sampling: Sampling) -> None:
+        """Raises ToolError (2) where all answers to a prompt would be the same, and for what beams do not do."""
+        if self.num_beams > 1:
+            check_beams(sampling, self.num_beams, self.returns)
+            return
+        if self.length_penalty != 1:
+            raise ToolError("--length-penalty goes with beams", hint="give --num-beams as well", code=Exit.USAGE)
+        if self.returns > 1 and sampling.temperature == 0:
+            what = f"--num-return {self.returns}: the answers would be the same"
+            raise ToolError(what, hint="give --temperature 1 as well, or --num-beams", code=Exit.USAGE)
+
+    def answers(self, engine: Engine, prompt: list[int], sampling: Sampling) -> list[Request]:
+        """All answers to one prompt."""
+        if self.num_beams > 1:
+            words = dict(num_beams=self.num_beams, length_penalty=self.length_penalty, returns=self.returns)
+            return search(engine, prompt, sampling, **words)  # type: ignore[arg-type]
+        requests = ask(engine, prompt, sampling, self.returns)
+        engine.run(requests)
+        return requests
 
 
 def one_prompt(engine: Engine, prompt: list[int], sampling: Sampling, out: TextIO) -> None:
@@ -82,19 +104,25 @@ def ask(engine: Engine, prompt: list[int], sampling: Sampling, returns: int) -> 
     return [engine.add(prompt, replace(sampling, seed=seed)) for seed in seeds]
 
 
-def many_prompts(engine: Engine, source: str, sampling: Sampling, returns: int, template: str) -> Iterator[dict[str, Any]]:
+def many_prompts(engine: Engine, source: str, sampling: Sampling, how: How, template: str) -> Iterator[dict[str, Any]]:
     """One object for each answer, in the order of the rows, as they are done. Nothing is computed if a row is at fault."""
     rows = read_rows(source)
-    asked: list[tuple[Row, int, Request]] = []
-    for row, (prompt, its) in zip(rows, prompts_of(engine, rows, sampling, template), strict=True):
+    prompts = prompts_of(engine, rows, sampling, template)
+    requests: list[list[Request]] = []
+    for row, (prompt, its) in zip(rows, prompts, strict=True):
         try:
-            asked += ((row, i, request) for i, request in enumerate(ask(engine, prompt, its, returns)))
+            if how.num_beams > 1:
+                engine.request(prompt, its)  # beams are searched one prompt after another: here it is only checked
+            else:
+                requests.append(ask(engine, prompt, its, how.returns))
         except ToolError as fault:
             raise ToolError(f"{row.where}: {fault.message}", hint=fault.hint, code=fault.code) from None
-    for row, number, request in asked:
-        engine.run([request])
-        kept: dict[str, Any] = {key: row.values[key] for key in ("id", "prompt", "messages") if key in row.values}
-        yield {**kept, **({"return": number} if returns > 1 else {}), **answer(engine, request)}
+    for i, (row, (prompt, its)) in enumerate(zip(rows, prompts, strict=True)):
+        found = requests[i] if requests else how.answers(engine, prompt, its)
+        for number, request in enumerate(found):
+            engine.run([request])
+            kept: dict[str, Any] = {key: row.values[key] for key in ("id", "prompt", "messages") if key in row.values}
+            yield {**kept, **({"return": number} if how.returns > 1 else {}), **answer(engine, request)}
 
 
 def answer(engine: Engine, request: Request) -> dict[str, Any]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from jumar.schema.errors import Exit, ToolError
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,3 +61,32 @@ class Ranks:
         if self.pp_size > 1:
             dist.broadcast(x, src=(self.pp_size - 1) * self.tp_size)
         return x
+
+    def same(self, number: int) -> int:
+        """The smallest number that a rank gives, on every rank."""
+        if self.tp_size * self.pp_size == 1:
+            return number
+        found = torch.tensor(number)
+        dist.all_reduce(found, dist.ReduceOp.MIN)
+        return int(found)
+
+
+def join(environ: Mapping[str, str], stages: int, backend: str) -> Ranks:
+    """This process's place among those that torchrun started, by its environment; alone without torchrun.
+
+    Ranks of a stage follow one another. Raises ToolError (2) where the processes are no multiple of the stages.
+    """
+    world, rank = int(environ.get("WORLD_SIZE", "1")), int(environ.get("RANK", "0"))
+    if world % stages:
+        started = f"{world} processes" if world > 1 else "one process, and torchrun starts several"
+        raise ToolError(
+            f"{stages} stages cannot share {started}", hint="torchrun --nproc-per-node N, N a multiple of --pp", code=Exit.USAGE
+        )
+    if world == 1:
+        return Ranks()
+    if not dist.is_initialized():
+        both = backend if backend == "gloo" else f"cpu:gloo,{backend}"  # numbers that the host needs are shared by gloo
+        dist.init_process_group(both)
+    tp = world // stages
+    groups = [dist.new_group(list(range(stage * tp, (stage + 1) * tp))) for stage in range(stages)]
+    return Ranks(tp=rank % tp, tp_size=tp, pp=rank // tp, pp_size=stages, group=groups[rank // tp])

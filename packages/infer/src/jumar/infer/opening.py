@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from jumar.ckpt_convert import Checkpoint, OpenOptions, open_checkpoint
 from jumar.ckpt_convert.merge import merged, open_adapter
 from jumar.device import Device, open_device
 from jumar.infer.decoder import Decoder
-from jumar.infer.group import Ranks
+from jumar.infer.group import Ranks, join
 from jumar.infer.sampling import Sampling
 from jumar.infer.tokenizer import Tokenizer
 from jumar.infer.weights import NAMES, load_weights
@@ -59,18 +60,19 @@ def open_model(
     adapter: Path | None = None,
     iteration: str | None = None,
     family: str | None = None,
-    ranks: Ranks | None = None,
+    pp: int = 1,
 ) -> Opened:
     """Opens a Hugging Face or Megatron directory of any layout; nothing is written, and each rank reads its slices.
 
     dtype:   fp32, bf16, fp16, or auto: as published on an accelerator, fp32 on a CPU
     adapter: a LoRA, PEFT's or Megatron's, that is merged into the weights as they are read
+    pp:      stages under torchrun; the processes of each share its layers by tensor parallelism
     Raises ToolError: 2 for a dtype that does not exist, 3 for what is wrong with the files, 4 for the device.
     """
-    ranks = ranks or Ranks()
     hardware = open_device(device)
+    ranks = join(os.environ, pp, hardware.backend)
     checkpoint, notes = _with_adapter(path, adapter, OpenOptions(iteration=iteration, family=family, bearing=True))
-    where = hardware.activate(ranks.pp * ranks.tp_size + ranks.tp)
+    where = hardware.activate(int(os.environ.get("LOCAL_RANK", "0")))
     kind, why = _dtype(dtype, checkpoint.spec, hardware)
     layout = ParallelLayout(tp=ranks.tp_size, pp=ranks.pp_size)
     shards = layout.shards(moe=checkpoint.spec.moe is not None)
@@ -79,7 +81,20 @@ def open_model(
     decoder = Decoder(checkpoint.spec, weights, hardware.ops(), ranks, where)
     found = _tokenizer(tokenizer, checkpoint.extras)
     defaults = _defaults(checkpoint.extras, found)
-    return Opened(checkpoint, decoder, hardware, found, defaults, _context(checkpoint.spec), (f"{hardware.name}, {why}", *notes))
+    return Opened(
+        checkpoint,
+        decoder,
+        hardware,
+        found,
+        defaults,
+        _context(checkpoint.spec),
+        (f"{hardware.name}{_spread(ranks)}, {why}", *notes),
+    )
+
+
+def _spread(ranks: Ranks) -> str:
+    sizes = [f"{name} {size}" for name, size in (("tp", ranks.tp_size), ("pp", ranks.pp_size)) if size > 1]
+    return f" over {' '.join(sizes)}" if sizes else ""
 
 
 def _with_adapter(path: Path, adapter: Path | None, options: OpenOptions) -> tuple[Checkpoint, list[str]]:

@@ -89,7 +89,7 @@ class LogProb:
 def choose_tokens(logits_RV: Tensor, requests: Sequence[Request]) -> list[int]:
     """The next token of each request; row i of the logits is for request i. Log-probabilities go to requests that ask."""
     rows = [
-        _penalised(row, request) if request.sampling.penalised else row for row, request in zip(logits_RV, requests, strict=True)
+        penalised(row, request) if request.sampling.penalised else row for row, request in zip(logits_RV, requests, strict=True)
     ]
     if all(r.sampling.temperature == 0 for r in requests):
         scores = torch.stack(rows) if any(r.sampling.penalised for r in requests) else logits_RV
@@ -113,7 +113,7 @@ def log_prob(row_V: Tensor, token: int, alternatives: int) -> LogProb:
     return LogProb(token, float(logs[token]), tuple(pairs))
 
 
-def _penalised(row_V: Tensor, request: Request) -> Tensor:
+def penalised(row_V: Tensor, request: Request) -> Tensor:
     sampling, row_V = request.sampling, row_V.clone()
     if sampling.repetition_penalty != 1:
         seen = torch.tensor(sorted({*request.prompt, *request.output}), device=row_V.device)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jumar.schema.errors import ToolError
-from jumar.schema.templates import ChatTemplate, special_tokens, template_of
+from jumar.schema.templates import special_tokens, template_of
 
 if TYPE_CHECKING:
     import tokenizers
@@ -58,15 +58,10 @@ class Tokenizer:
         """One token as a text, for log-probabilities; bytes that are no character show as U+FFFD."""
         return self.decode([token], special=True)
 
-    def chat_template(self, source: str | None = None, **variables: Any) -> ChatTemplate | None:
-        """The model's own chat template, or another's text; None where the model has none."""
-        source = source if source is not None else template_of(self.directory)
-        if source is None:
-            return None
-        import datetime
-
-        today = datetime.datetime.now(tz=datetime.timezone.utc).date()
-        return ChatTemplate(source, {**self.special, **variables}, date=today)
+    @property
+    def has_template(self) -> bool:
+        """Whether the model has a chat template of its own."""
+        return template_of(self.directory) is not None
 
 
 class TextStream:

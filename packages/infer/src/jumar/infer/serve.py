@@ -1,0 +1,292 @@
+"""jumar-infer serve: an OpenAI-compatible server with a small chat page."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import signal
+import socket
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from jumar.infer.conversation import Template
+from jumar.infer.engine import Engine
+from jumar.infer.generate import with_stops
+from jumar.infer.openai_api import Answers, Asked, ChatCompletion, Completion, Fault, Json, parse
+from jumar.infer.sampling import Sampling
+from jumar.infer.service import LOOK_S, QueueFull, Service, TooSlow, stopped
+from jumar.schema.cli import say
+from jumar.schema.errors import Exit, ToolError
+
+try:
+    import uvicorn
+    from fastapi import FastAPI, Request
+    from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+except ImportError as missing:
+    raise ToolError(f"the server needs {missing.name}", hint="pip install 'jumar-infer[serve]'", code=Exit.ENVIRONMENT) from None
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How the server behaves.
+
+    max_tokens:  of an answer; also where a request does not say
+    max_returns: answers to one request, over all of its prompts
+    timeout_s:   for a whole answer; drain_s: for all answers at the end
+    """
+
+    name: str
+    keys: tuple[str, ...] = ()
+    max_body_bytes: int = 4 << 20
+    max_tokens: int = 4096
+    default_tokens: int = 1024
+    max_returns: int = 64
+    timeout_s: float = 600.0
+    drain_s: float = 60.0
+
+
+def read_keys(path: Path | None) -> tuple[str, ...]:
+    """Bearer keys, one a line. Raises ToolError (3) for a file without any."""
+    if path is None:
+        return ()
+    try:
+        keys = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as fault:
+        raise ToolError(f"{path} cannot be read: {fault}", hint="give a file with one key a line") from None
+    if not keys:
+        raise ToolError(f"{path} has no key", hint="write one key a line")
+    return keys
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket. Raises ToolError (4) where that is not possible."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    found = socket.socket(family, socket.SOCK_STREAM)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind((host, port))
+    except (OSError, OverflowError) as fault:
+        found.close()
+        why = getattr(fault, "strerror", None) or fault
+        raise ToolError(
+            f"cannot listen on {host} port {port}: {why}", hint="choose another: --port 8001", code=Exit.ENVIRONMENT
+        ) from None
+    return found
+
+
+class App:
+    """The routes, over a service."""
+
+    def __init__(self, service: Service, template: Template | None, settings: Settings) -> None:
+        self.service, self.engine, self.template, self.settings = service, service.engine, template, settings
+        self.api = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+        for path, handler, method in (
+            ("/", self.page, "GET"),
+            ("/health", self.health, "GET"),
+            ("/metrics", self.metrics, "GET"),
+            ("/v1/models", self.models, "GET"),
+            ("/v1/completions", self.completions, "POST"),
+            ("/v1/chat/completions", self.chat, "POST"),
+        ):
+            self.api.add_api_route(path, self._route(handler), methods=[method], response_model=None)
+        for status in (404, 405):
+            self.api.add_exception_handler(status, self._unknown)
+
+    def _route(self, handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+        """With the key asked for, every fault told as the API tells it, and the status counted."""
+
+        async def route(request: Request) -> Response:
+            try:
+                self._check_key(request)
+                response = await handler(request)
+            except Fault as fault:
+                response = _faulty(fault)
+            return self._counted(response)
+
+        return route
+
+    async def _unknown(self, request: Request, fault: Exception) -> Response:
+        status = getattr(fault, "status_code", 404)
+        return self._counted(_faulty(Fault(status, f"there is no {request.method} {request.url.path}")))
+
+    def _counted(self, response: Response) -> Response:
+        counts = self.service.counts.requests
+        counts[response.status_code] = counts.get(response.status_code, 0) + 1
+        return response
+
+    def _check_key(self, request: Request) -> None:
+        if not self.settings.keys or not request.url.path.startswith("/v1/"):
+            return
+        given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
+        if not any(hmac.compare_digest(given, key.encode()) for key in self.settings.keys):
+            raise Fault(401, "the API key is wrong or missing", code="invalid_api_key")
+
+    async def page(self, request: Request) -> Response:
+        return HTMLResponse(files("jumar.infer").joinpath("page.html").read_text(encoding="utf-8"))
+
+    async def health(self, request: Request) -> Response:
+        broken = self.service.fault is not None
+        return JSONResponse({"status": "failed" if broken else "ok"}, 503 if broken else 200)
+
+    async def metrics(self, request: Request) -> Response:
+        return PlainTextResponse(self.service.metrics(), media_type="text/plain; version=0.0.4")
+
+    async def models(self, request: Request) -> Response:
+        model = {"id": self.settings.name, "object": "model", "created": 0, "owned_by": "jumar"}
+        return JSONResponse({"object": "list", "data": [{**model, "max_model_len": self.engine.context}]})
+
+    async def completions(self, request: Request) -> Response:
+        asked: Completion = parse(Completion, await self._body(request))
+        with _as_faults():
+            prompts = asked.prompts(self.engine)
+            sampling = self._sampling(asked, logprobs=asked.logprobs)
+        return await self._answer(request, asked, prompts, sampling, chat=False)
+
+    async def chat(self, request: Request) -> Response:
+        asked: ChatCompletion = parse(ChatCompletion, await self._body(request))
+        if self.template is None:
+            raise Fault(400, "this model has no chat template: start the server with --template, or use /v1/completions")
+        if asked.max_completion_tokens is not None:
+            asked.max_tokens = asked.max_completion_tokens
+        if asked.top_logprobs and not asked.logprobs:
+            raise Fault(400, "top_logprobs goes with logprobs: true", param="top_logprobs")
+        with _as_faults():
+            prompt = asked.prompt(self.template)
+            sampling = self._sampling(asked, logprobs=(asked.top_logprobs or 0) if asked.logprobs else None)
+        return await self._answer(request, asked, [prompt], with_stops(sampling, self.template), chat=True)
+
+    async def _body(self, request: Request) -> bytes:
+        most, body = self.settings.max_body_bytes, bytearray()
+        async for piece in request.stream():
+            body += piece
+            if len(body) > most:
+                raise Fault(413, f"the body is larger than {most} bytes")
+        return bytes(body)
+
+    def _sampling(self, asked: Asked, **more: Any) -> Sampling:
+        if asked.model != self.settings.name:
+            raise Fault(404, f"there is no model {asked.model!r}; here is {self.settings.name!r}", code="model_not_found")
+        if asked.max_tokens is not None and not 1 <= asked.max_tokens <= self.settings.max_tokens:
+            raise Fault(400, f"max_tokens is {asked.max_tokens}, expected 1 to {self.settings.max_tokens}", param="max_tokens")
+        if asked.n is not None and asked.n < 1:
+            raise Fault(400, f"n is {asked.n}, expected at least 1", param="n")
+        return asked.sampling(self.engine, self.settings.default_tokens, **more)
+
+    async def _answer(self, http: Request, asked: Asked, prompts: list[list[int]], sampling: Sampling, *, chat: bool) -> Response:
+        returns = asked.n or 1
+        if len(prompts) * returns > self.settings.max_returns:
+            raise Fault(
+                400, f"{len(prompts) * returns} answers are asked for, at most {self.settings.max_returns} are given", param="n"
+            )
+        seeds = [None if sampling.seed is None else sampling.seed + i for i in range(returns)]
+        each = [(prompt, replace(sampling, seed=seed)) for prompt in prompts for seed in seeds]
+        answers = Answers(self.engine, self.settings.name, chat=chat, returns=returns)
+        stream = self.service.answers(each, timeout_s=self.settings.timeout_s)
+        with _as_faults():
+            requests = await anext(stream)
+        if asked.stream:
+            return StreamingResponse(
+                _events(http, stream, answers, requests, with_usage=asked.include_usage), media_type="text/event-stream"
+            )
+        async with aclosing(stream):  # type: ignore[type-var]
+            await self._wait(http, stream)
+        return JSONResponse(answers.whole(requests))
+
+    async def _wait(self, http: Request, stream: Any) -> None:
+        """Until all are done, or nobody waits any more."""
+        looked = time.monotonic()
+        with _as_faults():
+            async for _ in stream:
+                if time.monotonic() - looked > LOOK_S:
+                    looked = time.monotonic()
+                    if await http.is_disconnected():
+                        raise Fault(499, "the client has gone")
+
+
+async def _events(http: Request, stream: Any, answers: Answers, requests: Any, *, with_usage: bool) -> AsyncGenerator[str, None]:
+    """Server-sent events. When the client goes away the stream is closed: its pages are free again."""
+    async with aclosing(stream):
+        for chunk in answers.first(requests):
+            yield _event(chunk)
+        try:
+            with _as_faults():
+                async for moved in stream:
+                    if await http.is_disconnected():  # servers of ASGI 2.4 do not end this by themselves
+                        return
+                    for chunk in answers.chunks(moved):
+                        yield _event(chunk)
+        except Fault as fault:
+            yield _event(fault.body())
+            return
+        if with_usage:
+            yield _event(answers.last(requests))
+        yield "data: [DONE]\n\n"
+
+
+def _event(value: Json) -> str:
+    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+
+
+def _faulty(fault: Fault) -> Response:
+    headers = {"retry-after": "1"} if fault.status in (429, 503) else {}
+    return JSONResponse(fault.body(), fault.status, headers=headers)
+
+
+@contextmanager
+def _as_faults() -> Generator[None, None, None]:
+    """Our own errors as the API tells them."""
+    try:
+        yield
+    except ToolError as fault:
+        code = "context_length_exceeded" if "context" in fault.message else None
+        raise Fault(400, fault.message, code=code) from None
+    except QueueFull:
+        raise Fault(429, "too many requests wait; try again later", code="queue_full") from None
+    except TooSlow:
+        raise Fault(504, "the answer was not done in time", code="timeout") from None
+    except RuntimeError as fault:
+        raise Fault(500, str(fault)) from None
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which after SIGTERM or Ctrl-C returns instead of killing itself with the signal."""
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Both drain; the second time nothing is waited for."""
+
+        def drain(number: int, frame: FrameType | None) -> None:
+            self.handle_exit(number, frame)
+
+        before = {number: signal.signal(number, drain) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def serve(engine: Engine, template: Template | None, settings: Settings, *, host: str, port: int, max_waiting: int) -> None:
+    """Listens until SIGTERM or Ctrl-C, then lets answers be finished. Raises ToolError (1) if the engine fails on the way."""
+    with listen(host, port) as open_socket:
+        where = f"http://{f'[{host}]' if ':' in host else host}:{open_socket.getsockname()[1]}"
+        if host not in LOOPBACK and not settings.keys:
+            say("warning", f"anybody who reaches {where} can use it: --api-key-file FILE asks for a key")
+        service = Service(engine, max_waiting=max_waiting)
+        app = App(service, template, settings)
+        config = uvicorn.Config(
+            app.api, log_config=None, lifespan="off", timeout_graceful_shutdown=int(settings.drain_s), access_log=False
+        )
+        say("serving", f"{settings.name} at {where} (chat page there; API at {where}/v1); Ctrl-C ends it", "bold cyan")
+        Server(config).run(sockets=[open_socket])
+        service.stop()
+    if service.fault is not None:
+        raise stopped(service.fault)

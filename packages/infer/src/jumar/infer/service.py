@@ -1,0 +1,184 @@
+"""The engine in a thread of its own, for requests that come from an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+import traceback
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+
+from jumar.infer.engine import Engine
+from jumar.infer.sampling import Sampling
+from jumar.infer.scheduler import Request
+from jumar.schema.errors import Exit, ToolError
+
+LOOK_S = 0.5
+
+
+class QueueFull(Exception):
+    """More requests wait than are allowed to."""
+
+
+class TooSlow(Exception):
+    """An answer was not done in time."""
+
+
+@dataclass(eq=False, slots=True)
+class Listener:
+    """Who waits for some requests: `wake` is called, in the engine's thread, when one of them went on."""
+
+    requests: Sequence[Request]
+    wake: Callable[[], object]
+
+
+@dataclass
+class Counts:
+    """What /metrics tells, since the start."""
+
+    requests: dict[int, int] = field(default_factory=dict)
+    prompt_tokens: int = 0
+    shared_tokens: int = 0
+    tokens: int = 0
+    aborted: int = 0
+    first_token_s: float = 0.0
+    first_tokens: int = 0
+
+
+class Service:
+    """Steps the engine while there is something to do. Requests come from one event loop.
+
+    max_waiting: requests that may wait for their turn
+    """
+
+    def __init__(self, engine: Engine, *, max_waiting: int = 256) -> None:
+        self.engine, self.max_waiting, self.counts = engine, max_waiting, Counts()
+        self.fault: BaseException | None = None
+        self._listeners: dict[Request, Listener] = {}
+        self._asked: dict[Request, float] = {}
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread; what still runs is left."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._stopping or self.engine.busy)
+                    if self._stopping:
+                        return
+                moved = self.engine.step()
+                with self._changed:
+                    for request in moved:
+                        self._note(request)
+        except BaseException as fault:  # noqa: BLE001  # whatever it is, those who wait must hear of it
+            traceback.print_exc()
+            with self._changed:
+                self.fault = fault
+                for listener in set(self._listeners.values()):
+                    listener.wake()
+
+    def _note(self, request: Request) -> None:
+        if len(request.output) == 1 and request in self._asked:
+            self.counts.first_token_s += time.monotonic() - self._asked.pop(request)
+            self.counts.first_tokens += 1
+        self.counts.tokens += bool(request.output)
+        if (listener := self._listeners.get(request)) is not None:
+            listener.wake()
+
+    async def answers(self, asked: Sequence[tuple[Sequence[int], Sampling]], *, timeout_s: float) -> AsyncIterator[list[Request]]:
+        """Yields the requests whenever one of them went on, and every LOOK_S, until all are done; they are forgotten when the
+        iterator is closed.
+
+        The first is yielded at once, before anything is computed. Raises QueueFull, TooSlow, and ToolError as of `Engine.add`
+        (then nothing is computed).
+        """
+        loop, changed = asyncio.get_running_loop(), asyncio.Event()
+        requests = self._add(asked, lambda: loop.call_soon_threadsafe(changed.set))
+        end = time.monotonic() + timeout_s
+        try:
+            yield requests
+            while any(request.finish is None for request in requests):
+                timer = loop.call_later(
+                    LOOK_S, changed.set
+                )  # not asyncio.wait_for: before Python 3.12 it can lose a cancellation
+                await changed.wait()
+                timer.cancel()
+                changed.clear()
+                if time.monotonic() > end:
+                    raise TooSlow
+                if self.fault is not None:
+                    raise RuntimeError("the engine has stopped") from self.fault
+                yield requests
+        finally:
+            self._forget(requests)
+
+    def _add(self, asked: Sequence[tuple[Sequence[int], Sampling]], wake: Callable[[], object]) -> list[Request]:
+        if self.fault is not None:
+            raise RuntimeError("the engine has stopped") from self.fault
+        if len(self.engine.scheduler.waiting) + len(asked) > max(self.max_waiting, len(asked)):
+            raise QueueFull
+        requests: list[Request] = []
+        with self._changed:
+            try:
+                for prompt, sampling in asked:
+                    requests.append(self.engine.add(prompt, sampling))
+            except ToolError:
+                for request in requests:
+                    self.engine.abort(request)
+                raise
+            listener = Listener(requests, wake)
+            now = time.monotonic()
+            for request in requests:
+                self._listeners[request], self._asked[request] = listener, now
+                self.counts.prompt_tokens += len(request.prompt)
+            self._changed.notify()
+        return requests
+
+    def _forget(self, requests: Sequence[Request]) -> None:
+        with self._changed:
+            for request in requests:
+                self._listeners.pop(request, None)
+                self._asked.pop(request, None)
+                self.counts.shared_tokens += request.shared
+                if request.finish is None:
+                    self.counts.aborted += 1
+                    self.engine.abort(request)
+            self._changed.notify()
+
+    def metrics(self) -> str:
+        """In Prometheus's text format (https://prometheus.io/docs/instrumenting/exposition_formats/)."""
+        counts, cache, scheduler = self.counts, self.engine.cache, self.engine.scheduler
+        lines: list[str] = []
+
+        def put(name: str, kind: str, help_: str, *values: tuple[str, float]) -> None:
+            lines.extend((f"# HELP jumar_{name} {help_}", f"# TYPE jumar_{name} {kind}"))
+            lines.extend(f"jumar_{name}{labels} {value:g}" for labels, value in values)
+
+        by_status = [(f'{{status="{status}"}}', float(count)) for status, count in sorted(counts.requests.items())]
+        put("http_requests_total", "counter", "HTTP requests by status.", *by_status)
+        put("prompt_tokens_total", "counter", "Tokens of prompts.", ("", counts.prompt_tokens))
+        put("prompt_tokens_shared_total", "counter", "Those of them whose keys were there already.", ("", counts.shared_tokens))
+        put("generated_tokens_total", "counter", "Tokens of answers.", ("", counts.tokens))
+        put("aborted_total", "counter", "Answers that nobody waited for any more.", ("", counts.aborted))
+        put("first_token_seconds_sum", "counter", "Time to first tokens.", ("", counts.first_token_s))
+        put("first_token_seconds_count", "counter", "First tokens.", ("", counts.first_tokens))
+        put("requests_running", "gauge", "Requests that are computed.", ("", len(scheduler.running)))
+        put("requests_waiting", "gauge", "Requests that wait.", ("", len(scheduler.waiting)))
+        put("cache_pages", "gauge", "Pages of the cache.", ("", cache.pages - 1))
+        put("cache_pages_in_use", "gauge", "Those that requests hold.", ("", cache.in_use))
+        return "\n".join(lines) + "\n"
+
+
+def stopped(fault: BaseException) -> ToolError:
+    """What the command says when the engine failed."""
+    return ToolError(f"the engine has stopped: {fault}", hint="see the traceback above", code=Exit.BUG)

@@ -1,0 +1,299 @@
+"""The server, with the official client: what it answers, what it refuses, who goes away, how it ends."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+import infer_models
+from jumar.infer import Engine, Sampling
+from jumar.infer.conversation import open_template
+
+KEY = "sk-rope"
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+@dataclass
+class Running:
+    process: subprocess.Popen[str]
+    url: str
+    hf: Path
+
+    @property
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=KEY, max_retries=0, timeout=120)
+
+    def metric(self, name: str) -> float:
+        text = httpx.get(f"{self.url}/metrics").text
+        return float(re.search(rf"^jumar_{name} (.*)$", text, re.MULTILINE)[1])
+
+    def post(self, body: bytes | dict, path: str = "chat/completions", key: str = KEY) -> httpx.Response:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return httpx.post(f"{self.url}/v1/{path}", content=content, headers={"authorization": f"Bearer {key}"}, timeout=120)
+
+    def settles(self) -> None:
+        """Nothing runs any more, and no page is held."""
+        end = time.monotonic() + 60
+        while self.metric("requests_running") or self.metric("cache_pages_in_use") or self.metric("requests_waiting"):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+
+def start(hf: Path, home: Path, *words: str) -> Running:
+    (home / "keys").write_text(f"sk-other\n{KEY}\n")
+    command = [sys.executable, "-m", "jumar.infer", "serve", str(hf), "--port", "0", "--device", "cpu", "--name", "tiny"]
+    log = (home / "log").open("w")
+    process = subprocess.Popen(
+        [*command, "--api-key-file", str(home / "keys"), *words],
+        stderr=log,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+    )
+    end = time.monotonic() + 120
+    while (found := re.search(r"at (http://\S+) ", (home / "log").read_text())) is None:
+        assert process.poll() is None, (home / "log").read_text()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    while True:
+        try:
+            assert httpx.get(f"{found[1]}/health").json() == {"status": "ok"}
+            return Running(process, found[1], hf)
+        except httpx.TransportError:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A server whose model never ends an answer by itself, with room for four at a time."""
+    home = tmp_path_factory.mktemp("server")
+    infer_models.llama_with_tokenizer(home / "hf", max_position_embeddings=4096)
+    (home / "hf/generation_config.json").write_text('{"eos_token_id": []}')
+    running = start(home / "hf", home, "--max-batch", "4", "--cache-tokens", "8192", "--max-body-mb", "1", "--max-waiting", "40")
+    yield running
+    running.process.kill()
+    running.process.wait()
+
+
+@pytest.fixture(scope="module")
+def direct(server: Running) -> Engine:
+    return Engine.open(server.hf, device="cpu")
+
+
+def answer(direct: Engine, messages: list[dict], count: int) -> str:
+    assert direct.tokenizer is not None
+    prompt = open_template(direct.tokenizer).prompt(messages)
+    return direct.generate([prompt], Sampling(max_new_tokens=count))[0].text
+
+
+def test_chat(server: Running, direct: Engine) -> None:
+    assert [m.id for m in server.client.models.list()] == ["tiny"]
+    done = server.client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=12, logprobs=True, top_logprobs=2)
+    (choice,) = done.choices
+    assert choice.message.content == answer(direct, HELLO, 12)
+    assert (choice.finish_reason, done.usage.completion_tokens) == ("length", 12)
+    assert len(choice.logprobs.content) == 12
+    assert all(entry.top_logprobs[0].logprob == entry.logprob for entry in choice.logprobs.content)
+    parts = [{"role": "user", "content": [{"type": "text", "text": "hel"}, {"type": "text", "text": "lo"}]}]
+    again = server.client.chat.completions.create(model="tiny", messages=parts, max_completion_tokens=12)
+    assert again.choices[0].message.content == choice.message.content
+
+
+def test_chat_in_pieces(server: Running, direct: Engine) -> None:
+    words = dict(model="tiny", messages=HELLO, max_tokens=30, stream=True, stream_options={"include_usage": True})
+    chunks = list(server.client.chat.completions.create(**words))
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == answer(direct, HELLO, 30)
+    assert len(chunks) > 5
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "length"
+    assert chunks[-1].usage.completion_tokens == 30
+
+
+def test_completions(server: Running, direct: Engine) -> None:
+    prompts = ["the rope", "a"]
+    expected = [r.text for r in direct.generate(prompts, Sampling(max_new_tokens=10))]
+    done = server.client.completions.create(model="tiny", prompt=prompts, max_tokens=10, logprobs=1)
+    assert [c.text for c in done.choices] == expected
+    assert [len(c.logprobs.tokens) for c in done.choices] == [10, 10]
+    ids = direct.encode("the rope")
+    assert server.client.completions.create(model="tiny", prompt=ids, max_tokens=10).choices[0].text == expected[0]
+    stop = expected[0][2:4]
+    cut = server.client.completions.create(model="tiny", prompt="the rope", max_tokens=10, stop=[stop])
+    assert (cut.choices[0].text, cut.choices[0].finish_reason) == (expected[0][: expected[0].find(stop)], "stop")
+
+
+def test_seeds_and_several_answers(server: Running) -> None:
+    words = dict(model="tiny", messages=HELLO, max_tokens=8, temperature=1.5, seed=3, n=3)
+    first, second = (server.client.chat.completions.create(**words) for _ in range(2))
+    texts = [choice.message.content for choice in first.choices]
+    assert texts == [choice.message.content for choice in second.choices]
+    assert len(set(texts)) == 3
+    streamed = ["", "", ""]
+    for chunk in server.client.chat.completions.create(**words, stream=True):
+        streamed[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+    assert streamed == texts
+
+
+def test_many_at_once(server: Running, direct: Engine) -> None:
+    expected = answer(direct, HELLO, 20)
+
+    def one(i: int) -> str:
+        if i % 2:
+            stream = server.client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=20, stream=True)
+            return "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+        return server.client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=20).choices[0].message.content
+
+    with concurrent.futures.ThreadPoolExecutor(32) as pool:
+        assert list(pool.map(one, range(32))) == [expected] * 32
+    server.settles()
+
+
+def test_what_is_refused(server: Running) -> None:
+    good = {"model": "tiny", "messages": HELLO, "max_tokens": 2}
+    for body, status, says in (
+        (b"{", 400, "not JSON"),
+        (b"[" * 100000, 400, "not JSON"),
+        (b"[]", 400, "valid"),
+        ({**good, "model": "gpt-x"}, 404, "no model"),
+        ({**good, "messages": []}, 400, "messages"),
+        ({**good, "messages": [{"role": "nobody", "content": "x"}]}, 400, "nobody"),
+        ({**good, "temperature": "hot"}, 400, "temperature"),
+        ({**good, "temperature": -1}, 400, "temperature"),
+        ({**good, "max_tokens": 0}, 400, "max_tokens"),
+        ({**good, "n": 1000}, 400, "at most 64"),
+        ({**good, "logit_bias": {"1": 2}}, 400, "logit_bias"),
+        ({**good, "abacus": 1}, 400, "abacus"),
+        ({**good, "messages": [{"role": "user", "content": "x" * 5000}]}, 400, "context"),
+        (b" " * (2 << 20), 413, "larger"),
+    ):
+        response = server.post(body)
+        assert response.status_code == status, response.text
+        assert says in response.json()["error"]["message"]
+    assert server.post(good, key="wrong").status_code == 401
+    assert httpx.get(f"{server.url}/v1/models").status_code == 401
+    assert httpx.get(f"{server.url}/nowhere").json()["error"]["type"] == "invalid_request_error"
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong", max_retries=0).models.list()
+    with pytest.raises(openai.BadRequestError, match="context"):
+        server.client.completions.create(model="tiny", prompt="x" * 5000)
+    assert server.post(good).status_code == 200
+
+
+def test_who_goes_away_frees_the_pages(server: Running) -> None:
+    """While an answer streams, and while a whole one is waited for."""
+    stream = server.client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=3000, stream=True)
+    next(iter(stream))
+    assert server.metric("cache_pages_in_use") > 90
+    stream.close()
+    server.settles()
+    body = {"model": "tiny", "messages": HELLO, "max_tokens": 3000}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{server.url}/v1/chat/completions", json=body, headers={"authorization": f"Bearer {KEY}"}, timeout=0.5)
+    server.settles()
+    assert server.metric("aborted_total") >= 2
+
+
+def test_too_many_wait(server: Running) -> None:
+    """Four run, forty may wait."""
+    body = {"model": "tiny", "prompt": ["a"] * 60, "max_tokens": 300}
+    first = server.client.completions.create(**body, stream=True)
+    iter(first)
+    next(iter(first))
+    refused = server.post({"model": "tiny", "prompt": "b", "max_tokens": 1}, "completions")
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+    first.close()
+    server.settles()
+
+
+def test_a_slow_reader_holds_nobody_up(server: Running) -> None:
+    body = json.dumps({"model": "tiny", "messages": HELLO, "max_tokens": 200, "stream": True})
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {len(body)}"
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        slow.sendall(f"{head}\r\n\r\n{body}".encode())
+        assert server.client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=5).usage.completion_tokens == 5
+        received = b""
+        while b"[DONE]" not in received:
+            received += slow.recv(4096)
+        assert received.count(b"data: ") > 100
+    server.settles()
+
+
+def test_the_page_needs_nothing_else(server: Running) -> None:
+    page = httpx.get(server.url).text
+    assert "<textarea" in page
+    assert "http" not in page.replace('charset="utf-8"', "")
+
+
+def test_a_port_that_is_taken(server: Running) -> None:
+    command = [sys.executable, "-m", "jumar.infer", "serve", str(server.hf), "--port", server.url.rpartition(":")[2]]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 4
+    assert "cannot listen" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_sigterm_lets_answers_be_finished(server: Running) -> None:
+    """The last test of the module: the server is gone then."""
+    stream = server.client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=300, stream=True)
+    chunks = [next(stream)]
+    server.process.send_signal(signal.SIGTERM)
+    chunks += stream
+    assert chunks[-1].choices[0].finish_reason == "length"
+    assert server.process.wait(60) == 0
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"{server.url}/health")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_memory_after_a_thousand_requests(tmp_path: Path) -> None:
+    """RSS is at most that after request 100 and 5 %; no page is held."""
+    infer_models.llama_with_tokenizer(tmp_path / "hf", max_position_embeddings=4096)
+    server = start(tmp_path / "hf", tmp_path, "--cache-tokens", "4096")
+
+    def rss() -> int:
+        return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{server.process.pid}/status").read_text())[1])
+
+    def one(i: int) -> None:
+        match i % 5:
+            case 0:
+                server.client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=10)
+            case 1:
+                list(server.client.completions.create(model="tiny", prompt=f"{i} the rope", max_tokens=15, stream=True))
+            case 2:
+                server.post(b"{")
+            case 3:
+                stream = server.client.completions.create(model="tiny", prompt=f"{i}", max_tokens=500, stream=True)
+                next(iter(stream))
+                stream.close()
+            case _:
+                server.client.completions.create(model="tiny", prompt="x" * (i % 200 + 1), max_tokens=5, temperature=1, n=2)
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        list(pool.map(one, range(100)))
+        server.settles()
+        before = rss()
+        list(pool.map(one, range(100, 1000)))
+    server.settles()
+    after = rss()
+    print(f"RSS after request 100: {before} kB, after 1000: {after} kB")
+    server.process.terminate()
+    assert server.process.wait(60) == 0
+    assert after <= before * 1.05
