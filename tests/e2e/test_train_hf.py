@@ -131,7 +131,9 @@ def test_a_killed_conversion(tmp_path: Path, model: Settings) -> None:
 @pytest.mark.parametrize("nproc, number", [(None, signal.SIGTERM), (2, signal.SIGTERM), (2, signal.SIGKILL)])
 def test_a_run_that_ends_meanwhile(tmp_path: Path, nproc: int | None, number: int) -> None:
     """Its conversion ends with it, in a step or when nothing else is left to do; what it had not made is made by the next."""
-    run = make_run(tmp_path, {"save.hf": True, "train.steps": 4000, "save.every": 2, "save.keep": 2, **LARGE})
+    run = make_run(
+        tmp_path, {"save.hf": True, "train.steps": 4000, "save.every": 2, "save.keep": 2, "schedule.warmup_steps": 0, **LARGE}
+    )
     with going(run, nproc) as one:
         one.until(lambda: list(run.path.glob("hf_iter_*.partial")))
         one.send(number) if number == signal.SIGTERM else one.ranks()[0].kill()
@@ -139,7 +141,10 @@ def test_a_run_that_ends_meanwhile(tmp_path: Path, nproc: int | None, number: in
     at = run.steps()[-1]
     if number == signal.SIGTERM:
         assert (ended.code, run.left_over()) == (STOPPED, [])
-    assert at not in exported(run)
+        assert at not in exported(run)
+    for step in exported(run):  # what has its name is whole
+        same_as_by_hand(run, step)
+        shutil.rmtree(run.folder / f"by hand {step}")
     few = run.having({"train.steps": at})
     finish(few, nproc)
     assert exported(run) == run.steps()
