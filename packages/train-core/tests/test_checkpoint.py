@@ -300,6 +300,7 @@ def test_a_forked_writer_ends_with_its_rank_and_not_by_signals(tmp_path: Path) -
         ("[/x/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1", False),
         ("[/x/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 6000ms for recv operation to complete", True),
         ("NCCL communicator was aborted on rank 0", False),
+        ("wait timeout after 40000ms, keys: /default_pg/0//cpu//0/1", True),
         ("shape '[2]' is invalid for input of size 3", None),
     ],
 )

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from jumar.schema.errors import Exit, ToolError
 
 T = TypeVar("T")
-GONE = re.compile(r"gloo/|NCCL|HCCL|[Ss]ocket|TCPStore|[Cc]onnection (closed|reset|refused)")
+GONE = re.compile(r"gloo/|NCCL|HCCL|[Ss]ocket|TCPStore|[Cc]onnection (closed|reset|refused)|wait timeout after")
 LATE = re.compile(r"[Tt]imed out|[Tt]imeout")
 
 
