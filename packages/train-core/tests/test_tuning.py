@@ -16,6 +16,7 @@ from jumar.schema.manifest import manifest_text
 from jumar.train_core.checks import check
 from jumar.train_core.data.batch import Batches
 from jumar.train_core.data.conversations import IGNORED, Sample, open_conversations
+from jumar.train_core.data.prepared import prepared
 from jumar.train_core.data.tuning import datasets
 from jumar.train_core.data.tuning_plan import with_steps
 from jumar.train_core.dry_run import report
@@ -291,6 +292,22 @@ def test_steps_and_epochs(tmp_path: Path) -> None:
         tuning_job(tmp_path, train__epochs=2, train__steps=10)
     with pytest.raises(ToolError, match="expected more than 0"):
         tuning_job(tmp_path, train__epochs=0)
+
+
+def test_epochs_without_end_and_a_directory_for_a_prefix(tmp_path: Path) -> None:
+    with pytest.raises(ToolError, match="expected more than 0"):
+        tuning_job(tmp_path, train__epochs=float("inf"))
+    with pytest.raises(ToolError, match="is a directory, expected a prefix"):
+        open_conversations("data.train", Path())
+
+
+def test_raw_files_that_are_not_there_and_settings_that_are_for_them(tmp_path: Path) -> None:
+    recipe = make_job(tmp_path, data__train=str(tmp_path / "no.jsonl")).recipe
+    with pytest.raises(ToolError, match=r"no\.jsonl does not exist"):
+        prepared(recipe, lambda: None)
+    recipe = make_job(tmp_path, data__train=str(talks(tmp_path)), data__pack=True).recipe
+    with pytest.raises(ToolError, match=r"data\.pack = True has no effect"):
+        prepared(recipe, lambda: None)
 
 
 def test_what_a_dry_run_says(tmp_path: Path) -> None:

@@ -90,6 +90,10 @@ def open_conversations(where: str, path: Path, borders: Borders | None = None) -
     where: the recipe's field, for errors; borders: None: as its manifest or, without one, its content says.
     Raises ToolError: nothing there, a key missing, keys that do not belong together.
     """
+    if not path.name:
+        raise ToolError(
+            f"{where}: {path} is a directory, expected a prefix", hint="give the prefix that jumar-data sft was given"
+        )
     prefix, packed = _named(strip_suffix(path))
     stems = {key: f"{prefix.name}{packed}_{key}_document" for key in KEYS}
     found = [key for key in KEYS if prefix.with_name(stems[key] + ".idx").is_file()]

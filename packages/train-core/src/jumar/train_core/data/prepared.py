@@ -38,6 +38,13 @@ def prepared(recipe: Recipe, model: Callable[[], Path | None]) -> Recipe:
             new = given and _prefix(given, name, data, model)
         if new != given:
             changes[name] = new
+    if not changes and (data.pack or data.template != "auto"):
+        field = "pack" if data.pack else "template"
+        raise ToolError(
+            f"data.{field} = {getattr(data, field)} has no effect: it is for raw files, and the data is prepared already",
+            hint=f"leave data.{field} out; jumar-data sft has --pack and --template",
+            code=Exit.USAGE,
+        )
     return replace(recipe, data=replace(data, **changes)) if changes else recipe
 
 
@@ -47,6 +54,8 @@ def is_raw(path: Path) -> bool:
 
 def _prefix(path: Path, name: str, data: Data, model: Callable[[], Path | None]) -> Path:
     if not is_raw(path):
+        if path.suffix in RAW and not path.exists() and not list(path.parent.glob(f"{path.name}*.idx")):
+            raise ToolError(f"data.{name}: {path} does not exist", hint="look at the path; ~ is not expanded in a recipe")
         return path
     if find_spec("jumar.data_prep") is None:
         raise ToolError(

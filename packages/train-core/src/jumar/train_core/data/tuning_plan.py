@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
 
 from jumar.schema.errors import Exit, ToolError
@@ -86,7 +86,7 @@ def with_steps(recipe: Recipe) -> Recipe:
     epochs, batch = recipe.train.epochs, recipe.train.global_batch_size
     if epochs is None:
         return recipe
-    if not epochs > 0 or batch < 1:
+    if not 0 < epochs < inf or batch < 1:
         raise ToolError(f"train.epochs is {epochs:g}, expected more than 0", hint="set train.epochs=1", code=Exit.USAGE)
     if recipe.train.steps != type(recipe.train)().steps:
         raise ToolError("train.epochs and train.steps both say how long to train", hint="leave out one", code=Exit.USAGE)

@@ -53,7 +53,8 @@ def check_same_run(job: Job, root: Path, inputs: Sequence[Mapping[str, Any]]) ->
             f"{root} holds a run of another model: {'; '.join(other[:3])}",
             hint="set another save.path, or the model.path and model.config that the run began with",
         )
-    for name, what in (("seed", "train.seed"), ("seq_len", "data.seq_len")):
+    order = {"seed": "train.seed"} | ({"seq_len": "data.seq_len"} if job.task == "pretrain" else {})
+    for name, what in order.items():
         if name in before and before[name] != now[name]:
             warnings.append(
                 f"{what} was {before[name]} when the run began, and is {now[name]}: samples come in another order from here on"
