@@ -105,6 +105,7 @@ class Hosts:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # as in a terminal, wherever the tests run
         )
 
     def __enter__(self) -> Hosts:

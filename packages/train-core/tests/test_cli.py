@@ -169,10 +169,10 @@ def test_what_all_ranks_find_is_said_once(tmp_path: Path) -> None:
     from jumar.train_core.start import _said
 
     here = ExitFile(tmp_path)
-    assert _said(ToolError("step 3: the loss is nan"), 1, here) is None
+    assert _said(ToolError("step 3: the loss is nan"), 1, False, here) is None
     ExitFile(tmp_path).write(3, "step 3: the loss is nan", 0)
-    assert _said(ToolError("step 3: the loss is nan"), 1, here) == 3
-    assert _said(ToolError("a file is damaged"), 1, here) is None
+    assert _said(ToolError("step 3: the loss is nan"), 1, False, here) == 3
+    assert _said(ToolError("a file is damaged"), 1, False, here) is None
 
 
 def test_nproc_and_torchrun_contradict(recipe: Path) -> None:
