@@ -37,16 +37,18 @@ def recipe(tmp_path: Path) -> Path:
     return write_recipe(tmp_path / "recipe.yaml", values)
 
 
-@pytest.mark.parametrize("words", [["--help"], ["pretrain", "--help"], ["schema", "--help"], ["doctor", "--help"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["pretrain", "--help"], ["sft", "--help"], ["schema", "--help"], ["doctor", "--help"]]
+)
 def test_help_answers_at_once(words: list[str]) -> None:
-    """In processor time: the clock also counts what else the machine does."""
+    """In processor time: the clock also counts what else the machine does. What shares the core's caches costs some of it too."""
 
     def spent() -> float:
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         return used.ru_utime + used.ru_stime
 
-    times = []
-    for _ in range(3):
+    times: list[float] = []
+    while len(times) < 12 and (not times or min(times) >= 0.5):
         before = spent()
         assert "Usage: jumar-train" in jumar_train(*words).stdout
         times.append(spent() - before)
