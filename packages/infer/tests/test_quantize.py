@@ -21,7 +21,7 @@ PROMPTS = [infer_models.random_ids(n, vocab=infer_models.VOCAB, seed=n) for n in
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("out, inside", [(7, 33), (97, 64), (192, 576)])
 def test_products_are_near(kind: str, out: int, inside: int) -> None:
-    """Every product is within half a step of each weight, and of each input where those are rounded too (to 7 bits)."""
+    """Every product is within half a step of each weight, and of each input where those are rounded too (to 13 bits)."""
     generator = torch.Generator().manual_seed(0)
     weight, x = torch.randn(out, inside, generator=generator), torch.randn(9, inside, generator=generator)
     weight[3], x[1], x[2] = 0, 0, x[2] * 1e4
@@ -30,7 +30,7 @@ def test_products_are_near(kind: str, out: int, inside: int) -> None:
     found, exact = apply(x), x @ weight.T + bias
     bound = x.abs().sum(1, keepdim=True) * weight.abs().amax(1) / 127 / 2
     if kind == "int8-dynamic":
-        bound = bound + x.abs().amax(1, keepdim=True) / 127 * weight.abs().sum(1)
+        bound = bound + x.abs().amax(1, keepdim=True) / 127 / 60 * weight.abs().sum(1)
     assert ((found - exact).abs() <= 1.01 * bound + 1e-4).all()
     assert ((found - exact).abs() > bound / 100).any()
     assert torch.equal(found[1], bias)
