@@ -87,6 +87,8 @@ def test_prompts_that_begin_alike_share_pages_and_answer_the_same(hf: Path) -> N
     assert (first.shared, second.shared, again.shared, fresh.shared) == (0, 64, 64, 0)
     assert answers([second]) == answers([fresh])
     assert answers([again]) == answers([first])
+    engine.cache.forget()
+    assert engine.generate([[*head, 3]], GREEDY)[0].shared == 0
     assert engine.cache.in_use == 0
 
 

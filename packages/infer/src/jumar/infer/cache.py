@@ -114,6 +114,11 @@ class Cache:
             if key not in self._page_of and page not in self._key_of:
                 self._page_of[key], self._key_of[page] = page, key
 
+    def forget(self) -> None:
+        """No page that is free is shared any more."""
+        for page in [page for page in self._key_of if not self._users[page]]:
+            del self._page_of[self._key_of.pop(page)]
+
     def _keys(self, tokens: Sequence[int], pages: int) -> list[bytes]:
         """A digest of each page's tokens and all before it."""
         ids, key, keys = np.asarray(tokens[: pages * self.page_size], np.int64), b"", []

@@ -54,6 +54,9 @@ Seed = Annotated[int | None, typer.Option(help="The same answers again.", show_d
 TemplateName = Annotated[str, typer.Option("--template", help="auto (the model's), a name, or FILE.jinja.", rich_help_panel=WHAT)]
 DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or npu.", rich_help_panel=HOW)]
 Dtype = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.", rich_help_panel=HOW)]
+Quantize = Annotated[
+    str | None, typer.Option(metavar="KIND", help="Matrices as int8 or int8-dynamic.", show_default="no", rich_help_panel=HOW)
+]
 TokenizerDir = Annotated[
     Path | None, typer.Option("--tokenizer", metavar="DIR", help="tokenizer.json's.", show_default="MODEL's", rich_help_panel=HOW)
 ]
@@ -104,6 +107,7 @@ def generate(
     template: TemplateName = "auto",
     device: DeviceName = "auto",
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
     tokenizer: TokenizerDir = None,
     adapter: Adapter = None,
     iteration: Iteration = None,
@@ -122,7 +126,7 @@ def generate(
 
     _check_input(source)
     batch = max(max_batch if prompt is None else num_return, num_beams)
-    engine = _engine(model, batch, cache_tokens, device, dtype, tokenizer, adapter, iteration, family, pp)
+    engine = _engine(model, batch, cache_tokens, device, dtype, quantize, tokenizer, adapter, iteration, family, pp)
     if seed is None and _world() > 1:  # ranks draw the same tokens
         seed = engine.decoder.ranks.same(secrets.randbits(40))
     sampling = engine.defaults.sampling(
@@ -171,6 +175,7 @@ def chat(
     template: TemplateName = "auto",
     device: DeviceName = "auto",
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
     tokenizer: TokenizerDir = None,
     adapter: Adapter = None,
     iteration: Iteration = None,
@@ -181,7 +186,7 @@ def chat(
     from jumar.infer.chat import Chat
     from jumar.infer.generate import chat_template, with_stops
 
-    engine = _engine(model, 1, cache_tokens, device, dtype, tokenizer, adapter, iteration, family)
+    engine = _engine(model, 1, cache_tokens, device, dtype, quantize, tokenizer, adapter, iteration, family)
     opened = chat_template(engine, template)
     sampling = engine.defaults.sampling(
         max_new_tokens=max_new_tokens,
@@ -211,6 +216,7 @@ def serve(
     template: TemplateName = "auto",
     device: DeviceName = "auto",
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
     tokenizer: TokenizerDir = None,
     adapter: Adapter = None,
     iteration: Iteration = None,
@@ -225,7 +231,7 @@ def serve(
     keys = work.read_keys(api_key_file)
     with work.listen(host, port):
         pass  # a port that is taken is told before the model is read
-    engine = _engine(model, max_batch, cache_tokens, device, dtype, tokenizer, adapter, iteration, family)
+    engine = _engine(model, max_batch, cache_tokens, device, dtype, quantize, tokenizer, adapter, iteration, family)
     opened = None
     if engine.tokenizer is not None and (template != "auto" or engine.tokenizer.has_template):
         opened = open_template(engine.tokenizer, template)
@@ -250,6 +256,7 @@ def score(
     each: Annotated[bool, typer.Option("--logprobs", help="Those of every token too.")] = False,
     device: DeviceName = "auto",
     dtype: Dtype = "auto",
+    quantize: Quantize = None,
     tokenizer: TokenizerDir = None,
     adapter: Adapter = None,
     iteration: Iteration = None,
@@ -264,7 +271,7 @@ def score(
     from jumar.infer.score import score_rows
 
     _check_input(source)
-    engine = _engine(model, max_batch, cache_tokens, device, dtype, tokenizer, adapter, iteration, family, pp)
+    engine = _engine(model, max_batch, cache_tokens, device, dtype, quantize, tokenizer, adapter, iteration, family, pp)
     found = score_rows(engine, source, each=each)
     print_json({"scores": list(found)}) if as_json else write_lines(found)
 
@@ -272,7 +279,7 @@ def score(
 def _engine(model: Path, max_batch: int, cache_tokens: int | None, device: str, dtype: str, *rest: Any) -> "Engine":
     from jumar.infer.engine import Engine, Limits
 
-    tokenizer, adapter, iteration, family, *stages = rest
+    quantize, tokenizer, adapter, iteration, family, *stages = rest
     if not stages and _world() > 1:
         raise ToolError("chat and serve run in one process", hint="start it without torchrun", code=Exit.USAGE)
     engine = Engine.open(
@@ -280,6 +287,7 @@ def _engine(model: Path, max_batch: int, cache_tokens: int | None, device: str, 
         Limits(max_batch=max_batch, cache_tokens=cache_tokens),
         device=device,
         dtype=dtype,
+        quantize=quantize,
         tokenizer=tokenizer,
         adapter=adapter,
         iteration=iteration,

@@ -10,9 +10,10 @@ from jumar.device import Ops
 from jumar.infer.batch import Batch
 from jumar.infer.cache import Cache
 from jumar.infer.group import Ranks
-from jumar.infer.layers import Layer, Norm, Turn
+from jumar.infer.layers import Layer, Linear, Norm, Turn
+from jumar.infer.quantize import quantised
 from jumar.infer.rotary import cos_sin
-from jumar.infer.weights import Weights
+from jumar.infer.weights import Tensors, Weights
 from jumar.schema.errors import ToolError
 from jumar.schema.spec import ModelSpec
 
@@ -36,7 +37,7 @@ class Decoder:
         self.embedding = model.get("embedding.word_embeddings.weight")
         self.positions = model.get("embedding.position_embeddings.weight")
         self.norm = Norm(spec, ops, model, "decoder.final_layernorm") if ranks.last else None
-        self.head = model.get("output_layer.weight", self.embedding) if ranks.last else None
+        self.head = _head(model) if ranks.last else None
         self.turned = int((spec.mla.rope_dim if spec.mla else spec.head_dim) * spec.rope.fraction)
 
     def cache(self, pages: int, page_size: int) -> Cache:
@@ -92,11 +93,18 @@ class Decoder:
     def _logits(self, x_TH: Tensor, batch: Batch) -> Tensor:
         assert self.norm is not None
         assert self.head is not None
-        logits = F.linear(self.norm(x_TH[_filled(batch)]), self.head)[: len(batch.wanted)]
+        logits = self.head(self.norm(x_TH[_filled(batch)]))[: len(batch.wanted)]
         logits = self.ranks.gather(logits)[:, : self.spec.vocab_size].float()
         if cap := self.spec.final_softcap:
             logits = cap * torch.tanh(logits / cap)
         return logits
+
+
+def _head(model: Tensors) -> Linear:
+    """The output layer, whose weight is the embedding's where they are tied."""
+    weight = model.get("output_layer.weight", model.get("embedding.word_embeddings.weight"))
+    assert weight is not None
+    return Linear(weight, None, quantised(model.quantize, weight, None, model.ops) if model.quantize else None)
 
 
 def _filled(batch: Batch) -> Tensor:

@@ -17,7 +17,9 @@ from jumar.device import Ops
 from jumar.infer.batch import Batch
 from jumar.infer.cache import Cache
 from jumar.infer.group import Ranks
+from jumar.infer.quantize import Matrix, quantised
 from jumar.infer.rotary import yarn_mscale
+from jumar.infer.weights import Tensors
 from jumar.schema.spec import ModelSpec, Moe
 
 Turn = tuple[Tensor, Tensor]
@@ -25,26 +27,31 @@ Turn = tuple[Tensor, Tensor]
 
 
 class Linear:
-    """x W^T + bias. weight [out, in]."""
+    """x W^T + bias, by a weight [out, in] as it is or in int8."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        self.weight, self.bias = weight, bias
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, matrix: Matrix | None = None) -> None:
+        self.weight, self.bias, self.matrix = weight, bias, matrix
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+        return F.linear(x, self.weight, self.bias) if self.matrix is None else self.matrix(x)
 
 
-def linear(tensors: Mapping[str, Tensor], name: str) -> Linear:
-    """The matrix `name`.weight with its bias, if it has one."""
-    return Linear(tensors[f"{name}.weight"], tensors.get(f"{name}.bias"))
+def linear(tensors: Tensors, name: str, *, bias: bool = True, exact: bool = False) -> Linear:
+    """The matrix `name`.weight with its bias, if it has one. exact: never in int8."""
+    added = tensors.get(f"{name}.bias") if bias else None
+    weight = tensors[f"{name}.weight"]
+    if tensors.quantize is None or exact:
+        return Linear(weight, added)
+    made = quantised(tensors.quantize, weight, added, tensors.ops)
+    del tensors[f"{name}.weight"]  # what it was is not needed any more
+    return Linear(weight[:0], added, made)
 
 
-def row_linear(tensors: Mapping[str, Tensor], name: str, ranks: Ranks) -> Callable[[Tensor], Tensor]:
+def row_linear(tensors: Tensors, name: str, ranks: Ranks, *, exact: bool = False) -> Callable[[Tensor], Tensor]:
     """A matrix whose input is cut over tensor-parallel ranks: products are summed, then the bias is added once."""
-    whole, bias = linear(tensors, name), tensors.get(f"{name}.bias")
     if ranks.tp_size == 1:
-        return whole
-    part = Linear(whole.weight)
+        return linear(tensors, name, exact=exact)
+    part, bias = linear(tensors, name, bias=False, exact=exact), tensors.get(f"{name}.bias")
 
     def apply(x: Tensor) -> Tensor:
         out = ranks.sum(part(x))
@@ -56,7 +63,7 @@ def row_linear(tensors: Mapping[str, Tensor], name: str, ranks: Ranks) -> Callab
 class Norm:
     """RMSNorm or LayerNorm over the last dimension."""
 
-    def __init__(self, spec: ModelSpec, ops: Ops, tensors: Mapping[str, Tensor], name: str) -> None:
+    def __init__(self, spec: ModelSpec, ops: Ops, tensors: Tensors, name: str) -> None:
         self.weight, self.bias = tensors[f"{name}.weight"], tensors.get(f"{name}.bias")
         self.rms, self.eps, self.zero_centered, self.ops = spec.norm == "rms", spec.norm_eps, spec.zero_centered_gamma, ops
 
@@ -114,7 +121,7 @@ def attention_scale(spec: ModelSpec) -> float:
 class Attention:
     """Grouped-query attention; linear_qkv holds for each key/value head its R queries, its key, its value."""
 
-    def __init__(self, spec: ModelSpec, ops: Ops, tensors: Mapping[str, Tensor], layer: int, ranks: Ranks) -> None:
+    def __init__(self, spec: ModelSpec, ops: Ops, tensors: Tensors, layer: int, ranks: Ranks) -> None:
         a = "self_attention."
         self.qkv, self.proj = linear(tensors, a + "linear_qkv"), row_linear(tensors, a + "linear_proj", ranks)
         self.q_norm = Norm(spec, ops, tensors, a + "q_layernorm") if spec.qk_norm else None
@@ -142,7 +149,7 @@ class LatentAttention:
     share one key, which is the latent with the rotated part behind it, and whose front is the value.
     """
 
-    def __init__(self, spec: ModelSpec, ops: Ops, tensors: Mapping[str, Tensor], layer: int, ranks: Ranks) -> None:
+    def __init__(self, spec: ModelSpec, ops: Ops, tensors: Tensors, layer: int, ranks: Ranks) -> None:
         assert spec.mla is not None
         self.mla, a = spec.mla, "self_attention."
         self.q_down, self.q_norm = None, None
@@ -196,8 +203,10 @@ class Activation:
 class Mlp:
     """A dense MLP."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], name: str, activation: Activation, ranks: Ranks) -> None:
-        self.fc1, self.fc2 = linear(tensors, f"{name}.linear_fc1"), row_linear(tensors, f"{name}.linear_fc2", ranks)
+    def __init__(self, tensors: Tensors, name: str, activation: Activation, ranks: Ranks) -> None:
+        self.fc1 = linear(tensors, f"{name}.linear_fc1")
+        # Half of what int8 costs in perplexity is the rounding of this one, which sums the widest rows.
+        self.fc2 = row_linear(tensors, f"{name}.linear_fc2", ranks, exact=True)
         self.activation = activation
 
     def __call__(self, x_TH: Tensor) -> Tensor:
@@ -211,7 +220,7 @@ class Experts:
         self,
         spec: ModelSpec,
         ops: Ops,
-        tensors: Mapping[str, Tensor],
+        tensors: Tensors,
         experts: Mapping[str, Sequence[Tensor]],
         activation: Activation,
         ranks: Ranks,
@@ -268,7 +277,7 @@ class Layer:
         self,
         spec: ModelSpec,
         ops: Ops,
-        tensors: Mapping[str, Tensor],
+        tensors: Tensors,
         experts: Mapping[str, Sequence[Tensor]],
         layer: int,
         ranks: Ranks,

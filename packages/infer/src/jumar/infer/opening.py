@@ -15,6 +15,7 @@ from jumar.ckpt_convert.merge import merged, open_adapter
 from jumar.device import Device, open_device
 from jumar.infer.decoder import Decoder
 from jumar.infer.group import Ranks, join
+from jumar.infer.quantize import check_kind
 from jumar.infer.sampling import Sampling
 from jumar.infer.tokenizer import Tokenizer
 from jumar.infer.weights import NAMES, load_weights
@@ -56,6 +57,7 @@ def open_model(
     *,
     device: str = "auto",
     dtype: str = "auto",
+    quantize: str | None = None,
     tokenizer: Path | None = None,
     adapter: Path | None = None,
     iteration: str | None = None,
@@ -65,6 +67,7 @@ def open_model(
     """Opens a Hugging Face or Megatron directory of any layout; nothing is written, and each rank reads its slices.
 
     dtype:   fp32, bf16, fp16, or auto: as published on an accelerator, fp32 on a CPU
+    quantize: one of `quantize.KINDS`: matrices in int8, but MLPs' second ones, experts, latent attention's up-projections
     adapter: a LoRA, PEFT's or Megatron's, that is merged into the weights as they are read
     pp:      stages under torchrun; the processes of each share its layers by tensor parallelism
     Raises ToolError: 2 for a dtype that does not exist, 3 for what is wrong with the files, 4 for the device.
@@ -74,10 +77,12 @@ def open_model(
     checkpoint, notes = _with_adapter(path, adapter, OpenOptions(iteration=iteration, family=family, bearing=True))
     where = hardware.activate(int(os.environ.get("LOCAL_RANK", "0")))
     kind, why = _dtype(dtype, checkpoint.spec, hardware)
+    if quantize is not None:
+        notes.append(check_kind(quantize, hardware.name))
     layout = ParallelLayout(tp=ranks.tp_size, pp=ranks.pp_size)
     shards = layout.shards(moe=checkpoint.spec.moe is not None)
     shard = next(s for s in shards if (s.tp, s.pp) == (ranks.tp, ranks.pp))
-    weights = load_weights(checkpoint, layout, shard, dtype=kind, device=where)
+    weights = load_weights(checkpoint, layout, shard, dtype=kind, device=where, ops=hardware.ops(), quantize=quantize)
     decoder = Decoder(checkpoint.spec, weights, hardware.ops(), ranks, where)
     found = _tokenizer(tokenizer, checkpoint.extras)
     defaults = _defaults(checkpoint.extras, found)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from jumar.ckpt_convert import Checkpoint, slices_for
+from jumar.device import Ops
 from jumar.schema.errors import ToolError
 from jumar.schema.parallel import ParallelLayout, Shard
 
@@ -18,6 +19,14 @@ DIALECT = "te"
 NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+class Tensors(dict[str, Tensor]):
+    """Tensors by name, and how their matrices are multiplied: `quantize` is None or one of `quantize.KINDS`."""
+
+    def __init__(self, ops: Ops, quantize: str | None) -> None:
+        super().__init__()
+        self.ops, self.quantize = ops, quantize
+
+
 @dataclass(slots=True)
 class Weights:
     """The tensors of a rank by megatron-core's names: those of the model, those of each layer, and those of its experts.
@@ -25,26 +34,33 @@ class Weights:
     linear_qkv is interleaved by KV group, linear_fc1 is the gate over the up-projection, as Megatron fuses them.
     """
 
-    model: dict[str, Tensor] = field(default_factory=dict)
-    layers: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    model: Tensors
+    layers: dict[int, Tensors] = field(default_factory=dict)
     experts: dict[int, dict[str, list[Tensor]]] = field(default_factory=dict)
 
 
 def load_weights(
-    checkpoint: Checkpoint, layout: ParallelLayout, shard: Shard, *, dtype: torch.dtype, device: torch.device
+    checkpoint: Checkpoint,
+    layout: ParallelLayout,
+    shard: Shard,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    ops: Ops,
+    quantize: str | None = None,
 ) -> Weights:
     """Reads a rank's tensors, one after another; multi-token-prediction layers are left out.
 
     Raises ToolError (3) where the layout does not fit the model, or a file is damaged.
     """
-    weights, spec = Weights(), checkpoint.spec
+    weights, spec = Weights(Tensors(ops, quantize)), checkpoint.spec
     for name, layer, expert, read in _tensors(checkpoint, layout, shard):
         keep, tensor = read
         tensor = tensor.to(device, torch.float32 if keep else dtype)
         if layer is None:
             weights.model[name] = tensor
         elif expert is None:
-            weights.layers.setdefault(layer, {})[name] = tensor
+            weights.layers.setdefault(layer, Tensors(ops, quantize))[name] = tensor
         else:
             weights.experts.setdefault(layer, {}).setdefault(name, []).append(tensor)
     if not weights.layers:

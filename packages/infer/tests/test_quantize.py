@@ -1,0 +1,70 @@
+"""Matrices in int8: near, and still independent of what else is computed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import infer_models
+from jumar.device import open_device
+from jumar.infer import Engine, Sampling
+from jumar.infer.engine import Limits
+from jumar.infer.quantize import KINDS, check_kind, quantised
+from jumar.schema.errors import Exit, ToolError
+
+PROMPTS = [infer_models.random_ids(n, vocab=infer_models.VOCAB, seed=n) for n in (3, 70, 33)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("out, inside", [(7, 33), (97, 64), (192, 576)])
+def test_products_are_near(kind: str, out: int, inside: int) -> None:
+    """Every product is within half a step of each weight, and of each input where those are rounded too (to 13 bits)."""
+    generator = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(out, inside, generator=generator), torch.randn(9, inside, generator=generator)
+    weight[3], x[1], x[2] = 0, 0, x[2] * 1e4
+    bias = torch.randn(out, generator=generator)
+    apply = quantised(kind, weight, bias, open_device("cpu").ops())
+    found, exact = apply(x), x @ weight.T + bias
+    bound = x.abs().sum(1, keepdim=True) * weight.abs().amax(1) / 127 / 2
+    if kind == "int8-dynamic":
+        bound = bound + x.abs().amax(1, keepdim=True) / 127 / 60 * weight.abs().sum(1)
+    assert ((found - exact).abs() <= 1.01 * bound + 1e-4).all()
+    assert ((found - exact).abs() > bound / 100).any()
+    assert torch.equal(found[1], bias)
+    assert torch.equal(torch.cat([apply(x[i : i + 4]) for i in range(0, 8, 4)]), found[:8])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_quantised_model_is_near_and_what_else_runs_changes_no_bit(kind: str, hf: Path) -> None:
+    limits = Limits(max_batch=4, chunk=32, cache_tokens=512)
+    engine = Engine.open(hf, limits, device="cpu", quantize=kind)
+    assert "int8" in engine.notes[1]
+    (scored,), (wanted,) = (e.score([([1], PROMPTS[1])]) for e in (engine, Engine.open(hf, limits, device="cpu")))
+    found, exact = ([s.logprob for s in r.scores] for r in (scored, wanted))
+    assert found == pytest.approx(exact, abs=0.3)
+    assert found != pytest.approx(exact, abs=1e-3)
+    asked = Sampling(max_new_tokens=6, ignore_eos=True, logprobs=0)
+    together = engine.generate(PROMPTS, asked)
+    alone = [engine.generate([p], replace(asked))[0] for p in PROMPTS]
+    assert [(r.output, r.logprobs) for r in together] == [(r.output, r.logprobs) for r in alone]
+
+
+@pytest.mark.parametrize("model_type", ["deepseek_v3", "qwen2_moe", "gpt2"])
+def test_other_families(model_type: str, tmp_path: Path) -> None:
+    infer_models.make(tmp_path / "hf", model_type)
+    scored = [
+        Engine.open(tmp_path / "hf", Limits(cache_tokens=128), device="cpu", quantize=q).score([([1], list(range(40)))])[0]
+        for q in (None, "int8-dynamic")
+    ]
+    exact, found = (torch.tensor([s.logprob for s in request.scores]) for request in scored)
+    assert 1e-4 < (exact - found).abs().mean() < 0.1
+
+
+def test_kinds_that_do_not_exist() -> None:
+    for kind, device in (("int4", "cpu"), ("int8-dynamic", "npu")):
+        with pytest.raises(ToolError) as fault:
+            check_kind(kind, device)
+        assert fault.value.code == Exit.USAGE
