@@ -59,7 +59,7 @@ def steps(data: str) -> list[list[Talk]]:
 
 @pytest.fixture(scope="module")
 def curves(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Curves:
-    """Of the cases that this session has selected."""
+    """Of the cases that are selected."""
     called = [item.callspec.params.get("case") for item in request.session.items if hasattr(item, "callspec")]
     cases = [case for case in CASES if case in called]
     place = Place(tmp_path_factory.mktemp("tuning"))
