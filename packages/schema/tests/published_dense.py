@@ -1,4 +1,4 @@
-"""config.json of published models without experts, and how many parameters their makers say they have: facts from the models' pages.
+"""config.json of published models without experts, and the parameters that their makers name: from the models' pages.
 
 Nemotron-H's, which its page gives as 8 B, is that of transformers' model.
 """

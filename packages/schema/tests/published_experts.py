@@ -1,4 +1,4 @@
-"""config.json of published models with experts, and how many parameters their makers say they have: facts from the models' pages.
+"""config.json of published models with experts, and the parameters that their makers name: from the models' pages.
 
 DeepSeek-V3's count is its 671 B and its MTP layer, without that layer's copies of the embedding and the head.
 """

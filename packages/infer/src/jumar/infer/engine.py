@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,9 +57,9 @@ class Engine:
         self.scheduler = Scheduler(self.cache, max_batch=limits.max_batch, chunk=chunk, max_tokens=limits.max_tokens)
 
     @classmethod
-    def open(cls, path: str | Path, limits: Limits | None = None, **options: object) -> Engine:
+    def open(cls, path: str | Path, limits: Limits | None = None, **options: Any) -> Engine:
         """The model of a directory; options as those of `open_model`."""
-        return cls(open_model(Path(path), **options), limits)  # type: ignore[arg-type]
+        return cls(open_model(Path(path), **options), limits)
 
     def _pages(self, limits: Limits) -> int:
         """Pages of the cache, one of them scratch."""

@@ -39,8 +39,8 @@ class How:
     def answers(self, engine: Engine, prompt: list[int], sampling: Sampling) -> list[Request]:
         """All answers to one prompt."""
         if self.num_beams > 1:
-            words = dict(num_beams=self.num_beams, length_penalty=self.length_penalty, returns=self.returns)
-            return search(engine, prompt, sampling, **words)  # type: ignore[arg-type]
+            beams, penalty = self.num_beams, self.length_penalty
+            return search(engine, prompt, sampling, num_beams=beams, length_penalty=penalty, returns=self.returns)
         requests = ask(engine, prompt, sampling, self.returns)
         engine.run(requests)
         return requests

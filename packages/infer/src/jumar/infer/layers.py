@@ -7,18 +7,18 @@ a key/value head, D head dim, E experts.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from jumar.device import Ops
+from jumar.device.rotary import attention_scale
 from jumar.infer.batch import Batch
 from jumar.infer.cache import Cache
 from jumar.infer.group import Ranks
 from jumar.infer.quantize import Matrix, quantised
-from jumar.infer.rotary import yarn_mscale
 from jumar.infer.weights import Tensors
 from jumar.schema.spec import ModelSpec, Moe
 
@@ -84,7 +84,7 @@ class Heads:
     def __call__(self, q_TND: Tensor, k_cache: Tensor, v_cache: Tensor, batch: Batch) -> Tensor:
         """k_cache, v_cache [pages, page_size, G, D], the batch's own keys already in it -> [T, N, D of v]."""
         out = q_TND.new_zeros(*q_TND.shape[:2], v_cache.shape[-1])
-        words = dict(scale=self.scale, softcap=self.softcap)
+        words: dict[str, Any] = {"scale": self.scale, "softcap": self.softcap}
         if batch.paged is not None:
             rows, table, lengths = batch.paged
             out[rows] = self.ops.paged_attention(
@@ -99,23 +99,12 @@ class Heads:
                 k, v = k[unseen:], v[unseen:]
             if span.count == 1:  # the heads that share a key/value head are its queries
                 q = q.view(1, k.shape[1], -1, q.shape[-1]).transpose(1, 2)
-                got = self.ops.attention(q, k[None], v[None], causal=False, **words)  # type: ignore[arg-type]
+                got = self.ops.attention(q, k[None], v[None], causal=False, **words)
                 out[span.at] = got[0].transpose(0, 1).flatten(0, 1)
             else:
-                got = self.ops.attention(q[None], k[None], v[None], window=self.window, **words)  # type: ignore[arg-type]
+                got = self.ops.attention(q[None], k[None], v[None], window=self.window, **words)
                 out[span.at : span.at + span.count] = got[0]
         return out
-
-
-def attention_scale(spec: ModelSpec) -> float:
-    """The factor of the scores. Under YaRN with mscale_all_dim, latent attention has mscale squared in it (DeepSeek-V2)."""
-    if spec.mla is None:
-        return spec.attn_scale or spec.head_dim**-0.5
-    scale: float = (spec.mla.nope_dim + spec.mla.rope_dim) ** -0.5
-    scaling = spec.rope.scaling
-    if scaling is not None and scaling.mscale_all_dim:
-        scale *= yarn_mscale(scaling.factor, scaling.mscale_all_dim) ** 2
-    return scale
 
 
 class Attention:

@@ -196,7 +196,7 @@ class App:
             return StreamingResponse(
                 _events(http, stream, answers, requests, with_usage=asked.include_usage), media_type="text/event-stream"
             )
-        async with aclosing(stream):  # type: ignore[type-var]
+        async with aclosing(stream):
             await self._wait(http, stream)
         return JSONResponse(answers.whole(requests))
 

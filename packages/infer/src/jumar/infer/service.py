@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 import traceback
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from jumar.infer.engine import Engine
@@ -95,7 +95,9 @@ class Service:
         if (listener := self._listeners.get(request)) is not None:
             listener.wake()
 
-    async def answers(self, asked: Sequence[tuple[Sequence[int], Sampling]], *, timeout_s: float) -> AsyncIterator[list[Request]]:
+    async def answers(
+        self, asked: Sequence[tuple[Sequence[int], Sampling]], *, timeout_s: float
+    ) -> AsyncGenerator[list[Request], None]:
         """Yields the requests whenever one of them went on, and every LOOK_S, until all are done; they are forgotten when the
         iterator is closed.
 

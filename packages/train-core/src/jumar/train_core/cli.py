@@ -2,7 +2,7 @@
 
 # Without `from __future__ import annotations`: typer would compile the text of every annotation, for help too.
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -47,10 +47,12 @@ def sft(recipe: Recipe, nproc: Nproc = None, sets: Sets = None, dry_run: DryRun 
     _start("sft", recipe, nproc, sets, dry_run, device)
 
 
-def _start(task: str, recipe: Path, nproc: int | None, sets: list[str] | None, dry_run: bool, device: str) -> None:
+def _start(
+    task: Literal["pretrain", "sft"], recipe: Path, nproc: int | None, sets: list[str] | None, dry_run: bool, device: str
+) -> None:
     from jumar.train_core.start import start
 
-    if code := start(task, recipe, sets or [], nproc=nproc, device=device, dry_run=dry_run):  # type: ignore[arg-type]
+    if code := start(task, recipe, sets or [], nproc=nproc, device=device, dry_run=dry_run):
         raise typer.Exit(code)
 
 

@@ -20,8 +20,9 @@ from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
 from jumar.device import Ops
+from jumar.device.rotary import attention_scale
 from jumar.schema.spec import ModelSpec
-from jumar.train_core.model.rotary import Rotary, yarn_mscale
+from jumar.train_core.model.rotary import Rotary
 from jumar.train_core.parallel.context import ContextAttention
 from jumar.train_core.parallel.packed import Packed, attend
 
@@ -46,17 +47,6 @@ class CoreAttention(MegatronModule):  # type: ignore[misc]  # megatron-core has 
         else:
             out = (self.context or self.ops.attention)(q, k, v, **settings)
         return out.transpose(0, 1).flatten(2)
-
-
-def attention_scale(spec: ModelSpec) -> float:
-    """The factor of the scores. Under YaRN with mscale_all_dim, latent attention has mscale squared in it (DeepSeek-V2)."""
-    if spec.mla is None:
-        return spec.attn_scale or spec.head_dim**-0.5
-    scale: float = (spec.mla.nope_dim + spec.mla.rope_dim) ** -0.5
-    scaling = spec.rope.scaling
-    if scaling is not None and scaling.mscale_all_dim:
-        scale *= yarn_mscale(scaling.factor, scaling.mscale_all_dim) ** 2
-    return scale
 
 
 class _Core:
