@@ -98,8 +98,8 @@ class Service:
     async def answers(
         self, asked: Sequence[tuple[Sequence[int], Sampling]], *, timeout_s: float
     ) -> AsyncGenerator[list[Request], None]:
-        """Yields the requests whenever one of them went on, and every LOOK_S, until all are done; they are forgotten when the
-        iterator is closed.
+        """Yields the requests whenever one of them went on, and every LOOK_S, at the end once when all are done; they are
+        forgotten when the iterator is closed.
 
         The first is yielded at once, before anything is computed. Raises QueueFull, TooSlow, and ToolError as of `Engine.add`
         (then nothing is computed).
@@ -109,17 +109,20 @@ class Service:
         end = time.monotonic() + timeout_s
         try:
             yield requests
-            while any(request.finish is None for request in requests):
-                timer = loop.call_later(
-                    LOOK_S, changed.set
-                )  # not asyncio.wait_for: before Python 3.12 it can lose a cancellation
-                await changed.wait()
-                timer.cancel()
-                changed.clear()
+            done = False
+            while not done:
+                if any(request.finish is None for request in requests):
+                    timer = loop.call_later(
+                        LOOK_S, changed.set
+                    )  # not asyncio.wait_for: before Python 3.12 it can lose a cancellation
+                    await changed.wait()
+                    timer.cancel()
+                    changed.clear()
                 if time.monotonic() > end:
                     raise TooSlow
                 if self.fault is not None:
                     raise RuntimeError("the engine has stopped") from self.fault
+                done = all(request.finish is not None for request in requests)
                 yield requests
         finally:
             self._forget(requests)
