@@ -44,7 +44,7 @@ def chromium() -> Path:
 
 
 class Browser:
-    """One page of one browser. Requests that the page made are in `requested`, what its console and the browser said in `said`."""
+    """One page of one browser. `requested`: what the page asked the network for; `said`: what the browser said of it."""
 
     def __init__(self) -> None:
         binary = chromium()

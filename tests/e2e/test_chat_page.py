@@ -95,7 +95,7 @@ def test_stop_and_errors(server: Running, browser: Browser) -> None:
     browser.until(lambda: browser.text("#send") == ["Send"] and browser.text(".error"))
     assert browser.js("document.querySelector('#text').value") == "hello"
     assert browser.text("article") == []
-    browser.js("key.value = '%s', longest.value = 90000" % KEY)
+    browser.js(f"key.value = '{KEY}', longest.value = 90000")
     for how in ("button", "key", "clear"):
         browser.js("document.querySelector('#text').value = ''")
         ask(browser, "forever", wait=False)

@@ -106,7 +106,7 @@ def llama_with_tokenizer(directory: Path, **changes: Any) -> PreTrainedModel:
 
 
 def talker(directory: Path, chains: dict[str, list[str]], **changes: Any) -> None:
-    """A Llama whose next token depends on the last one alone. After each key come its tokens, whatever text they are, then the end;
+    """A Llama whose next token depends on the last one alone. After each key come its tokens, whatever they say, then the end;
     a chain whose last token is its first never ends. A conversation is written as its last message.
 
     Keys and tokens are all different.

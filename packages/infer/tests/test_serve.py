@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,9 +53,9 @@ class Running:
             time.sleep(0.05)
 
 
-def start(hf: Path, home: Path, *words: str) -> Running:
+def start(hf: Path, home: Path, *words: str, python: Sequence[str] = (sys.executable,)) -> Running:
     (home / "keys").write_text(f"sk-other\n{KEY}\n")
-    command = [sys.executable, "-m", "jumar.infer", "serve", str(hf), "--port", "0", "--device", "cpu", "--name", "tiny"]
+    command = [*python, "-m", "jumar.infer", "serve", str(hf), "--port", "0", "--device", "cpu", "--name", "tiny"]
     log = (home / "log").open("w")
     process = subprocess.Popen(
         [*command, "--api-key-file", str(home / "keys"), *words],

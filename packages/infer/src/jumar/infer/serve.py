@@ -286,7 +286,8 @@ class Server(uvicorn.Server):
 
 
 def serve(engine: Engine, template: Template | None, settings: Settings, *, host: str, port: int, max_waiting: int) -> None:
-    """Listens until SIGTERM or Ctrl-C, then lets answers be finished. Raises ToolError (1) if the engine fails on the way."""
+    """Listens until SIGTERM or Ctrl-C, then lets answers be finished. Raises ToolError if the engine fails on the way:
+    1, or 4 where memory is short or another process is gone."""
     with listen(host, port) as open_socket:
         where = f"http://{f'[{host}]' if ':' in host else host}:{open_socket.getsockname()[1]}"
         if host not in LOOPBACK and not settings.keys:
@@ -296,8 +297,10 @@ def serve(engine: Engine, template: Template | None, settings: Settings, *, host
         config = uvicorn.Config(
             app.api, log_config=None, lifespan="off", timeout_graceful_shutdown=int(settings.drain_s), access_log=False
         )
+        server = Server(config)
+        service.on_fault = lambda: setattr(server, "should_exit", True)
         say("serving", f"{settings.name} at {where} (chat page there; API at {where}/v1); Ctrl-C ends it", "bold cyan")
-        Server(config).run(sockets=[open_socket])
+        server.run(sockets=[open_socket])
         service.stop()
     if service.fault is not None:
         raise stopped(service.fault)

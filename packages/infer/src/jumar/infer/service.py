@@ -49,11 +49,11 @@ class Counts:
 class Service:
     """Steps the engine while there is something to do. Requests come from one event loop.
 
-    max_waiting: requests that may wait for their turn
+    max_waiting: requests that may wait for their turn; on_fault: called when the engine has failed, and is not used any more
     """
 
-    def __init__(self, engine: Engine, *, max_waiting: int = 256) -> None:
-        self.engine, self.max_waiting, self.counts = engine, max_waiting, Counts()
+    def __init__(self, engine: Engine, *, max_waiting: int = 256, on_fault: Callable[[], object] = lambda: None) -> None:
+        self.engine, self.max_waiting, self.counts, self.on_fault = engine, max_waiting, Counts(), on_fault
         self.fault: BaseException | None = None
         self._listeners: dict[Request, Listener] = {}
         self._asked: dict[Request, float] = {}
@@ -81,11 +81,13 @@ class Service:
                     for request in moved:
                         self._note(request)
         except BaseException as fault:  # noqa: BLE001  # whatever it is, those who wait must hear of it
-            traceback.print_exc()
+            if not isinstance(fault, ToolError):
+                traceback.print_exc()
             with self._changed:
                 self.fault = fault
                 for listener in set(self._listeners.values()):
                     listener.wake()
+            self.on_fault()
 
     def _note(self, request: Request) -> None:
         if len(request.output) == 1 and request in self._asked:
@@ -186,4 +188,6 @@ class Service:
 
 def stopped(fault: BaseException) -> ToolError:
     """What the command says when the engine failed."""
+    if isinstance(fault, ToolError):
+        return fault
     return ToolError(f"the engine has stopped: {fault}", hint="see the traceback above", code=Exit.BUG)
