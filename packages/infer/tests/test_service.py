@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from jumar.infer import Engine, Sampling
-from jumar.infer.service import Service
+from jumar.infer.service import Ask, Service
 
 
 def test_an_answer_that_is_done_before_anybody_looks_is_heard_of(hf: Path) -> None:
@@ -15,7 +15,7 @@ def test_an_answer_that_is_done_before_anybody_looks_is_heard_of(hf: Path) -> No
     service = Service(Engine.open(hf, device="cpu"))
 
     async def late() -> list[str | None]:
-        stream = service.answers([([1, 2, 3], Sampling(max_new_tokens=2))], timeout_s=60)
+        stream = service.answers([Ask([1, 2, 3], Sampling(max_new_tokens=2))], timeout_s=60)
         (request,) = await anext(stream)
         end = time.monotonic() + 60
         while request.finish is None:

@@ -210,4 +210,4 @@ def _score(request: Request, stop: int, logits_RV: Tensor) -> None:
     """Row i of the last rows of tokens [.., stop) tells the token after it."""
     first = stop - len(logits_RV) + 1
     for row, at in zip(logits_RV, range(first, min(stop + 1, len(request.prompt))), strict=False):
-        request.scores.append(log_prob(row, request.prompt[at], 1))
+        request.scores.append(log_prob(row, request.prompt[at], request.sampling.logprobs or 1))

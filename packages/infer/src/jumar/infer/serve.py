@@ -9,9 +9,9 @@ import json
 import signal
 import socket
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from types import FrameType
@@ -22,7 +22,7 @@ from jumar.infer.engine import Engine
 from jumar.infer.generate import with_stops
 from jumar.infer.openai_api import Answers, Asked, ChatCompletion, Completion, Fault, Json, parse
 from jumar.infer.sampling import Sampling
-from jumar.infer.service import LOOK_S, QueueFull, Service, TooSlow, stopped
+from jumar.infer.service import LOOK_S, Ask, QueueFull, Service, TooSlow, stopped
 from jumar.schema.cli import say
 from jumar.schema.errors import Exit, ToolError
 
@@ -150,8 +150,10 @@ class App:
         asked: Completion = parse(Completion, await self._body(request))
         with _as_faults():
             prompts = asked.prompts(self.engine)
-            sampling = self._sampling(asked, logprobs=asked.logprobs)
-        return await self._answer(request, asked, prompts, sampling, chat=False)
+            sampling = self._sampling(asked, least=0 if asked.echo else 1, logprobs=asked.logprobs)
+        scored = 0 if asked.echo and asked.logprobs is not None else None
+        each = [Ask(prompt, sampling, scored) for prompt in prompts]
+        return await self._answer(request, asked, each, chat=False, echoes=asked.echoes(self.engine, prompts))
 
     async def chat(self, request: Request) -> Response:
         asked: ChatCompletion = parse(ChatCompletion, await self._body(request))
@@ -159,12 +161,10 @@ class App:
             raise Fault(400, "this model has no chat template: start the server with --template, or use /v1/completions")
         if asked.max_completion_tokens is not None:
             asked.max_tokens = asked.max_completion_tokens
-        if asked.top_logprobs and not asked.logprobs:
-            raise Fault(400, "top_logprobs goes with logprobs: true", param="top_logprobs")
         with _as_faults():
             prompt = asked.prompt(self.template)
             sampling = self._sampling(asked, logprobs=(asked.top_logprobs or 0) if asked.logprobs else None)
-        return await self._answer(request, asked, [prompt], with_stops(sampling, self.template), chat=True)
+        return await self._answer(request, asked, [Ask(prompt, with_stops(sampling, self.template))], chat=True)
 
     async def _body(self, request: Request) -> bytes:
         most, body = self.settings.max_body_bytes, bytearray()
@@ -174,25 +174,23 @@ class App:
                 raise Fault(413, f"the body is larger than {most} bytes")
         return bytes(body)
 
-    def _sampling(self, asked: Asked, **more: Any) -> Sampling:
+    def _sampling(self, asked: Asked, *, least: int = 1, **more: Any) -> Sampling:
         if asked.model != self.settings.name:
             raise Fault(404, f"there is no model {asked.model!r}; here is {self.settings.name!r}", code="model_not_found")
-        if asked.max_tokens is not None and not 1 <= asked.max_tokens <= self.settings.max_tokens:
-            raise Fault(400, f"max_tokens is {asked.max_tokens}, expected 1 to {self.settings.max_tokens}", param="max_tokens")
+        if asked.max_tokens is not None and not least <= asked.max_tokens <= self.settings.max_tokens:
+            what = f"max_tokens is {asked.max_tokens}, expected {least} to {self.settings.max_tokens}"
+            raise Fault(400, what, param="max_tokens")
         if asked.n is not None and asked.n < 1:
             raise Fault(400, f"n is {asked.n}, expected at least 1", param="n")
         return asked.sampling(self.engine, self.settings.default_tokens, **more)
 
-    async def _answer(self, http: Request, asked: Asked, prompts: list[list[int]], sampling: Sampling, *, chat: bool) -> Response:
+    async def _answer(self, http: Request, asked: Asked, each: list[Ask], *, chat: bool, echoes: Sequence[str] = ()) -> Response:
         returns = asked.n or 1
-        if len(prompts) * returns > self.settings.max_returns:
-            raise Fault(
-                400, f"{len(prompts) * returns} answers are asked for, at most {self.settings.max_returns} are given", param="n"
-            )
-        seeds = [None if sampling.seed is None else sampling.seed + i for i in range(returns)]
-        each = [(prompt, replace(sampling, seed=seed)) for prompt in prompts for seed in seeds]
-        answers = Answers(self.engine, self.settings.name, chat=chat, returns=returns)
-        stream = self.service.answers(each, timeout_s=self.settings.timeout_s)
+        if len(each) * returns > self.settings.max_returns:
+            what = f"{len(each) * returns} answers are asked for, at most {self.settings.max_returns} are given"
+            raise Fault(400, what, param="n")
+        answers = Answers(self.engine, self.settings.name, chat=chat, returns=returns, echoes=echoes)
+        stream = self.service.answers([one.again(i) for one in each for i in range(returns)], timeout_s=self.settings.timeout_s)
         with _as_faults():
             requests = await anext(stream)
         if asked.stream:

@@ -7,7 +7,7 @@ import threading
 import time
 import traceback
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from jumar.infer.engine import Engine
 from jumar.infer.sampling import Sampling
@@ -23,6 +23,20 @@ class QueueFull(Exception):
 
 class TooSlow(Exception):
     """An answer was not done in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One prompt; scored as of `Engine.add`."""
+
+    prompt: Sequence[int]
+    sampling: Sampling
+    scored: int | None = None
+
+    def again(self, number: int) -> Ask:
+        """The same, with a seed of its own."""
+        seed = self.sampling.seed
+        return self if seed is None else replace(self, sampling=replace(self.sampling, seed=seed + number))
 
 
 @dataclass(eq=False, slots=True)
@@ -97,9 +111,7 @@ class Service:
         if (listener := self._listeners.get(request)) is not None:
             listener.wake()
 
-    async def answers(
-        self, asked: Sequence[tuple[Sequence[int], Sampling]], *, timeout_s: float
-    ) -> AsyncGenerator[list[Request], None]:
+    async def answers(self, asked: Sequence[Ask], *, timeout_s: float) -> AsyncGenerator[list[Request], None]:
         """Yields the requests whenever one of them went on, and every LOOK_S, at the end once when all are done; they are
         forgotten when the iterator is closed.
 
@@ -129,7 +141,7 @@ class Service:
         finally:
             self._forget(requests)
 
-    def _add(self, asked: Sequence[tuple[Sequence[int], Sampling]], wake: Callable[[], object]) -> list[Request]:
+    def _add(self, asked: Sequence[Ask], wake: Callable[[], object]) -> list[Request]:
         if self.fault is not None:
             raise RuntimeError("the engine has stopped") from self.fault
         if len(self.engine.scheduler.waiting) + len(asked) > max(self.max_waiting, len(asked)):
@@ -137,8 +149,8 @@ class Service:
         requests: list[Request] = []
         with self._changed:
             try:
-                for prompt, sampling in asked:
-                    requests.append(self.engine.add(prompt, sampling))
+                for one in asked:
+                    requests.append(self.engine.add(one.prompt, one.sampling, scored=one.scored))  # noqa: PERF401  # kept on a fault
             except ToolError:
                 for request in requests:
                     self.engine.abort(request)
