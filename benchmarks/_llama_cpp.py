@@ -1,4 +1,4 @@
-"""llama.cpp through the xllamacpp wheel (pip install xllamacpp gguf), on the same weights: a GGUF file of the Llama family's tensors."""
+"""llama.cpp on the same weights, through its Python wheel: pip install xllamacpp gguf."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KINDS = {"F16": gguf.GGMLQuantizationType.F16, "Q8_0": gguf.GGMLQuantizationType
 
 
 def requantised(source: Path, target: Path, kind: str) -> None:
-    """The GGUF file `source` with its matrices in another type: the values that it has after its own rounding are rounded again."""
+    """The GGUF file `source` with its matrices in another type: what its own rounding left is rounded again."""
     reader = gguf.GGUFReader(source)
     writer = gguf.GGUFWriter(target, str(reader.fields["general.architecture"].contents()))
     for name, field in reader.fields.items():
