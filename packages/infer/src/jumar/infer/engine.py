@@ -15,6 +15,7 @@ from jumar.device import Device
 from jumar.infer.batch import Part, make_batch
 from jumar.infer.decoder import Decoder
 from jumar.infer.faults import hardware_faults
+from jumar.infer.memory import check_fits, free_bytes
 from jumar.infer.opening import Defaults, Opened, open_model
 from jumar.infer.sampling import Sampling, choose_tokens, log_prob
 from jumar.infer.scheduler import Request, Scheduler, Work
@@ -56,7 +57,8 @@ class Engine:
         self.paged = self.device.name != "cpu" if paged is None else paged
         chunk = -(-limits.chunk // PAGE) * PAGE
         pages = self._pages(limits)
-        self.cache = self.decoder.cache(pages, PAGE)
+        with hardware_faults():
+            self.cache = self.decoder.cache(pages, PAGE)
         self.scheduler = Scheduler(self.cache, max_batch=limits.max_batch, chunk=chunk, max_tokens=limits.max_tokens)
 
     @classmethod
@@ -66,13 +68,13 @@ class Engine:
         return cls(open_model(Path(path), alone=limits.max_batch == 1, **options), limits)
 
     def _pages(self, limits: Limits) -> int:
-        """Pages of the cache, one of them scratch."""
-        tokens = limits.cache_tokens
+        """Pages of the cache, one of them scratch. Raises ToolError (4) where the memory does not hold them."""
+        tokens, each, free = limits.cache_tokens, max(self.decoder.token_bytes(), 1), free_bytes(self.device)
         if tokens is None:
-            memory = self.device.memory()
-            free = max(memory.total_bytes - memory.allocated_bytes, 0)
             share = 0.25 if self.device.name == "cpu" else 0.8
-            tokens = min(limits.max_batch * (self.context + PAGE), int(free * share) // max(self.decoder.token_bytes(), 1))
+            tokens = max(PAGE, min(limits.max_batch * (self.context + PAGE), int(free * share) // each))
+        hint = f"a token needs {each} bytes: give --cache-tokens a smaller number"
+        check_fits(f"keys and values of {tokens} tokens", tokens * each, free, self.device.name, hint)
         return self.decoder.ranks.same(-(-tokens // PAGE) + 1)
 
     # --- requests
