@@ -144,7 +144,7 @@ def _defaults(extras: Path | None, tokenizer: Tokenizer | None) -> Defaults:
     generation = read_json(extras / "generation_config.json") if extras is not None else {}
     config = read_json(extras / "config.json") if extras is not None else {}
     eos = generation.get("eos_token_id", config.get("eos_token_id"))
-    ids = tuple(eos) if isinstance(eos, list) else (eos,) if isinstance(eos, int) else tokenizer.eos_ids if tokenizer else ()
+    ids = tuple(eos) if isinstance(eos, list) else (eos,) if eos is not None else tokenizer.eos_ids if tokenizer else ()
     values: dict[str, Any] = {}
     if generation.get("do_sample"):
         values = {"temperature": 1.0, "top_k": 50}
@@ -152,4 +152,8 @@ def _defaults(extras: Path | None, tokenizer: Tokenizer | None) -> Defaults:
     for key in ("max_new_tokens", "repetition_penalty"):
         if generation.get(key) is not None:
             values[key] = generation[key]
+    for key, value, kinds in (*(("eos_token_id", i, int) for i in ids), *((k, v, (int, float)) for k, v in values.items())):
+        if not isinstance(value, kinds):
+            what = f"{extras}: {key} is {value!r:.40}, expected a number"
+            raise ToolError(what, hint="see generation_config.json, and config.json for the end")
     return Defaults(ids, values)
