@@ -152,8 +152,8 @@ def _defaults(extras: Path | None, tokenizer: Tokenizer | None) -> Defaults:
     for key in ("max_new_tokens", "repetition_penalty"):
         if generation.get(key) is not None:
             values[key] = generation[key]
-    for key, value, kinds in (*(("eos_token_id", i, int) for i in ids), *((k, v, (int, float)) for k, v in values.items())):
-        if not isinstance(value, kinds):
+    for key, value in (*(("eos_token_id", i) for i in ids), *values.items()):
+        if not isinstance(value, int if key == "eos_token_id" else (int, float)):
             what = f"{extras}: {key} is {value!r:.40}, expected a number"
             raise ToolError(what, hint="see generation_config.json, and config.json for the end")
     return Defaults(ids, values)
