@@ -49,7 +49,7 @@ def test_two_ranks_are_one_process(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_ranks_are_one_process_for_every_family(tmp_path: Path) -> None:
-    assert_same(infer_models.ATTENTION, tmp_path)
+    assert_same(infer_models.FAMILIES, tmp_path)
 
 
 @pytest.mark.slow

@@ -53,7 +53,7 @@ class Engine:
         self.least_rows = ROWS if limits.max_batch > 1 else 1
         chunk = -(-limits.chunk // PAGE) * PAGE
         pages = self._pages(limits)
-        self.cache = self.decoder.cache(pages, PAGE)
+        self.cache = self.decoder.cache(pages, PAGE, limits.max_batch)
         self.scheduler = Scheduler(self.cache, max_batch=limits.max_batch, chunk=chunk, max_tokens=limits.max_tokens)
 
     @classmethod
@@ -66,9 +66,11 @@ class Engine:
         tokens = limits.cache_tokens
         if tokens is None:
             memory = self.device.memory()
-            free = max(memory.total_bytes - memory.allocated_bytes, 0)
+            free = memory.total_bytes - memory.allocated_bytes
             share = 0.25 if self.device.name == "cpu" else 0.8
-            tokens = min(limits.max_batch * (self.context + PAGE), int(free * share) // max(self.decoder.token_bytes(), 1))
+            left = max(int(free * share) - limits.max_batch * self.decoder.place_bytes(), 0)
+            each = self.decoder.token_bytes()
+            tokens = min(limits.max_batch * (self.context + PAGE), left // each if each else self.context)
         return self.decoder.ranks.same(-(-tokens // PAGE) + 1)
 
     # --- requests

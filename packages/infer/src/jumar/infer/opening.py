@@ -24,6 +24,7 @@ from jumar.schema.parallel import ParallelLayout
 from jumar.schema.spec import ModelSpec
 from jumar.schema.templates import read_json
 
+UNLIMITED = 1 << 20
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -128,8 +129,8 @@ def _dtype(name: str, spec: ModelSpec, device: Device) -> tuple[torch.dtype, str
 
 
 def _context(spec: ModelSpec) -> int:
-    """Positions that the model knows: by its configuration, more under dynamic scaling."""
-    scaling, positions = spec.rope.scaling, spec.max_position_embeddings
+    """Positions that the model knows: by its configuration, more under dynamic scaling, UNLIMITED if it counts none."""
+    scaling, positions = spec.rope.scaling, spec.max_position_embeddings or UNLIMITED
     stretched = spec.position == "rope" and scaling is not None and scaling.kind == "dynamic"
     return int(positions * scaling.factor) if stretched and scaling is not None else positions
 
