@@ -44,7 +44,7 @@ def assert_same(models: dict[str, tuple[str, dict]], home: Path) -> None:
 
 
 def test_two_ranks_are_one_process(tmp_path: Path) -> None:
-    assert_same({name: (name, {}) for name in ("qwen2", "deepseek_v3")}, tmp_path)
+    assert_same({name: (name, {}) for name in ("qwen2", "deepseek_v3", "nemotron_h")}, tmp_path)
 
 
 @pytest.mark.slow

@@ -24,8 +24,8 @@ SCRATCH = 0
 class Cache:
     """k[layer], v[layer] [pages, page_size, heads, dim]. v_dim 0: values are in the keys (latent attention), v is k.
 
-    states: what else is kept of sequences, of `places` at once. A sequence has its place as long as its first page. What went into
-    a state cannot be shared by pages: they never are then.
+    states: what else is kept of sequences, `places` of them at once. A sequence has its place as long as its first page. Pages
+    are never shared then: a state does not come apart into what was before and after.
     """
 
     def __init__(

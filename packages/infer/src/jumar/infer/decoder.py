@@ -46,9 +46,9 @@ class Decoder:
 
     def cache(self, pages: int, page_size: int, places: int) -> Cache:
         """An empty cache for this stage's layers. places: sequences at once, of a model with states."""
-        ssm, kind = self.spec.ssm, {"dtype": self.dtype, "device": self.device}
-        states = States(ssm, self.counts["ssm"], places, self.ranks.tp_size, **kind) if ssm else None
-        return Cache(*self._cache_shape(pages, page_size), **kind, states=states, places=places)
+        ssm, dtype, device = self.spec.ssm, self.dtype, self.device
+        states = States(ssm, self.counts["ssm"], places, self.ranks.tp_size, dtype=dtype, device=device) if ssm else None
+        return Cache(*self._cache_shape(pages, page_size), dtype=dtype, device=device, states=states, places=places)
 
     def token_bytes(self) -> int:
         """What one position takes in this rank's cache."""

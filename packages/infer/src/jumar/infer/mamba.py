@@ -6,7 +6,6 @@ Shapes: T tokens of a batch, H hidden, I inner size and C channels of the convol
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from jumar.device import Ops
@@ -76,17 +75,17 @@ class Mamba:
         window = torch.cat((conv[places], mixed_RC[..., None]), -1)
         conv[places] = window[..., 1:]
         mixed = (window * self.conv).sum(-1)
-        mixed = F.silu(mixed if self.conv_bias is None else mixed + self.conv_bias).float()
+        mixed = _silu((mixed if self.conv_bias is None else mixed + self.conv_bias).float())
         x, B, C = torch.split(mixed, self.convolved, -1)
         x = _each(x, self.heads)
         B, C = (_each(t, self.groups).repeat_interleave(self.heads // self.groups, 1) for t in (B, C))
-        dt = F.softplus(dt_RN.float() + self.dt_bias)
+        dt = _softplus(dt_RN.float() + self.dt_bias)
         state = ssm[places]  # where they follow one another, a part of `ssm` itself
         state.mul_((dt * self.A).exp()[..., None, None]).addcmul_((dt[..., None] * x)[..., None], B[:, :, None])
         if not isinstance(places, slice):
             ssm[places] = state
         y = (state @ C[..., None])[..., 0] + self.D[:, None] * x
-        return (y * F.silu(_each(z_RI.float(), self.heads))).to(z_RI.dtype).flatten(1)
+        return (y * _silu(_each(z_RI.float(), self.heads))).to(z_RI.dtype).flatten(1)
 
     def _norm(self, y_TI: Tensor) -> Tensor:
         """RMSNorm over each group by itself."""
@@ -97,7 +96,19 @@ class Mamba:
 
 def _each(x: Tensor, count: int) -> Tensor:
     """[..., count * size] to [..., count, size]."""
-    return x.unflatten(-1, (count, -1))
+    return x.reshape(*x.shape[:-1], count, -1)
+
+
+# On CPUs torch's own round what is left over behind whole vectors otherwise than what is in them: a row's numbers would depend
+# on how many rows there are. exp and log1p do not.
+
+
+def _silu(x: Tensor) -> Tensor:
+    return x / (1 + (-x).exp())
+
+
+def _softplus(x: Tensor) -> Tensor:
+    return torch.where(x > 20, x, x.exp().log1p())
 
 
 NORMS: dict[LayerKind, str] = {"ssm": "norm", "attention": "input_layernorm", "mlp": "pre_mlp_layernorm"}
