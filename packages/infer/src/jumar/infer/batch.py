@@ -11,9 +11,6 @@ from torch import Tensor
 from jumar.infer.cache import SCRATCH, Cache
 from jumar.infer.states import Where, where
 
-ROWS = 4
-"""From this many rows on, a row's product with a matrix does not depend on the other rows, on the CPU (a test says so)."""
-
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -50,7 +47,6 @@ class Span:
 class Batch:
     """tokens_T, positions_T, slots_T int64: slots are places in the cache. wanted: rows whose logits are asked for.
 
-    least_rows: matrices are multiplied with so many rows at least
     paged: those spans of one token that go through the kernel for pages (rows, block table, lengths); None: all are one by one
     single: rows and places of the spans of one token, where there are any and the model keeps states
     """
@@ -60,19 +56,17 @@ class Batch:
     slots_T: Tensor
     spans: tuple[Span, ...]
     wanted: Tensor
-    least_rows: int = 1
     paged: tuple[Tensor, Tensor, Tensor] | None = None
     single: tuple[Where, Where] | None = None
 
     @property
     def lengths(self) -> list[tuple[int, int]]:
-        """(rows, length of the text) of each span, and of the rows that fill up."""
-        filled = sum(s.count for s in self.spans)
-        return [*((s.count, s.length) for s in self.spans), (len(self.tokens_T) - filled, 0)]
+        """(rows, length of the text) of each span."""
+        return [(s.count, s.length) for s in self.spans]
 
 
-def make_batch(parts: Sequence[Part], cache: Cache, device: torch.device, *, paged: bool, least_rows: int = 1) -> Batch:
-    """least_rows: rows are added until there are so many."""
+def make_batch(parts: Sequence[Part], cache: Cache, device: torch.device, *, paged: bool) -> Batch:
+    """One row of tokens from all parts; paged: parts of one token go through the kernel for pages."""
     tokens: list[int] = []
     positions, slots, spans, wanted = [], [], [], list[int]()
     for part in parts:
@@ -85,17 +79,12 @@ def make_batch(parts: Sequence[Part], cache: Cache, device: torch.device, *, pag
         positions.append(torch.arange(part.start, end))
         slots.append(cache.slots(part.pages, part.start, end))
         wanted += range(at + count - part.wanted, at + count)
-    if (missing := least_rows - len(tokens)) > 0:
-        tokens += [0] * missing
-        positions.append(torch.zeros(missing, dtype=torch.int64))
-        slots.append(torch.full((missing,), SCRATCH * cache.page_size))
     return Batch(
         torch.tensor(tokens, device=device),
         torch.cat(positions).to(device),
         torch.cat(slots).to(device),
         tuple(spans),
         torch.tensor(wanted, dtype=torch.int64, device=device),
-        least_rows,
         _tables(parts, spans, device) if paged else None,
         _single(spans, device) if cache.states is not None else None,
     )

@@ -12,9 +12,9 @@ from jumar.device import Ops
 from jumar.infer.batch import Batch
 from jumar.infer.cache import Cache
 from jumar.infer.group import Ranks
-from jumar.infer.layers import Layer, Linear, Norm, Turn
+from jumar.infer.layers import Layer, Norm, Turn
 from jumar.infer.mamba import SingleLayer
-from jumar.infer.quantize import quantised
+from jumar.infer.matrices import Matrix
 from jumar.infer.rotary import cos_sin
 from jumar.infer.states import States, state_bytes
 from jumar.infer.weights import Tensors, Weights
@@ -104,21 +104,15 @@ class Decoder:
     def _logits(self, x_TH: Tensor, batch: Batch) -> Tensor:
         assert self.norm is not None
         assert self.head is not None
-        logits = self.head(self.norm(x_TH[_filled(batch)]).to(self.dtype))[: len(batch.wanted)]
+        logits = self.head(self.norm(x_TH[batch.wanted]).to(self.dtype))
         logits = self.ranks.gather(logits)[:, : self.spec.vocab_size].float()
         if cap := self.spec.final_softcap:
             logits = cap * torch.tanh(logits / cap)
         return logits
 
 
-def _head(model: Tensors) -> Linear:
+def _head(model: Tensors) -> Matrix:
     """The output layer, whose weight is the embedding's where they are tied."""
-    weight = model.get("output_layer.weight", model.get("embedding.word_embeddings.weight"))
+    weight = model.pop("output_layer.weight", model.get("embedding.word_embeddings.weight"))
     assert weight is not None
-    return Linear(weight, None, quantised(model.quantize, weight, None, model.ops) if model.quantize else None)
-
-
-def _filled(batch: Batch) -> Tensor:
-    """The rows that are wanted, with others behind them where the batch was filled up to more."""
-    missing = batch.least_rows - len(batch.wanted)
-    return batch.wanted if missing <= 0 or not len(batch.wanted) else torch.cat((batch.wanted, batch.wanted[:1].expand(missing)))
+    return model.matrices(weight)

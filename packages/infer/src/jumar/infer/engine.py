@@ -12,7 +12,7 @@ from torch import Tensor
 
 from jumar.ckpt_convert import Checkpoint
 from jumar.device import Device
-from jumar.infer.batch import ROWS, Part, make_batch
+from jumar.infer.batch import Part, make_batch
 from jumar.infer.decoder import Decoder
 from jumar.infer.opening import Defaults, Opened, open_model
 from jumar.infer.sampling import Sampling, choose_tokens, log_prob
@@ -50,7 +50,6 @@ class Engine:
         self.notes = opened.notes
         self.context = opened.context
         self.paged = self.device.name != "cpu" if paged is None else paged
-        self.least_rows = ROWS if limits.max_batch > 1 else 1
         chunk = -(-limits.chunk // PAGE) * PAGE
         pages = self._pages(limits)
         self.cache = self.decoder.cache(pages, PAGE, limits.max_batch)
@@ -59,7 +58,8 @@ class Engine:
     @classmethod
     def open(cls, path: str | Path, limits: Limits | None = None, **options: Any) -> Engine:
         """The model of a directory; options as those of `open_model`."""
-        return cls(open_model(Path(path), **options), limits)
+        limits = limits or Limits()
+        return cls(open_model(Path(path), alone=limits.max_batch == 1, **options), limits)
 
     def _pages(self, limits: Limits) -> int:
         """Pages of the cache, one of them scratch."""
@@ -143,7 +143,7 @@ class Engine:
 
     def compute(self, parts: Sequence[Part]) -> Tensor:
         """Logits of the tokens that are asked for, [rows, vocab]; the keys of all are in the cache then."""
-        batch = make_batch(parts, self.cache, self.decoder.device, paged=self.paged, least_rows=self.least_rows)
+        batch = make_batch(parts, self.cache, self.decoder.device, paged=self.paged)
         return self.decoder(batch, self.cache)
 
     @torch.inference_mode()

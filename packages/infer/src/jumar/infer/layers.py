@@ -18,7 +18,7 @@ from jumar.device.rotary import attention_scale
 from jumar.infer.batch import Batch
 from jumar.infer.cache import Cache
 from jumar.infer.group import Ranks
-from jumar.infer.quantize import Matrix, quantised
+from jumar.infer.matrices import Matrix
 from jumar.infer.weights import Tensors
 from jumar.schema.spec import ModelSpec, Moe
 
@@ -26,28 +26,12 @@ Turn = tuple[Tensor, Tensor]
 """Cosines and sines [T, 1, dims that are rotated]."""
 
 
-class Linear:
-    """x W^T + bias, by a weight [out, in] as it is or in int8."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None = None, matrix: Matrix | None = None) -> None:
-        self.weight, self.bias, self.matrix = weight, bias, matrix
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias) if self.matrix is None else self.matrix(x)
+def linear(tensors: Tensors, name: str, *, bias: bool = True, exact: bool = False) -> Matrix:
+    """The matrix `name`.weight with its bias, if it has one; the tensor itself is let go. exact: never in int8."""
+    return tensors.matrices(tensors.pop(f"{name}.weight"), tensors.get(f"{name}.bias") if bias else None, exact=exact)
 
 
-def linear(tensors: Tensors, name: str, *, bias: bool = True, exact: bool = False) -> Linear:
-    """The matrix `name`.weight with its bias, if it has one. exact: never in int8."""
-    added = tensors.get(f"{name}.bias") if bias else None
-    weight = tensors[f"{name}.weight"]
-    if tensors.quantize is None or exact:
-        return Linear(weight, added)
-    made = quantised(tensors.quantize, weight, added, tensors.ops)
-    del tensors[f"{name}.weight"]  # what it was is not needed any more
-    return Linear(weight[:0], added, made)
-
-
-def row_linear(tensors: Tensors, name: str, ranks: Ranks, *, exact: bool = False) -> Callable[[Tensor], Tensor]:
+def row_linear(tensors: Tensors, name: str, ranks: Ranks, *, exact: bool = False) -> Matrix:
     """A matrix whose input is cut over tensor-parallel ranks: products are summed, then the bias is added once."""
     if ranks.tp_size == 1:
         return linear(tensors, name, exact=exact)
@@ -147,7 +131,8 @@ class LatentAttention:
         self.q_up = linear(tensors, a + ("linear_q_up_proj" if self.q_down else "linear_q_proj"))
         self.kv_down, self.kv_norm = linear(tensors, a + "linear_kv_down_proj"), Norm(spec, ops, tensors, a + "kv_layernorm")
         up = tensors[a + "linear_kv_up_proj.weight"].view(-1, spec.mla.nope_dim + spec.mla.v_dim, spec.mla.kv_lora_rank)
-        self.k_up, self.v_up = torch.split(up, [spec.mla.nope_dim, spec.mla.v_dim], 1)
+        k_up, v_up = torch.split(up, [spec.mla.nope_dim, spec.mla.v_dim], 1)
+        self.k_up, self.v_up = tensors.matrices.of_heads(k_up.transpose(1, 2)), tensors.matrices.of_heads(v_up)
         self.proj = row_linear(tensors, a + "linear_proj", ranks)
         self.heads, self.ops, self.interleaved = Heads(spec, ops, layer), ops, spec.rope.interleaved
 
@@ -161,10 +146,10 @@ class LatentAttention:
         q_rope = self.ops.rope(q_rope, *turn, interleaved=self.interleaved)
         k_rope = self.ops.rope(k_rope[:, None], *turn, interleaved=self.interleaved)
         k = torch.cat((self.kv_norm(latent)[:, None], k_rope), -1)
-        q = torch.cat((torch.einsum("tnd,ndl->tnl", q_nope, self.k_up), q_rope), -1)
+        q = torch.cat((self.k_up(q_nope), q_rope), -1)
         k_cache.flatten(0, 1).index_copy_(0, batch.slots_T, k)
         out = self.heads(q, k_cache, v_cache, batch)[..., : mla.kv_lora_rank]
-        return self.proj(torch.einsum("tnl,nvl->tnv", out, self.v_up).flatten(1))
+        return self.proj(self.v_up(out).flatten(1))
 
 
 class Activation:
@@ -217,21 +202,23 @@ class Experts:
     ) -> None:
         assert spec.moe is not None
         m = "mlp."
-        self.moe, self.ops, self.activation, self.ranks = spec.moe, ops, activation, ranks
-        self.router, self.bias = tensors[m + "router.weight"].float(), tensors.get(m + "router.expert_bias")
-        self.fc1, self.fc2 = experts[m + "experts.linear_fc1.weight"], experts[m + "experts.linear_fc2.weight"]
+        self.moe, self.ops, self.activation, self.ranks, make = spec.moe, ops, activation, ranks, tensors.matrices
+        self.router = make(tensors[m + "router.weight"].float(), exact=True)
+        self.bias = tensors.get(m + "router.expert_bias")
+        self.fc1, self.fc2 = (make.grouped(experts[f"{m}experts.linear_fc{i}.weight"]) for i in (1, 2))
         self.shared = Mlp(tensors, m + "shared_experts", activation, Ranks()) if spec.moe.shared_ffn_size else None
-        self.gate = tensors.get(m + "shared_experts.gate_weight")
+        gate = tensors.get(m + "shared_experts.gate_weight")
+        self.gate = None if gate is None else make(gate, exact=True)
 
     def __call__(self, x_TH: Tensor) -> Tensor:
-        weights_TK, chosen_TK = choose(F.linear(x_TH.float(), self.router), self.moe, self.bias)
+        weights_TK, chosen_TK = choose(self.router(x_TH.float()), self.moe, self.bias)
         rows, order = self.ops.permute(x_TH, chosen_TK)
         counts = torch.bincount(chosen_TK.flatten(), minlength=self.moe.num_experts)
-        rows = self.ops.grouped_matmul(self.activation(self.ops.grouped_matmul(rows, self.fc1, counts)), self.fc2, counts)
+        rows = self.fc2(self.activation(self.fc1(rows, counts)), counts)
         out = self.ops.unpermute(rows, order, weights_TK.to(rows.dtype), k=self.moe.top_k)
         if self.shared is not None:
             shared = self.shared(x_TH)
-            out = out + (shared if self.gate is None else shared * F.linear(x_TH, self.gate).sigmoid())
+            out = out + (shared if self.gate is None else shared * self.gate(x_TH).sigmoid())
         return self.ranks.sum(out)
 
 

@@ -15,7 +15,7 @@ from jumar.ckpt_convert.merge import merged, open_adapter
 from jumar.device import Device, open_device
 from jumar.infer.decoder import Decoder
 from jumar.infer.group import Ranks, join
-from jumar.infer.quantize import check_kind
+from jumar.infer.matrices import Matrices, check_kind
 from jumar.infer.sampling import Sampling
 from jumar.infer.tokenizer import Tokenizer
 from jumar.infer.weights import NAMES, load_weights
@@ -64,13 +64,15 @@ def open_model(
     iteration: str | None = None,
     family: str | None = None,
     pp: int = 1,
+    alone: bool = False,
 ) -> Opened:
     """Opens a Hugging Face or Megatron directory of any layout; nothing is written, and each rank reads its slices.
 
     dtype:   fp32, bf16, fp16, or auto: as published on an accelerator, fp32 on a CPU
-    quantize: one of `quantize.KINDS`: matrices in int8, but MLPs' second ones, experts, latent attention's up-projections
+    quantize: one of `matrices.KINDS`: matrices in int8, but MLPs' second ones, experts, latent attention's up-projections
     adapter: a LoRA, PEFT's or Megatron's, that is merged into the weights as they are read
     pp:      stages under torchrun; the processes of each share its layers by tensor parallelism
+    alone:   one request at a time: matrices are held in the form that is fastest for one row
     Raises ToolError: 2 for a dtype that does not exist, 3 for what is wrong with the files, 4 for the device.
     """
     hardware = open_device(device)
@@ -83,7 +85,8 @@ def open_model(
     layout = ParallelLayout(tp=ranks.tp_size, pp=ranks.pp_size)
     shards = layout.shards(moe=checkpoint.spec.moe is not None)
     shard = next(s for s in shards if (s.tp, s.pp) == (ranks.tp, ranks.pp))
-    weights = load_weights(checkpoint, layout, shard, dtype=kind, device=where, ops=hardware.ops(), quantize=quantize)
+    matrices = Matrices(hardware.ops(), where, quantize, alone)
+    weights = load_weights(checkpoint, layout, shard, dtype=kind, matrices=matrices)
     decoder = Decoder(checkpoint.spec, weights, hardware.ops(), ranks, where)
     found = _tokenizer(tokenizer, checkpoint.extras)
     defaults = _defaults(checkpoint.extras, found)

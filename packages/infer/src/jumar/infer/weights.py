@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from jumar.ckpt_convert import Checkpoint, slices_for
-from jumar.device import Ops
+from jumar.infer.matrices import Matrices
 from jumar.schema.errors import ToolError
 from jumar.schema.parallel import ParallelLayout, Shard
 
@@ -20,11 +20,11 @@ NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.
 
 
 class Tensors(dict[str, Tensor]):
-    """Tensors by name, and how their matrices are multiplied: `quantize` is None or one of `quantize.KINDS`."""
+    """Tensors by name, and what makes matrices of them."""
 
-    def __init__(self, ops: Ops, quantize: str | None) -> None:
+    def __init__(self, matrices: Matrices) -> None:
         super().__init__()
-        self.ops, self.quantize = ops, quantize
+        self.matrices = matrices
 
 
 @dataclass(slots=True)
@@ -45,22 +45,20 @@ def load_weights(
     shard: Shard,
     *,
     dtype: torch.dtype,
-    device: torch.device,
-    ops: Ops,
-    quantize: str | None = None,
+    matrices: Matrices,
 ) -> Weights:
     """Reads a rank's tensors, one after another; multi-token-prediction layers are left out.
 
     Raises ToolError (3) where the layout does not fit the model, or a file is damaged.
     """
-    weights, spec = Weights(Tensors(ops, quantize)), checkpoint.spec
+    weights, spec = Weights(Tensors(matrices)), checkpoint.spec
     for name, layer, expert, read in _tensors(checkpoint, layout, shard):
         keep, tensor = read
-        tensor = tensor.to(device, torch.float32 if keep else dtype)
+        tensor = tensor.to(matrices.device, torch.float32 if keep else dtype)
         if layer is None:
             weights.model[name] = tensor
         elif expert is None:
-            weights.layers.setdefault(layer, Tensors(ops, quantize))[name] = tensor
+            weights.layers.setdefault(layer, Tensors(matrices))[name] = tensor
         else:
             weights.experts.setdefault(layer, {}).setdefault(name, []).append(tensor)
     if not weights.layers:
