@@ -24,7 +24,8 @@ class Mamba:
     def __init__(self, spec: ModelSpec, ops: Ops, tensors: Tensors, ranks: Ranks) -> None:
         assert spec.ssm is not None
         m, self.ssm, self.ops, self.eps = "mixer.", spec.ssm, ops, spec.norm_eps
-        self.in_proj, self.out_proj = linear(tensors, m + "in_proj"), row_linear(tensors, m + "out_proj", ranks)
+        self.in_proj = linear(tensors, m + "in_proj")
+        self.out_proj = row_linear(tensors, m + "out_proj", ranks, exact=True)  # it sums the widest rows, as an MLP's second
         self.conv, self.conv_bias = tensors[m + "conv1d.weight"].squeeze(1), tensors.get(m + "conv1d.bias")
         self.A, self.D = -tensors[m + "A_log"].float().exp(), tensors[m + "D"].float()
         self.dt_bias, self.norm_weight = tensors[m + "dt_bias"].float(), tensors[m + "norm.weight"]

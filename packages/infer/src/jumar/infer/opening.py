@@ -69,7 +69,8 @@ def open_model(
     """Opens a Hugging Face or Megatron directory of any layout; nothing is written, and each rank reads its slices.
 
     dtype:   fp32, bf16, fp16, or auto: as published on an accelerator, fp32 on a CPU
-    quantize: one of `matrices.KINDS`: matrices in int8, but MLPs' second ones, experts, latent attention's up-projections
+    quantize: one of `matrices.KINDS`: matrices in int8, but the last ones of MLPs and mixers, experts, and
+             latent attention's up-projections
     adapter: a LoRA, PEFT's or Megatron's, that is merged into the weights as they are read
     pp:      stages under torchrun; the processes of each share its layers by tensor parallelism
     alone:   one request at a time: matrices are held in the form that is fastest for one row
