@@ -34,8 +34,8 @@ def main() -> None:
     one = Engine.open(path, Limits(max_batch=1, cache_tokens=1024), device="cpu")
     int8 = Engine.open(path, Limits(max_batch=1, cache_tokens=1024), device="cpu", quantize="int8-dynamic")
     eight = Engine.open(path, Limits(max_batch=8, cache_tokens=4096), device="cpu")
-    prompts = [ids(length, one.decoder.spec.vocab_size) for length in LENGTHS]
-    single = ids(PROMPT, one.decoder.spec.vocab_size)
+    prompts = [ids(length, one.decoder.vocab_size) for length in LENGTHS]
+    single = ids(PROMPT, one.decoder.vocab_size)
 
     times = best(
         {

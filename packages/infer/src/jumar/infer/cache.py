@@ -84,7 +84,6 @@ class Cache:
         self._clear(chosen)
         if self.states is not None:
             self._place_of[chosen[0]] = self._open.pop(0)
-            self.states.clear(self.place(chosen))
         return chosen
 
     def _clear(self, pages: Sequence[int]) -> None:
@@ -112,8 +111,10 @@ class Cache:
             if not self._users[page]:
                 self._free[page] = None
                 self._free.move_to_end(page, last=page in self._key_of)
-                if page in self._place_of:
-                    self._open.append(self._place_of.pop(page))
+                if self.states is not None and page in self._place_of:
+                    place = self._place_of.pop(page)
+                    self.states.clear(place)
+                    self._open.append(place)
 
     def share(self, tokens: Sequence[int], step: int) -> list[int]:
         """Pages that hold the keys of the beginning of `tokens`, of at most all but the last one; a multiple of `step` tokens."""

@@ -52,6 +52,10 @@ Stop = Annotated[
 ]
 Seed = Annotated[int | None, typer.Option(help="The same answers again.", show_default="another each time", rich_help_panel=WHAT)]
 TemplateName = Annotated[str, typer.Option("--template", help="auto (the model's), a name, or FILE.jinja.", rich_help_panel=WHAT)]
+EngineName = Annotated[
+    str,
+    typer.Option("--engine", help="auto, jumar or transformers; auto: jumar, where it knows the model.", rich_help_panel=HOW),
+]
 DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or npu.", rich_help_panel=HOW)]
 Dtype = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.", rich_help_panel=HOW)]
 Quantize = Annotated[
@@ -105,6 +109,7 @@ def generate(
         int | None, typer.Option(min=0, help="Log-probabilities, with N alternatives each.", rich_help_panel=WHAT)
     ] = None,
     template: TemplateName = "auto",
+    engine_name: EngineName = "auto",
     device: DeviceName = "auto",
     dtype: Dtype = "auto",
     quantize: Quantize = None,
@@ -126,7 +131,7 @@ def generate(
 
     _check_input(source)
     batch = max(max_batch if prompt is None else num_return, num_beams)
-    engine = _engine(model, batch, cache_tokens, device, dtype, quantize, tokenizer, adapter, iteration, family, pp)
+    engine = _engine(model, batch, cache_tokens, engine_name, device, dtype, quantize, tokenizer, adapter, iteration, family, pp)
     if seed is None and _world() > 1:  # ranks draw the same tokens
         seed = engine.decoder.ranks.same(secrets.randbits(40))
     sampling = engine.defaults.sampling(
@@ -173,6 +178,7 @@ def chat(
     stop: Stop = None,
     seed: Seed = None,
     template: TemplateName = "auto",
+    engine_name: EngineName = "auto",
     device: DeviceName = "auto",
     dtype: Dtype = "auto",
     quantize: Quantize = None,
@@ -186,7 +192,7 @@ def chat(
     from jumar.infer.chat import Chat
     from jumar.infer.generate import chat_template, with_stops
 
-    engine = _engine(model, 1, cache_tokens, device, dtype, quantize, tokenizer, adapter, iteration, family)
+    engine = _engine(model, 1, cache_tokens, engine_name, device, dtype, quantize, tokenizer, adapter, iteration, family)
     opened = chat_template(engine, template)
     sampling = engine.defaults.sampling(
         max_new_tokens=max_new_tokens,
@@ -214,6 +220,7 @@ def serve(
     timeout_s: Annotated[float, typer.Option(min=0.1, help="For a whole answer.", rich_help_panel="Limits")] = 600,
     drain_s: Annotated[float, typer.Option(min=0, help="For answers at the end.", rich_help_panel="Limits")] = 60,
     template: TemplateName = "auto",
+    engine_name: EngineName = "auto",
     device: DeviceName = "auto",
     dtype: Dtype = "auto",
     quantize: Quantize = None,
@@ -231,7 +238,7 @@ def serve(
     keys = work.read_keys(api_key_file)
     with work.listen(host, port):
         pass  # a port that is taken is told before the model is read
-    engine = _engine(model, max_batch, cache_tokens, device, dtype, quantize, tokenizer, adapter, iteration, family)
+    engine = _engine(model, max_batch, cache_tokens, engine_name, device, dtype, quantize, tokenizer, adapter, iteration, family)
     opened = None
     if engine.tokenizer is not None and (template != "auto" or engine.tokenizer.has_template):
         opened = open_template(engine.tokenizer, template)
@@ -254,6 +261,7 @@ def score(
         str, typer.Argument(metavar="FILE.jsonl | -", help='Lines {"text": ...} or {"prompt": ..., "completion": ...}.')
     ],
     each: Annotated[bool, typer.Option("--logprobs", help="Those of every token too.")] = False,
+    engine_name: EngineName = "auto",
     device: DeviceName = "auto",
     dtype: Dtype = "auto",
     quantize: Quantize = None,
@@ -271,12 +279,16 @@ def score(
     from jumar.infer.score import score_rows
 
     _check_input(source)
-    engine = _engine(model, max_batch, cache_tokens, device, dtype, quantize, tokenizer, adapter, iteration, family, pp)
+    engine = _engine(
+        model, max_batch, cache_tokens, engine_name, device, dtype, quantize, tokenizer, adapter, iteration, family, pp
+    )
     found = score_rows(engine, source, each=each)
     print_json({"scores": list(found)}) if as_json else write_lines(found)
 
 
-def _engine(model: Path, max_batch: int, cache_tokens: int | None, device: str, dtype: str, *rest: Any) -> "Engine":
+def _engine(
+    model: Path, max_batch: int, cache_tokens: int | None, engine_name: str, device: str, dtype: str, *rest: Any
+) -> "Engine":
     from jumar.infer.engine import Engine, Limits
 
     quantize, tokenizer, adapter, iteration, family, *stages = rest
@@ -285,6 +297,7 @@ def _engine(model: Path, max_batch: int, cache_tokens: int | None, device: str, 
     engine = Engine.open(
         model,
         Limits(max_batch=max_batch, cache_tokens=cache_tokens),
+        engine=engine_name,
         device=device,
         dtype=dtype,
         quantize=quantize,

@@ -24,8 +24,10 @@ from jumar.schema.spec import LayerKind, ModelSpec
 class Decoder:
     """The layers of this rank's stage, with the embedding on the first and the output layer on the last."""
 
+    in_chunks = True
+
     def __init__(self, spec: ModelSpec, weights: Weights, ops: Ops, ranks: Ranks, device: torch.device) -> None:
-        self.spec, self.ranks, self.device = spec, ranks, device
+        self.spec, self.ranks, self.device, self.vocab_size = spec, ranks, device, spec.vocab_size
         model = weights.model
         self.layers: list[tuple[Layer | SingleLayer, int]] = []  # with their numbers among those of their kind
         self.counts: Counter[LayerKind] = Counter()

@@ -15,7 +15,7 @@ class Places(Protocol):
     """Something kept of each sequence, at the sequence's place."""
 
     def clear(self, place: int) -> None:
-        """A sequence begins here."""
+        """Nothing is kept any more."""
 
     def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """What is kept at each source, at each target. They may overlap."""
