@@ -55,12 +55,12 @@ def assert_same(models: dict[str, tuple[str, dict]], home: Path) -> None:
 
 
 def test_two_ranks_are_one_process(tmp_path: Path) -> None:
-    assert_same({name: (name, {}) for name in ("qwen2", "deepseek_v3")}, tmp_path)
+    assert_same({name: (name, {}) for name in ("qwen2", "deepseek_v3", "nemotron_h")}, tmp_path)
 
 
 @pytest.mark.slow
 def test_two_ranks_are_one_process_for_every_family(tmp_path: Path) -> None:
-    assert_same(infer_models.ATTENTION, tmp_path)
+    assert_same(infer_models.FAMILIES, tmp_path)
 
 
 @pytest.mark.slow

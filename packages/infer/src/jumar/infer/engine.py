@@ -10,12 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jumar.ckpt_convert import Checkpoint
 from jumar.device import Device
 from jumar.infer.batch import Part, make_batch
-from jumar.infer.decoder import Decoder
 from jumar.infer.faults import hardware_faults
-from jumar.infer.opening import Defaults, Opened, open_model
+from jumar.infer.opening import UNLIMITED, Computes, Defaults, Opened, open_model
 from jumar.infer.sampling import Sampling, choose_tokens, log_prob
 from jumar.infer.scheduler import Request, Scheduler, Work
 from jumar.infer.tokenizer import TextStream, Tokenizer
@@ -46,17 +44,16 @@ class Engine:
 
     def __init__(self, opened: Opened, limits: Limits | None = None, *, paged: bool | None = None) -> None:
         limits = limits or Limits()
-        self.decoder: Decoder = opened.decoder
+        self.decoder: Computes = opened.decoder
         self.device: Device = opened.device
-        self.checkpoint: Checkpoint = opened.checkpoint
         self.tokenizer: Tokenizer | None = opened.tokenizer
         self.defaults: Defaults = opened.defaults
         self.notes = opened.notes
         self.context = opened.context
         self.paged = self.device.name != "cpu" if paged is None else paged
-        chunk = -(-limits.chunk // PAGE) * PAGE
+        chunk = -(-(limits.chunk if self.decoder.in_chunks else self.context) // PAGE) * PAGE
         pages = self._pages(limits)
-        self.cache = self.decoder.cache(pages, PAGE)
+        self.cache = self.decoder.cache(pages, PAGE, limits.max_batch)
         self.scheduler = Scheduler(self.cache, max_batch=limits.max_batch, chunk=chunk, max_tokens=limits.max_tokens)
 
     @classmethod
@@ -70,9 +67,11 @@ class Engine:
         tokens = limits.cache_tokens
         if tokens is None:
             memory = self.device.memory()
-            free = max(memory.total_bytes - memory.allocated_bytes, 0)
+            free = memory.total_bytes - memory.allocated_bytes
             share = 0.25 if self.device.name == "cpu" else 0.8
-            tokens = min(limits.max_batch * (self.context + PAGE), int(free * share) // max(self.decoder.token_bytes(), 1))
+            left = max(int(free * share) - limits.max_batch * self.decoder.place_bytes(), 0)
+            each = self.decoder.token_bytes()
+            tokens = min(limits.max_batch * (self.context + PAGE), left // each if each else UNLIMITED)
         return self.decoder.ranks.same(-(-tokens // PAGE) + 1)
 
     # --- requests
@@ -115,7 +114,7 @@ class Engine:
                 f"the prompt has {len(ids)} tokens, and the model's context is {self.context}, the answer included",
                 hint="shorten the prompt",
             )
-        vocab = self.decoder.spec.vocab_size
+        vocab = self.decoder.vocab_size
         if bad := [i for i in ids if not 0 <= i < vocab]:
             raise ToolError(
                 f"token {bad[0]} is outside the vocabulary of {vocab}", hint="does the tokenizer belong to the model?"
