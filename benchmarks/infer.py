@@ -40,7 +40,7 @@ def main() -> None:
     one = Engine.open(path, Limits(max_batch=1, cache_tokens=1024), device="cpu")
     int8 = Engine.open(path, Limits(max_batch=1, cache_tokens=1024), device="cpu", quantize="int8-dynamic")
     eight = Engine.open(path, Limits(max_batch=8, cache_tokens=4096), device="cpu")
-    vocab = one.decoder.spec.vocab_size
+    vocab = one.decoder.vocab_size
     alike, apart = ([(ids(prompt, vocab), new) for prompt, new in requests] for requests in (ALIKE, APART))
     single = ids(PROMPT, vocab)
     jobs = {

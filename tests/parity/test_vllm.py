@@ -1,4 +1,5 @@
-"""What vLLM and vllm-ascend read of a model is what `jumar-convert to-hf` writes. vLLM is not run here: its list of models is\nread from its wheel, as text."""
+"""What vLLM and vllm-ascend read of a model is what `jumar-convert to-hf` writes. vLLM is not run here: its list of models is
+read from its wheel, as text."""
 
 from __future__ import annotations
 

@@ -35,8 +35,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "queries not compressed": ("deepseek_v2", {"q_lora_rank": None}),
     "groups of experts": ("deepseek_v2", GROUPS | {"topk_method": "group_limited_greedy", "routed_scaling_factor": 1.7}),
 }
-ATTENTION = {name: (name, {}) for name, f in families().items() if f.spec(f.tiny).ssm is None}
-MODELS = ATTENTION | VARIANTS
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in families()}
+MODELS = FAMILIES | VARIANTS
 
 
 def make(directory: Path, model_type: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
@@ -57,12 +57,14 @@ def randomise(state: dict[str, torch.Tensor], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in state.items():
         noise = torch.randn(tensor.shape, generator=generator)
-        if any(part in name for part in ("embed_tokens", "wte", "wpe", "lm_head")):
+        if any(part in name for part in ("embed", "wte", "wpe", "lm_head")):
             tensor.copy_(0.15 * noise)
         elif tensor.ndim > 1:
             tensor.copy_(tensor.shape[-1] ** -0.5 * noise)
-        elif name.endswith(("norm.weight", "ln_1.weight", "ln_2.weight", "ln_f.weight")):
+        elif name.endswith(("norm.weight", "ln_1.weight", "ln_2.weight", "ln_f.weight", "norm_f.weight")):
             tensor.copy_((0 if "gemma" in name else 1) + 0.2 * noise)
+        elif name.endswith("A_log"):
+            tensor.copy_(noise - 2)  # states that keep what was tens of tokens before
         else:
             tensor.copy_(0.2 * noise)
 

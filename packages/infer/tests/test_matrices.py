@@ -75,7 +75,7 @@ def test_a_quantised_model_is_near_and_what_else_runs_changes_no_bit(kind: str, 
     assert [(r.output, r.logprobs) for r in together] == [(r.output, r.logprobs) for r in alone]
 
 
-@pytest.mark.parametrize("model_type", ["deepseek_v3", "qwen2_moe", "gpt2"])
+@pytest.mark.parametrize("model_type", ["deepseek_v3", "qwen2_moe", "gpt2", "nemotron_h"])
 def test_other_families(model_type: str, tmp_path: Path) -> None:
     infer_models.make(tmp_path / "hf", model_type)
     scored = [

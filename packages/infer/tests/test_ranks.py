@@ -55,12 +55,12 @@ def assert_same(models: dict[str, tuple[str, dict]], home: Path) -> None:
 
 
 def test_two_ranks_are_one_process(tmp_path: Path) -> None:
-    assert_same({name: (name, {}) for name in ("qwen2", "deepseek_v3")}, tmp_path)
+    assert_same({name: (name, {}) for name in ("qwen2", "deepseek_v3", "nemotron_h")}, tmp_path)
 
 
 @pytest.mark.slow
 def test_two_ranks_are_one_process_for_every_family(tmp_path: Path) -> None:
-    assert_same(infer_models.ATTENTION, tmp_path)
+    assert_same(infer_models.FAMILIES, tmp_path)
 
 
 @pytest.mark.slow
@@ -86,10 +86,12 @@ def test_chat_over_two_ranks(hf: Path) -> None:
 
 @pytest.mark.slow
 def test_people_may_be_silent_for_longer_than_a_group_waits(tmp_path: Path) -> None:
-    infer_models.make(tmp_path / "hf", "qwen2")
+    """A hybrid, whose states lie where the first rank says."""
+    infer_models.make(tmp_path / "hf", "nemotron_h")
     done = launch(idle_worker.__file__, tmp_path / "hf", 12)
-    alone = Engine.open(tmp_path / "hf", device="cpu").generate([[1, 2, 3]], Sampling(max_new_tokens=8, ignore_eos=True))
-    assert (done.returncode, done.stdout) == (0, f"{alone[0].output}\n"), done.stderr
+    alone = Engine.open(tmp_path / "hf", device="cpu")
+    first, second = (r.output for r in alone.generate([[1, 2, 3], [4, 5]], Sampling(max_new_tokens=8, ignore_eos=True)))
+    assert (done.returncode, done.stdout) == (0, f"{[first, second]}\n{[first]}\n"), done.stderr
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from jumar.infer.cache import SCRATCH, Cache
+from jumar.infer.states import Where, where
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +30,17 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Where a part stands in the batch: `count` rows from `at`. keys: where the sequence's first `end` keys lie in the cache."""
+    """Where a part stands in the batch: `count` rows from `at`. keys: where the sequence's first `end` keys lie in the cache.
+
+    place: of what is kept of the sequence beside keys, where the model keeps something
+    """
 
     at: int
     count: int
     end: int
     length: int
     keys: slice | Tensor
+    place: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,7 @@ class Batch:
     """tokens_T, positions_T, slots_T int64: slots are places in the cache. wanted: rows whose logits are asked for.
 
     paged: those spans of one token that go through the kernel for pages (rows, block table, lengths); None: all are one by one
+    single: rows and places of the spans of one token, where there are any and the model keeps states
     """
 
     tokens_T: Tensor
@@ -51,6 +57,7 @@ class Batch:
     spans: tuple[Span, ...]
     wanted: Tensor
     paged: tuple[Tensor, Tensor, Tensor] | None = None
+    single: tuple[Where, Where] | None = None
 
     @property
     def lengths(self) -> list[tuple[int, int]]:
@@ -67,7 +74,7 @@ def make_batch(parts: Sequence[Part], cache: Cache, device: torch.device, *, pag
         end = part.start + count
         alone = paged and count == 1
         keys = slice(0, 0) if alone else cache.rows(part.pages, end)
-        spans.append(Span(at, count, end, part.length, keys))
+        spans.append(Span(at, count, end, part.length, keys, cache.place(part.pages)))
         tokens += part.tokens
         positions.append(torch.arange(part.start, end))
         slots.append(cache.slots(part.pages, part.start, end))
@@ -79,7 +86,13 @@ def make_batch(parts: Sequence[Part], cache: Cache, device: torch.device, *, pag
         tuple(spans),
         torch.tensor(wanted, dtype=torch.int64, device=device),
         _tables(parts, spans, device) if paged else None,
+        _single(spans, device) if cache.states is not None else None,
     )
+
+
+def _single(spans: Sequence[Span], device: torch.device) -> tuple[Where, Where] | None:
+    single = [span for span in spans if span.count == 1]
+    return (where([s.at for s in single], device), where([s.place for s in single], device)) if single else None
 
 
 def _tables(parts: Sequence[Part], spans: Sequence[Span], device: torch.device) -> tuple[Tensor, Tensor, Tensor] | None:

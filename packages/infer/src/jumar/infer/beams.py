@@ -56,6 +56,11 @@ def search(
             f"{num_beams} beams need {needed * num_beams} pages of the cache, which has {engine.cache.room}",
             hint="ask for fewer new tokens or beams, or raise --cache-tokens",
         )
+    if engine.cache.states is not None and num_beams > engine.cache.places:
+        raise ToolError(
+            f"{num_beams} beams keep as many states, and the engine has {engine.cache.places} places",
+            hint=f"open it with Limits(max_batch={num_beams})",
+        )
     pages = [engine.cache.take(needed) for _ in range(num_beams)]
     try:
         found = _search(engine, asked, pages, length_penalty)

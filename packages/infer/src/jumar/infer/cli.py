@@ -50,6 +50,7 @@ def what(*names: str, **words: Any) -> Any:
 class Run:
     """How a model runs."""
 
+    engine: Annotated[str, how(help="auto, jumar or transformers; auto: jumar, where it knows the model.")] = "auto"
     device: Annotated[str, how(help="auto, cpu, cuda or npu.")] = "auto"
     dtype: Annotated[str, how(help="auto, fp32, bf16 or fp16.")] = "auto"
     quantize: Annotated[str | None, how(metavar="KIND", help="Matrices as int8 or int8-dynamic.", show_default="no")] = None

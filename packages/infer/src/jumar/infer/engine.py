@@ -10,13 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jumar.ckpt_convert import Checkpoint
 from jumar.device import Device
 from jumar.infer.batch import Part, make_batch
-from jumar.infer.decoder import Decoder
 from jumar.infer.faults import hardware_faults
 from jumar.infer.memory import check_fits, free_bytes
-from jumar.infer.opening import Defaults, Opened, open_model
+from jumar.infer.opening import UNLIMITED, Computes, Defaults, Opened, open_model
 from jumar.infer.sampling import Sampling, choose_tokens, log_prob
 from jumar.infer.scheduler import Request, Scheduler, Work
 from jumar.infer.tokenizer import TextStream, Tokenizer
@@ -47,18 +45,17 @@ class Engine:
 
     def __init__(self, opened: Opened, limits: Limits | None = None, *, paged: bool | None = None) -> None:
         limits = limits or Limits()
-        self.decoder: Decoder = opened.decoder
+        self.decoder: Computes = opened.decoder
         self.device: Device = opened.device
-        self.checkpoint: Checkpoint = opened.checkpoint
         self.tokenizer: Tokenizer | None = opened.tokenizer
         self.defaults: Defaults = opened.defaults
         self.notes = opened.notes
         self.context = opened.context
         self.paged = self.device.name != "cpu" if paged is None else paged
-        chunk = -(-limits.chunk // PAGE) * PAGE
+        chunk = -(-(limits.chunk if self.decoder.in_chunks else self.context) // PAGE) * PAGE
         pages = self._pages(limits)
         with hardware_faults():
-            self.cache = self.decoder.cache(pages, PAGE)
+            self.cache = self.decoder.cache(pages, PAGE, limits.max_batch)
         self.scheduler = Scheduler(self.cache, max_batch=limits.max_batch, chunk=chunk, max_tokens=limits.max_tokens)
 
     @classmethod
@@ -69,12 +66,14 @@ class Engine:
 
     def _pages(self, limits: Limits) -> int:
         """Pages of the cache, one of them scratch. Raises ToolError (4) where the memory does not hold them."""
-        tokens, each, free = limits.cache_tokens, max(self.decoder.token_bytes(), 1), free_bytes(self.device)
+        tokens, each, free = limits.cache_tokens, self.decoder.token_bytes(), free_bytes(self.device)
+        places = limits.max_batch * self.decoder.place_bytes()
         if tokens is None:
             share = 0.25 if self.device.name == "cpu" else 0.8
-            tokens = max(PAGE, min(limits.max_batch * (self.context + PAGE), int(free * share) // each))
+            left = max(int(free * share) - places, 0)
+            tokens = max(PAGE, min(limits.max_batch * (self.context + PAGE), left // each if each else UNLIMITED))
         hint = f"a token needs {each} bytes: give --cache-tokens a smaller number"
-        check_fits(f"keys and values of {tokens} tokens", tokens * each, free, self.device.name, hint)
+        check_fits(f"keys and values of {tokens} tokens", tokens * each + places, free, self.device.name, hint)
         return self.decoder.ranks.same(-(-tokens // PAGE) + 1)
 
     # --- requests
@@ -117,7 +116,7 @@ class Engine:
                 f"the prompt has {len(ids)} tokens, and the model's context is {self.context}, the answer included",
                 hint="shorten the prompt",
             )
-        vocab = self.decoder.spec.vocab_size
+        vocab = self.decoder.vocab_size
         if bad := [i for i in ids if not 0 <= i < vocab]:
             raise ToolError(
                 f"token {bad[0]} is outside the vocabulary of {vocab}", hint="does the tokenizer belong to the model?"
@@ -149,7 +148,7 @@ class Engine:
         """Logits of the tokens that are asked for, [rows, vocab]; the keys of all are in the cache then."""
         with hardware_faults():
             if self.leads:
-                self.decoder.ranks.tell(parts)
+                self.decoder.ranks.tell((parts, [self.cache.place(part.pages) for part in parts]))
             batch = make_batch(parts, self.cache, self.decoder.device, paged=self.paged)
             return self.decoder(batch, self.cache)
 

@@ -162,6 +162,7 @@ class Activation:
             "gelu": F.gelu,
             "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
             "relu": F.relu,
+            "relu2": lambda x: F.relu(x).square(),
         }
         self.plain, self.gated = plain[spec.activation], spec.gated
         self.swiglu = ops.swiglu if spec.gated and spec.activation == "silu" else None

@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
-from jumar.ckpt_convert import Checkpoint, OpenOptions, open_merged
+from jumar.ckpt_convert import OpenOptions, open_merged
 from jumar.device import Device, open_device
+from jumar.infer.batch import Batch
+from jumar.infer.cache import Cache
 from jumar.infer.decoder import Decoder
 from jumar.infer.faults import hardware_faults
 from jumar.infer.group import Ranks, join
@@ -22,9 +26,12 @@ from jumar.infer.tokenizer import Tokenizer
 from jumar.infer.weights import NAMES, load_weights, placed_tensors, weights_bytes
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.parallel import ParallelLayout
+from jumar.schema.registry import families
 from jumar.schema.spec import ModelSpec
 from jumar.schema.templates import read_json
 
+ENGINES = ("auto", "jumar", "transformers")
+UNLIMITED = 1 << 20
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -40,12 +47,25 @@ class Defaults:
         return Sampling(**{**self.values, **{k: v for k, v in given.items() if v is not None}})
 
 
+class Computes(Protocol):
+    """A model: `Decoder`, or another engine's. in_chunks: long prompts may be computed piece by piece."""
+
+    in_chunks: bool
+    vocab_size: int
+    device: torch.device
+    ranks: Ranks
+
+    def cache(self, pages: int, page_size: int, places: int) -> Cache: ...
+    def token_bytes(self) -> int: ...
+    def place_bytes(self) -> int: ...
+    def __call__(self, batch: Batch, cache: Cache) -> Tensor: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Opened:
     """A model that can run. context: positions, of prompt and answer together."""
 
-    checkpoint: Checkpoint
-    decoder: Decoder
+    decoder: Computes
     device: Device
     tokenizer: Tokenizer | None
     defaults: Defaults
@@ -65,16 +85,24 @@ def open_model(
     family: str | None = None,
     pp: int = 1,
     alone: bool = False,
+    engine: str = "auto",
 ) -> Opened:
     """Opens a Hugging Face or Megatron directory of any layout; nothing is written, and each rank reads its slices.
 
     dtype:   fp32, bf16, fp16, or auto: as published on an accelerator, fp32 on a CPU
-    quantize: one of `matrices.KINDS`: matrices in int8, but MLPs' second ones, experts, latent attention's up-projections
+    quantize: one of `matrices.KINDS`: matrices in int8, but the last ones of MLPs and mixers, experts, and
+             latent attention's up-projections
     adapter: a LoRA, PEFT's or Megatron's, that is merged into the weights as they are read
     pp:      stages under torchrun; the processes of each share its layers by tensor parallelism
     alone:   one request at a time: matrices are held in the form that is fastest for one row
+    engine:  one of ENGINES; auto: transformers' for Hugging Face models that the registry does not know, ours for all others
     Raises ToolError: 2 for a dtype that does not exist, 3 for what is wrong with the files, 4 for the device.
     """
+    if (why := _why_transformers(path, engine)) is not None:
+        refused = {"--quantize": quantize, "--adapter": adapter, "--iteration": iteration, "--family": family}
+        for option in (name for name, value in refused.items() if value is not None):
+            raise ToolError(f"{option} is not there through transformers ({why})", hint="leave it out", code=Exit.USAGE)
+        return _open_transformers(path, why, device, dtype, tokenizer)
     hardware = open_device(device)
     ranks = join(os.environ, pp, hardware.backend)
     checkpoint = open_merged(path, adapter, OpenOptions(iteration=iteration, family=family))
@@ -83,7 +111,7 @@ def open_model(
         which = f"the adapter {adapter}" if adapter is not None else "the LoRA that the shards bear"
         notes.append(f"{which} is merged into the weights as they are read")
     where = hardware.activate(int(os.environ.get("LOCAL_RANK", "0")))
-    kind, why = _dtype(dtype, checkpoint.spec, hardware)
+    kind, why = _dtype(dtype, checkpoint.spec.dtype, hardware)
     if quantize is not None:
         notes.append(check_kind(quantize, hardware.name))
     layout = ParallelLayout(tp=ranks.tp_size, pp=ranks.pp_size)
@@ -99,7 +127,6 @@ def open_model(
     found = _tokenizer(tokenizer, checkpoint.extras)
     defaults = _defaults(checkpoint.extras, found)
     return Opened(
-        checkpoint,
         decoder,
         hardware,
         found,
@@ -109,12 +136,43 @@ def open_model(
     )
 
 
+def _why_transformers(path: Path, engine: str) -> str | None:
+    """Why transformers computes; None if it does not."""
+    if engine not in ENGINES:
+        raise ToolError(f"there is no engine {engine!r}", hint=f"choose among {', '.join(ENGINES)}", code=Exit.USAGE)
+    if engine != "auto":
+        return "as asked for" if engine == "transformers" else None
+    kind = read_json(path / "config.json").get("model_type")
+    return f"jumar has no model_type {kind!r}" if isinstance(kind, str) and kind not in families() else None
+
+
+def _open_transformers(path: Path, why: str, device: str, dtype: str, tokenizer: Path | None) -> Opened:
+    if find_spec("transformers") is None:
+        raise ToolError(
+            f"transformers is not installed, and would compute {path} ({why})",
+            hint="pip install 'jumar-infer[transformers]'",
+            code=Exit.ENVIRONMENT,
+        )
+    from jumar.infer import through_transformers as other
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ToolError(f"transformers runs in one process ({why})", hint="start it without torchrun", code=Exit.USAGE)
+    config = other.config_of(path)
+    hardware = open_device(device)
+    where = hardware.activate()
+    kind, chosen = _dtype(dtype, str(config.dtype or torch.float32).removeprefix("torch."), hardware)
+    found = _tokenizer(tokenizer, path) or other.tokenizer_of(path)
+    notes = f"{hardware.name}, {chosen}", f"through {other.VERSION}, one sequence after another: {why}"
+    decoder, context = other.load(path, kind, where), getattr(config, "max_position_embeddings", None) or UNLIMITED
+    return Opened(decoder, hardware, found, _defaults(path, found), context, notes)
+
+
 def _spread(ranks: Ranks) -> str:
     sizes = [f"{name} {size}" for name, size in (("tp", ranks.tp_size), ("pp", ranks.pp_size)) if size > 1]
     return f" over {' '.join(sizes)}" if sizes else ""
 
 
-def _dtype(name: str, spec: ModelSpec, device: Device) -> tuple[torch.dtype, str]:
+def _dtype(name: str, published: str, device: Device) -> tuple[torch.dtype, str]:
     if name != "auto" and name not in DTYPES:
         raise ToolError(f"there is no dtype {name!r}", hint=f"choose among {', '.join(DTYPES)}, auto", code=Exit.USAGE)
     if name != "auto":
@@ -122,13 +180,13 @@ def _dtype(name: str, spec: ModelSpec, device: Device) -> tuple[torch.dtype, str
     short = {v: k for k, v in DTYPES.items()}
     if device.name == "cpu":
         return torch.float32, "fp32: on most CPUs the others are emulated"
-    kind = NAMES.get(spec.dtype, torch.bfloat16)
+    kind = NAMES.get(published, torch.bfloat16)
     return kind, f"{short[kind]} as published"
 
 
 def _context(spec: ModelSpec) -> int:
-    """Positions that the model knows: by its configuration, more under dynamic scaling."""
-    scaling, positions = spec.rope.scaling, spec.max_position_embeddings
+    """Positions that the model knows: by its configuration, more under dynamic scaling, UNLIMITED if it counts none."""
+    scaling, positions = spec.rope.scaling, spec.max_position_embeddings or UNLIMITED
     stretched = spec.position == "rope" and scaling is not None and scaling.kind == "dynamic"
     return int(positions * scaling.factor) if stretched and scaling is not None else positions
 
