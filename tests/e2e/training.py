@@ -28,7 +28,7 @@ SEQ_LEN = 32
 Settings = Mapping[str, Any]
 TWO: Settings = {"features.overlap_grad_reduce": True, "features.overlap_param_gather": True}
 """What two data-parallel ranks do at the same time as they compute."""
-DONE, INPUT, ENVIRONMENT, STOPPED, INTERRUPTED = 0, 3, 4, 75, 130
+DONE, USAGE, INPUT, ENVIRONMENT, STOPPED, INTERRUPTED = 0, 2, 3, 4, 75, 130
 
 
 def model_dir(folder: Path, family: str = "llama", **changes: Any) -> Path:
