@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+import forked
 from jumar.schema.errors import ToolError
 from jumar.schema.recipe import load_recipe
 from jumar.train_core.data.prepared import prepared
 from jumar.train_core.recipe import Recipe
-from training import DONE, ENVIRONMENT, INPUT, TRAIN, USAGE, Run, environment, model_dir
+from training import DONE, ENVIRONMENT, INPUT, USAGE, Run, environment, model_dir
 
 pytestmark = pytest.mark.timeout(900)  # processes on a machine that others use as well
 TEMPLATE = (
@@ -69,9 +70,9 @@ def test_a_raw_file_under_torchrun(run: Run) -> None:
     assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= {
         path.name for path in made.iterdir()
     }
-    again = subprocess.run([TRAIN, "sft", str(run.recipe), "--device", "cpu"], capture_output=True, text=True, env=environment())
-    assert again.returncode == DONE
-    assert "nothing is left to do" in again.stderr
+    again = forked.start(["sft", str(run.recipe), "--device", "cpu"], run.folder / "again.err", environment())
+    assert forked.end([again], timeout=300) == [DONE]
+    assert "nothing is left to do" in (run.folder / "again.err").read_text()
 
 
 WRONG = {

@@ -62,7 +62,7 @@ def _without_triton() -> None:
 
 
 def _without_compiler() -> None:
-    """Its jit_fuser is torch.compile: twenty seconds for one forward, and the import of a compiler, which is half of megatron's."""
+    """Its jit_fuser is torch.compile: twenty seconds for one forward, and more modules to import than the rest of it has."""
     name = "megatron.core.jit"
     if name in sys.modules:  # and so have its decorators been
         torch.compiler.set_stance("force_eager")
