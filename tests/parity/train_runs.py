@@ -16,7 +16,7 @@ import numpy as np
 import forked
 import train_models
 import tuning_data
-from train_rows import Row
+from train_rows import FEW, Row
 
 TUNING = ("talks", "packed", "eos")
 WORKER = Path(__file__).with_name("train_worker.py")
@@ -80,7 +80,7 @@ def recipe(place: Place, variant: str, changes: dict[str, Any], steps: int = 20)
 def reference(row: Row) -> Row:
     """The one process that a row is compared with."""
     marks = "".join(f"-{path.rsplit('.', 1)[1]}={value}" for path, value in sorted(row.same.items()))
-    steps = max(row.steps, 20) if row.steps > 2 else row.steps
+    steps = 20 if row.steps > FEW else FEW if row.steps > 2 else row.steps
     name = f"{row.variant}-{steps}{marks}".translate(str.maketrans("/{}' :", "______"))
     return Row(name=name, variant=row.variant, world=1, task=row.task, same=row.same, steps=steps)
 
@@ -91,7 +91,7 @@ def job(place: Place, row: Row, out: Path) -> dict[str, Any]:
     if row.first is None:
         return common | {"parts": [recipe(place, row.variant, row.same | row.changes, row.steps)]}
     kept = {"save.path": str(out / f"{row.name}.run")}
-    parts = [recipe(place, row.variant, row.same | part | kept) for part in (row.first, row.changes)]
+    parts = [recipe(place, row.variant, row.same | part | kept, row.steps) for part in (row.first, row.changes)]
     return common | {"parts": parts, "stop_at": row.steps // 2}
 
 
