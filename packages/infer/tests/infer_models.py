@@ -77,6 +77,7 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+FAST = ("--max-new-tokens", "8", "--cache-tokens", "512", "--device", "cpu")
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 VOCAB = 262  # 256 bytes, a few pairs, the special tokens
 

@@ -289,4 +289,6 @@ def _check_input(source: str | None) -> None:
 
 def main() -> None:
     """The command."""
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # kernels for each number of rows: 1,024 take 0.6 GB
+        os.environ.setdefault(name, "64")  # read when torch is loaded
     run_app(app, "jumar-infer")

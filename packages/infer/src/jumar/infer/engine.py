@@ -13,6 +13,7 @@ from torch import Tensor
 from jumar.device import Device
 from jumar.infer.batch import Part, make_batch
 from jumar.infer.faults import hardware_faults
+from jumar.infer.memory import check_fits, free_bytes
 from jumar.infer.opening import UNLIMITED, Computes, Defaults, Opened, open_model
 from jumar.infer.sampling import Sampling, choose_tokens, log_prob
 from jumar.infer.scheduler import Request, Scheduler, Work
@@ -53,7 +54,8 @@ class Engine:
         self.paged = self.device.name != "cpu" if paged is None else paged
         chunk = -(-(limits.chunk if self.decoder.in_chunks else self.context) // PAGE) * PAGE
         pages = self._pages(limits)
-        self.cache = self.decoder.cache(pages, PAGE, limits.max_batch)
+        with hardware_faults():
+            self.cache = self.decoder.cache(pages, PAGE, limits.max_batch)
         self.scheduler = Scheduler(self.cache, max_batch=limits.max_batch, chunk=chunk, max_tokens=limits.max_tokens)
 
     @classmethod
@@ -63,15 +65,15 @@ class Engine:
         return cls(open_model(Path(path), alone=limits.max_batch == 1, **options), limits)
 
     def _pages(self, limits: Limits) -> int:
-        """Pages of the cache, one of them scratch."""
-        tokens = limits.cache_tokens
+        """Pages of the cache, one of them scratch. Raises ToolError (4) where the memory does not hold them."""
+        tokens, each, free = limits.cache_tokens, self.decoder.token_bytes(), free_bytes(self.device)
+        states = limits.max_batch * self.decoder.place_bytes()
         if tokens is None:
-            memory = self.device.memory()
-            free = memory.total_bytes - memory.allocated_bytes
-            share = 0.25 if self.device.name == "cpu" else 0.8
-            left = max(int(free * share) - limits.max_batch * self.decoder.place_bytes(), 0)
-            each = self.decoder.token_bytes()
-            tokens = min(limits.max_batch * (self.context + PAGE), left // each if each else UNLIMITED)
+            left = max(int(free * (0.25 if self.device.name == "cpu" else 0.8)) - states, 0)
+            most = left // each if each else UNLIMITED
+            tokens = max(PAGE, min(limits.max_batch * (self.context + PAGE), most))
+        hint = f"a token needs {each} bytes: give --cache-tokens a smaller number"
+        check_fits(f"keys and values of {tokens} tokens", tokens * each + states, free, self.device.name, hint)
         return self.decoder.ranks.same(-(-tokens // PAGE) + 1)
 
     # --- requests

@@ -12,17 +12,18 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from jumar.ckpt_convert import Checkpoint, OpenOptions, open_checkpoint
-from jumar.ckpt_convert.merge import merged, open_adapter
+from jumar.ckpt_convert import OpenOptions, open_merged
 from jumar.device import Device, open_device
 from jumar.infer.batch import Batch
 from jumar.infer.cache import Cache
 from jumar.infer.decoder import Decoder
+from jumar.infer.faults import hardware_faults
 from jumar.infer.group import Ranks, join
 from jumar.infer.matrices import Matrices, check_kind
+from jumar.infer.memory import check_fits, free_bytes
 from jumar.infer.sampling import Sampling
 from jumar.infer.tokenizer import Tokenizer
-from jumar.infer.weights import NAMES, load_weights
+from jumar.infer.weights import NAMES, load_weights, placed_tensors, weights_bytes
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.parallel import ParallelLayout
 from jumar.schema.registry import families
@@ -104,7 +105,11 @@ def open_model(
         return _open_transformers(path, why, device, dtype, tokenizer)
     hardware = open_device(device)
     ranks = join(os.environ, pp, hardware.backend)
-    checkpoint, notes = _with_adapter(path, adapter, OpenOptions(iteration=iteration, family=family, bearing=True))
+    checkpoint = open_merged(path, adapter, OpenOptions(iteration=iteration, family=family))
+    notes = []
+    if checkpoint.deltas:
+        which = f"the adapter {adapter}" if adapter is not None else "the LoRA that the shards bear"
+        notes.append(f"{which} is merged into the weights as they are read")
     where = hardware.activate(int(os.environ.get("LOCAL_RANK", "0")))
     kind, why = _dtype(dtype, checkpoint.spec.dtype, hardware)
     if quantize is not None:
@@ -113,8 +118,12 @@ def open_model(
     shards = layout.shards(moe=checkpoint.spec.moe is not None)
     shard = next(s for s in shards if (s.tp, s.pp) == (ranks.tp, ranks.pp))
     matrices = Matrices(hardware.ops(), where, quantize, alone)
-    weights = load_weights(checkpoint, layout, shard, dtype=kind, matrices=matrices)
-    decoder = Decoder(checkpoint.spec, weights, hardware.ops(), ranks, where)
+    placed = placed_tensors(checkpoint, layout, shard)
+    hint = "take --dtype bf16, --quantize int8, or more processes or devices under torchrun"
+    check_fits("the weights", weights_bytes(placed, kind, quantize), free_bytes(hardware), hardware.name, hint)
+    with hardware_faults():
+        weights = load_weights(checkpoint, placed, dtype=kind, matrices=matrices)
+        decoder = Decoder(checkpoint.spec, weights, hardware.ops(), ranks, where)
     found = _tokenizer(tokenizer, checkpoint.extras)
     defaults = _defaults(checkpoint.extras, found)
     return Opened(
@@ -163,19 +172,6 @@ def _spread(ranks: Ranks) -> str:
     return f" over {' '.join(sizes)}" if sizes else ""
 
 
-def _with_adapter(path: Path, adapter: Path | None, options: OpenOptions) -> tuple[Checkpoint, list[str]]:
-    """The checkpoint, with an adapter (or that which it bears) merged into its weights as they are read."""
-    checkpoint = open_checkpoint(path, options=options)
-    if checkpoint.lora:
-        raise ToolError(f"{path} is an adapter, not a model", hint=f"jumar-infer ... MODEL --adapter {path}")
-    if adapter is not None:
-        merging = open_adapter(adapter, checkpoint, OpenOptions())
-        return merged(checkpoint, merging), [f"the adapter {adapter} is merged into the weights as they are read"]
-    if checkpoint.adapter is not None:
-        return merged(checkpoint), ["the LoRA that the shards bear is merged into the weights as they are read"]
-    return checkpoint, []
-
-
 def _dtype(name: str, published: str, device: Device) -> tuple[torch.dtype, str]:
     if name != "auto" and name not in DTYPES:
         raise ToolError(f"there is no dtype {name!r}", hint=f"choose among {', '.join(DTYPES)}, auto", code=Exit.USAGE)
@@ -206,7 +202,7 @@ def _defaults(extras: Path | None, tokenizer: Tokenizer | None) -> Defaults:
     generation = read_json(extras / "generation_config.json") if extras is not None else {}
     config = read_json(extras / "config.json") if extras is not None else {}
     eos = generation.get("eos_token_id", config.get("eos_token_id"))
-    ids = tuple(eos) if isinstance(eos, list) else (eos,) if isinstance(eos, int) else tokenizer.eos_ids if tokenizer else ()
+    ids = tuple(eos) if isinstance(eos, list) else (eos,) if eos is not None else tokenizer.eos_ids if tokenizer else ()
     values: dict[str, Any] = {}
     if generation.get("do_sample"):
         values = {"temperature": 1.0, "top_k": 50}
@@ -214,4 +210,8 @@ def _defaults(extras: Path | None, tokenizer: Tokenizer | None) -> Defaults:
     for key in ("max_new_tokens", "repetition_penalty"):
         if generation.get(key) is not None:
             values[key] = generation[key]
+    for key, value in (*(("eos_token_id", i) for i in ids), *values.items()):
+        if not isinstance(value, int if key == "eos_token_id" else (int, float)):
+            what = f"{extras}: {key} is {value!r:.40}, expected a number"
+            raise ToolError(what, hint="see generation_config.json, and config.json for the end")
     return Defaults(ids, values)
