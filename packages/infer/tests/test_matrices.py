@@ -1,4 +1,4 @@
-"""Matrices in int8: near, and still independent of what else is computed."""
+"""Matrices in every form: near, and independent of what else is computed."""
 
 from __future__ import annotations
 
@@ -16,6 +16,29 @@ from jumar.infer.matrices import KINDS, Matrices, check_kind
 from jumar.schema.errors import Exit, ToolError
 
 PROMPTS = [infer_models.random_ids(n, vocab=infer_models.VOCAB, seed=n) for n in (3, 70, 33)]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("out, inside", [(1, 40), (7, 33), (192, 576), (576, 192)])
+def test_a_row_does_not_depend_on_the_others_nor_on_threads(out: int, inside: int, threads: int) -> None:
+    weight, bias, rows = torch.randn(out, inside), torch.randn(out), torch.randn(70, inside)
+    apply = Matrices(open_device("cpu").ops(), torch.device("cpu"))(weight, bias)
+    whole, before = apply(rows), torch.get_num_threads()
+    assert torch.allclose(whole, rows @ weight.T + bias, atol=1e-4)
+    torch.set_num_threads(threads)
+    try:
+        for count in (1, 2, 3, 5, 11, 33):
+            assert torch.equal(torch.cat([apply(part) for part in rows.split(count)]), whole)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("out, inside", [(7, 33), (96, 64), (64, 96)])
+def test_matrices_for_one_row(out: int, inside: int) -> None:
+    weight, bias, rows = torch.randn(out, inside), torch.randn(out), torch.randn(5, inside)
+    make = Matrices(open_device("cpu").ops(), torch.device("cpu"), alone=True)
+    assert torch.allclose(make(weight, bias)(rows), rows @ weight.T + bias, atol=1e-4)
+    assert torch.allclose(make(weight)(rows[:1]), rows[:1] @ weight.T, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -67,7 +67,7 @@ class Heads:
 
     def __call__(self, q_TND: Tensor, k_cache: Tensor, v_cache: Tensor, batch: Batch) -> Tensor:
         """k_cache, v_cache [pages, page_size, G, D], the batch's own keys already in it -> [T, N, D of v]."""
-        out = q_TND.new_zeros(*q_TND.shape[:2], v_cache.shape[-1])
+        out = q_TND.new_empty(*q_TND.shape[:2], v_cache.shape[-1])
         words: dict[str, Any] = {"scale": self.scale, "softcap": self.softcap}
         if batch.paged is not None:
             rows, table, lengths = batch.paged
@@ -83,11 +83,12 @@ class Heads:
                 k, v = k[unseen:], v[unseen:]
             if span.count == 1:  # the heads that share a key/value head are its queries
                 q = q.view(1, k.shape[1], -1, q.shape[-1]).transpose(1, 2)
-                got = self.ops.attention(q, k[None], v[None], causal=False, **words)
-                out[span.at] = got[0].transpose(0, 1).flatten(0, 1)
+                got = self.ops.attention(q, k[None], v[None], causal=False, **words).transpose(1, 2).flatten(1, 2)
             else:
-                got = self.ops.attention(q[None], k[None], v[None], window=self.window, **words)
-                out[span.at : span.at + span.count] = got[0]
+                got = self.ops.attention(q[None], k[None], v[None], window=self.window, **words)[0]
+            if len(batch.spans) == 1:
+                return got
+            out[span.at : span.at + span.count] = got
         return out
 
 
@@ -104,12 +105,12 @@ class Attention:
 
     def __call__(self, x_TH: Tensor, turn: Turn | None, k_cache: Tensor, v_cache: Tensor, batch: Batch) -> Tensor:
         qkv = self.qkv(x_TH).view(len(x_TH), *self.shape)
-        q, k, v = qkv[:, :, :-2].flatten(1, 2), qkv[:, :, -2], qkv[:, :, -1]
+        qk, v = qkv[:, :, :-1], qkv[:, :, -1]
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        if turn is not None:
-            q = self.ops.rope(q, *turn, interleaved=self.interleaved)
-            k = self.ops.rope(k, *turn, interleaved=self.interleaved)
+            qk = torch.cat((self.q_norm(qk[:, :, :-1]), self.k_norm(qk[:, :, -1:])), 2)
+        if turn is not None:  # of all heads at once
+            qk = self.ops.rope(qk.flatten(1, 2), *turn, interleaved=self.interleaved).view(qk.shape)
+        q, k = qk[:, :, :-1].flatten(1, 2), qk[:, :, -1]
         k_cache.flatten(0, 1).index_copy_(0, batch.slots_T, k)
         v_cache.flatten(0, 1).index_copy_(0, batch.slots_T, v)
         return self.proj(self.heads(q, k_cache, v_cache, batch).flatten(1))
