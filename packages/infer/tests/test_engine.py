@@ -179,10 +179,3 @@ def test_an_answer_ends_at_the_context(hf: Path) -> None:
 def test_a_request_that_the_cache_cannot_hold_is_refused(hf: Path) -> None:
     with pytest.raises(ToolError, match="pages"):
         engine_of(hf, cache_tokens=64).add([1] * 60, Sampling(max_new_tokens=60))
-
-
-@pytest.mark.parametrize("family", ["mamba2", "nemotron_h"])
-def test_a_model_with_state_space_layers_is_refused(family: str, tmp_path: Path) -> None:
-    infer_models.make(tmp_path / "hf", family)
-    with pytest.raises(ToolError, match="Mamba"):
-        engine_of(tmp_path / "hf")

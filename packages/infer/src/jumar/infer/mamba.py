@@ -37,7 +37,7 @@ class Mamba:
         """index: of this layer among those with states. The states are then those after the batch's tokens."""
         z, mixed, dt = torch.split(self.in_proj(x_TH), self.projected, -1)
         conv, ssm = states.conv[index], states.ssm[index]
-        y_TI = z.new_zeros(z.shape)
+        y_TI = torch.empty_like(z)
         if batch.single is not None:
             rows, places = batch.single
             y_TI[rows] = self._step(mixed[rows], dt[rows], z[rows], conv, ssm, places)

@@ -108,7 +108,7 @@ def open_model(
     where = hardware.activate(int(os.environ.get("LOCAL_RANK", "0")))
     kind, why = _dtype(dtype, checkpoint.spec.dtype, hardware)
     if quantize is not None:
-        notes.append(check_kind(quantize, hardware.name))
+        notes.append(check_kind(quantize, hardware.name, kind))
     layout = ParallelLayout(tp=ranks.tp_size, pp=ranks.pp_size)
     shards = layout.shards(moe=checkpoint.spec.moe is not None)
     shard = next(s for s in shards if (s.tp, s.pp) == (ranks.tp, ranks.pp))
