@@ -33,6 +33,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "sliding layers": ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}),
     "biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "queries not compressed": ("deepseek_v2", {"q_lora_rank": None}),
+    "mixers with biases, one group": (
+        "mamba2",
+        {"use_bias": True, "use_conv_bias": False, "n_groups": 1, "tie_word_embeddings": True},
+    ),
     "groups of experts": ("deepseek_v2", GROUPS | {"topk_method": "group_limited_greedy", "routed_scaling_factor": 1.7}),
 }
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in families()}

@@ -75,8 +75,8 @@ class Mamba:
         """One token each of several sequences: S = exp(dt A) S + dt x B^T, y = S C + D x, in fp32."""
         window = torch.cat((conv[places], mixed_RC[..., None]), -1)
         conv[places] = window[..., 1:]
-        mixed = (window * self.conv).sum(-1)
-        mixed = _silu((mixed if self.conv_bias is None else mixed + self.conv_bias).float())
+        mixed = (window.float() * self.conv.float()).sum(-1)
+        mixed = _silu(mixed if self.conv_bias is None else mixed + self.conv_bias)
         x, B, C = torch.split(mixed, self.convolved, -1)
         x = _each(x, self.heads)
         B, C = (_each(t, self.groups).repeat_interleave(self.heads // self.groups, 1) for t in (B, C))
