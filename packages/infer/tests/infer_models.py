@@ -109,3 +109,46 @@ def llama_with_tokenizer(directory: Path, **changes: Any) -> PreTrainedModel:
     model = make(directory, "llama", **({"vocab_size": VOCAB, "eos_token_id": VOCAB - 1, "bos_token_id": None} | changes))
     add_tokenizer(directory)
     return model
+
+
+def talker(directory: Path, chains: dict[str, list[str]], **changes: Any) -> None:
+    """A Llama whose next token depends on the last one alone. After each key come its tokens, whatever they say, then the end;
+    a chain whose last token is its first never ends. A conversation is written as its last message.
+
+    Keys and tokens are all different.
+    """
+    import json
+
+    from safetensors.torch import save_file
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    from jumar.schema.registry import family_of
+
+    tokens = list(dict.fromkeys(["<|end|>", "<|unknown|>", *chains, *(token for chain in chains.values() for token in chain)]))
+    family, size = family_of("llama"), -(-len(tokens) // 32) * 32
+    config = {
+        **family.tiny,
+        "vocab_size": len(tokens),
+        "eos_token_id": 0,
+        "hidden_size": size,
+        "head_dim": size // family.tiny["num_attention_heads"],
+        **changes,
+    }
+    tensors = {}
+    for name, shape in family.hf_tensors(family.spec(config)).items():
+        tensors[name] = torch.ones(shape) if "norm" in name else torch.zeros(shape)
+    tensors["model.embed_tokens.weight"][:, : len(tokens)] = torch.eye(len(tokens))
+    for key, chain in chains.items():
+        ending = [] if chain[-1] == chain[0] else ["<|end|>"]
+        for token, following in zip([key, *chain], [*chain, *ending], strict=False):
+            tensors["lm_head.weight"][tokens.index(following), tokens.index(token)] = 1
+    directory.mkdir(parents=True)
+    save_file(tensors, directory / "model.safetensors")
+    (directory / "config.json").write_text(json.dumps(config))
+    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<|unknown|>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens([AddedToken("<|end|>", special=True)])
+    tokenizer.save(str(directory / "tokenizer.json"))
+    template = "{{ messages[-1].content }}"
+    (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|end|>", "chat_template": template}))

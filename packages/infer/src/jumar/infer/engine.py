@@ -12,6 +12,7 @@ from torch import Tensor
 
 from jumar.device import Device
 from jumar.infer.batch import Part, make_batch
+from jumar.infer.faults import hardware_faults
 from jumar.infer.opening import UNLIMITED, Computes, Defaults, Opened, open_model
 from jumar.infer.sampling import Sampling, choose_tokens, log_prob
 from jumar.infer.scheduler import Request, Scheduler, Work
@@ -36,7 +37,10 @@ class Engine:
     """A model that answers. Not for several threads, but `add` and `abort` may come from others than that of `step`.
 
     notes: what was chosen on opening, and why, a line each
+    leads: other ranks compute what this one computes (see `followers`); else all of them do the same by themselves
     """
+
+    leads = False
 
     def __init__(self, opened: Opened, limits: Limits | None = None, *, paged: bool | None = None) -> None:
         limits = limits or Limits()
@@ -140,8 +144,11 @@ class Engine:
 
     def compute(self, parts: Sequence[Part]) -> Tensor:
         """Logits of the tokens that are asked for, [rows, vocab]; the keys of all are in the cache then."""
-        batch = make_batch(parts, self.cache, self.decoder.device, paged=self.paged)
-        return self.decoder(batch, self.cache)
+        with hardware_faults():
+            if self.leads:
+                self.decoder.ranks.tell(parts)
+            batch = make_batch(parts, self.cache, self.decoder.device, paged=self.paged)
+            return self.decoder(batch, self.cache)
 
     @torch.inference_mode()
     def _take(self, work: list[Work], logits: Tensor) -> list[Request]:
@@ -202,4 +209,4 @@ def _score(request: Request, stop: int, logits_RV: Tensor) -> None:
     """Row i of the last rows of tokens [.., stop) tells the token after it."""
     first = stop - len(logits_RV) + 1
     for row, at in zip(logits_RV, range(first, min(stop + 1, len(request.prompt))), strict=False):
-        request.scores.append(log_prob(row, request.prompt[at], 1))
+        request.scores.append(log_prob(row, request.prompt[at], request.sampling.logprobs or 1))
