@@ -104,9 +104,9 @@ def add_tokenizer(directory: Path, template: str | None = CHATML) -> None:
     (directory / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in settings.items() if v is not None}))
 
 
-def llama_with_tokenizer(directory: Path, **changes: Any) -> PreTrainedModel:
-    """A tiny Llama that reads and writes bytes; its answers are noise."""
-    model = make(directory, "llama", **({"vocab_size": VOCAB, "eos_token_id": VOCAB - 1, "bos_token_id": None} | changes))
+def llama_with_tokenizer(directory: Path, model_type: str = "llama", **changes: Any) -> PreTrainedModel:
+    """A tiny Llama (or another) that reads and writes bytes; its answers are noise."""
+    model = make(directory, model_type, **({"vocab_size": VOCAB, "eos_token_id": VOCAB - 1, "bos_token_id": None} | changes))
     add_tokenizer(directory)
     return model
 
