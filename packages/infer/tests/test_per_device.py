@@ -21,16 +21,21 @@ ATTENTION = ("npu_prompt_flash_attention", "npu_incre_flash_attention", "npu_fus
 
 
 @pytest.mark.parametrize(
-    "device, asked, published, kind, says",
+    "device, has_bf16, asked, published, kind, says",
     [
-        ("cpu", "auto", "bfloat16", torch.float32, "fp32: on most CPUs the others are emulated"),
-        ("cpu", "bf16", "float16", torch.bfloat16, "bf16 as asked for"),
-        ("cuda", "auto", "float16", torch.float16, "fp16 as published"),
-        ("npu", "auto", "bfloat16", torch.bfloat16, "bf16 as published"),
-        ("npu", "fp32", "bfloat16", torch.float32, "fp32 as asked for"),
+        ("cpu", False, "auto", "bfloat16", torch.float32, "fp32: on most CPUs the others are emulated"),
+        ("cpu", False, "bf16", "float16", torch.bfloat16, "bf16 as asked for"),
+        ("cuda", False, "auto", "float16", torch.float16, "fp16 as published"),
+        ("npu", True, "auto", "bfloat16", torch.bfloat16, "bf16 as published"),
+        ("npu", False, "auto", "bfloat16", torch.float16, "fp16: published as bf16, which this device does not compute"),
+        ("npu", False, "bf16", "bfloat16", torch.bfloat16, "bf16 as asked for"),
+        ("npu", True, "fp32", "bfloat16", torch.float32, "fp32 as asked for"),
     ],
 )
-def test_the_dtype_and_why(device: str, asked: str, published: str, kind: torch.dtype, says: str) -> None:
+def test_the_dtype_and_why(
+    device: str, has_bf16: bool, asked: str, published: str, kind: torch.dtype, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(DEVICES[device]), "has_bf16", lambda self: has_bf16)
     assert opening._dtype(asked, published, DEVICES[device]) == (kind, says)
 
 
