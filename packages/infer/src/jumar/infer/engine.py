@@ -141,8 +141,11 @@ class Engine:
         work = self.scheduler.plan()
         if not work:
             return []
-        parts = [Part(w.tokens, w.start, w.request.pages, w.request.tokens, w.wanted) for w in work]
-        return self._take(work, self.compute(parts))
+        return self._take(work, self.compute([self._part(w) for w in work]))
+
+    def _part(self, work: Work) -> Part:
+        pages = work.request.pages
+        return Part(work.tokens, work.start, pages, work.request.tokens, work.wanted, self.cache.place(pages))
 
     def compute(self, parts: Sequence[Part]) -> Tensor:
         """Logits of the tokens that are asked for, [rows, vocab]; the keys of all are in the cache then."""
