@@ -33,6 +33,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "sliding layers": ("qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}),
     "biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "queries not compressed": ("deepseek_v2", {"q_lora_rank": None}),
+    "mixers with biases, one group": (
+        "mamba2",
+        {"use_bias": True, "use_conv_bias": False, "n_groups": 1, "tie_word_embeddings": True},
+    ),
     "groups of experts": ("deepseek_v2", GROUPS | {"topk_method": "group_limited_greedy", "routed_scaling_factor": 1.7}),
 }
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in families()}
@@ -101,9 +105,9 @@ def add_tokenizer(directory: Path, template: str | None = CHATML) -> None:
     (directory / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in settings.items() if v is not None}))
 
 
-def llama_with_tokenizer(directory: Path, **changes: Any) -> PreTrainedModel:
-    """A tiny Llama that reads and writes bytes; its answers are noise."""
-    model = make(directory, "llama", **({"vocab_size": VOCAB, "eos_token_id": VOCAB - 1, "bos_token_id": None} | changes))
+def llama_with_tokenizer(directory: Path, model_type: str = "llama", **changes: Any) -> PreTrainedModel:
+    """A tiny Llama (or another) that reads and writes bytes; its answers are noise."""
+    model = make(directory, model_type, **({"vocab_size": VOCAB, "eos_token_id": VOCAB - 1, "bos_token_id": None} | changes))
     add_tokenizer(directory)
     return model
 

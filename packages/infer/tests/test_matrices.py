@@ -87,7 +87,11 @@ def test_other_families(model_type: str, tmp_path: Path) -> None:
 
 
 def test_kinds_that_do_not_exist() -> None:
-    for kind, device in (("int4", "cpu"), ("int8-dynamic", "npu")):
+    for kind, device, dtype in (
+        ("int4", "cpu", torch.float32),
+        ("int8-dynamic", "npu", torch.float32),
+        ("int8-dynamic", "cpu", torch.bfloat16),
+    ):
         with pytest.raises(ToolError) as fault:
-            check_kind(kind, device)
+            check_kind(kind, device, dtype)
         assert fault.value.code == Exit.USAGE

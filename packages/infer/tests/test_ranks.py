@@ -75,9 +75,10 @@ def test_the_command_under_torchrun(hf: Path, tmp_path: Path) -> None:
     assert len(drawn.stdout.splitlines()) == 2
 
 
-def test_chat_over_two_ranks(hf: Path) -> None:
-    """The first reads and writes, the other computes what it is told."""
-    words = ("chat", hf, "--max-new-tokens", "8", "--device", "cpu", "--cache-tokens", "512")
+def test_chat_over_two_ranks(tmp_path: Path) -> None:
+    """The first reads and writes, the other computes what it is told; the model keeps keys and states."""
+    infer_models.llama_with_tokenizer(tmp_path / "hf", "nemotron_h", max_position_embeddings=512)
+    words = ("chat", tmp_path / "hf", "--max-new-tokens", "8", "--device", "cpu", "--cache-tokens", "512")
     done = launch("-m", "jumar.infer", *words, "--pp", 2, stdin="hello\nand then?\n")
     engine, talk = Engine.open(hf, device="cpu"), list[dict]()
     assert engine.tokenizer is not None

@@ -19,6 +19,7 @@ class Part:
     pages:  of the whole sequence
     length: of the text as far as it is known (dynamic RoPE scaling asks)
     wanted: the logits of so many of its tokens are asked for, of the last ones
+    place:  where the model keeps its state, if it keeps states
     """
 
     tokens: Sequence[int]
@@ -26,14 +27,12 @@ class Part:
     pages: Sequence[int]
     length: int
     wanted: int = 1
+    place: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Where a part stands in the batch: `count` rows from `at`. keys: where the sequence's first `end` keys lie in the cache.
-
-    place: of what is kept of the sequence beside keys, where the model keeps something
-    """
+    """Where a part stands in the batch: `count` rows from `at`. keys: where the sequence's first `end` keys lie in the cache."""
 
     at: int
     count: int
@@ -74,7 +73,9 @@ def make_batch(parts: Sequence[Part], cache: Cache, device: torch.device, *, pag
         end = part.start + count
         alone = paged and count == 1
         keys = slice(0, 0) if alone else cache.rows(part.pages, end)
-        spans.append(Span(at, count, end, part.length, keys, cache.place(part.pages)))
+        spans.append(Span(at, count, end, part.length, keys, part.place))
+        if cache.states is not None and part.start == 0:
+            cache.states.clear(part.place)
         tokens += part.tokens
         positions.append(torch.arange(part.start, end))
         slots.append(cache.slots(part.pages, part.start, end))

@@ -121,14 +121,15 @@ def _prefill(engine: Engine, asked: Request, pages: list[list[int]]) -> Tensor:
     for start in range(0, len(prompt), chunk):
         part = prompt[start : start + chunk]
         last = start + chunk >= len(prompt)
-        logits = engine.compute([Part(part, start, pages[0], len(prompt), int(last))])
+        logits = engine.compute([Part(part, start, pages[0], len(prompt), int(last), engine.cache.place(pages[0]))])
     engine.cache.copy([pages[0]] * (len(pages) - 1), pages[1:], len(prompt))
     return logits
 
 
 def _step(engine: Engine, running: list[Beam], pages: list[list[int]], at: int) -> Tensor:
     """Logits [beams, V] after each beam's last token, which is at position `at`."""
-    parts = [Part(beam.tokens[-1:], at, held, at + 1) for beam, held in zip(running, pages, strict=False)]
+    place = engine.cache.place
+    parts = [Part(beam.tokens[-1:], at, held, at + 1, place=place(held)) for beam, held in zip(running, pages, strict=False)]
     return engine.compute(parts)
 
 

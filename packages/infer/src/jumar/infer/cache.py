@@ -118,10 +118,8 @@ class Cache:
             if not self._users[page]:
                 self._free[page] = None
                 self._free.move_to_end(page, last=page in self._key_of)
-                if self.states is not None and page in self._place_of:
-                    place = self._place_of.pop(page)
-                    self.states.clear(place)
-                    self._open.append(place)
+                if page in self._place_of:
+                    self._open.append(self._place_of.pop(page))
 
     def share(self, tokens: Sequence[int], step: int) -> list[int]:
         """Pages that hold the keys of the beginning of `tokens`, of at most all but the last one; a multiple of `step` tokens."""

@@ -67,13 +67,13 @@ class Engine:
     def _pages(self, limits: Limits) -> int:
         """Pages of the cache, one of them scratch. Raises ToolError (4) where the memory does not hold them."""
         tokens, each, free = limits.cache_tokens, self.decoder.token_bytes(), free_bytes(self.device)
-        places = limits.max_batch * self.decoder.place_bytes()
+        states = limits.max_batch * self.decoder.place_bytes()
         if tokens is None:
-            share = 0.25 if self.device.name == "cpu" else 0.8
-            left = max(int(free * share) - places, 0)
-            tokens = max(PAGE, min(limits.max_batch * (self.context + PAGE), left // each if each else UNLIMITED))
+            left = max(int(free * (0.25 if self.device.name == "cpu" else 0.8)) - states, 0)
+            most = left // each if each else UNLIMITED
+            tokens = max(PAGE, min(limits.max_batch * (self.context + PAGE), most))
         hint = f"a token needs {each} bytes: give --cache-tokens a smaller number"
-        check_fits(f"keys and values of {tokens} tokens", tokens * each + places, free, self.device.name, hint)
+        check_fits(f"keys and values of {tokens} tokens", tokens * each + states, free, self.device.name, hint)
         return self.decoder.ranks.same(-(-tokens // PAGE) + 1)
 
     # --- requests
@@ -141,8 +141,11 @@ class Engine:
         work = self.scheduler.plan()
         if not work:
             return []
-        parts = [Part(w.tokens, w.start, w.request.pages, w.request.tokens, w.wanted) for w in work]
-        return self._take(work, self.compute(parts))
+        return self._take(work, self.compute([self._part(w) for w in work]))
+
+    def _part(self, work: Work) -> Part:
+        pages = work.request.pages
+        return Part(work.tokens, work.start, pages, work.request.tokens, work.wanted, self.cache.place(pages))
 
     def compute(self, parts: Sequence[Part]) -> Tensor:
         """Logits of the tokens that are asked for, [rows, vocab]; the keys of all are in the cache then."""

@@ -37,7 +37,7 @@ class Mamba:
         """index: of this layer among those with states. The states are then those after the batch's tokens."""
         z, mixed, dt = torch.split(self.in_proj(x_TH), self.projected, -1)
         conv, ssm = states.conv[index], states.ssm[index]
-        y_TI = z.new_zeros(z.shape)
+        y_TI = torch.empty_like(z)
         if batch.single is not None:
             rows, places = batch.single
             y_TI[rows] = self._step(mixed[rows], dt[rows], z[rows], conv, ssm, places)
@@ -75,8 +75,8 @@ class Mamba:
         """One token each of several sequences: S = exp(dt A) S + dt x B^T, y = S C + D x, in fp32."""
         window = torch.cat((conv[places], mixed_RC[..., None]), -1)
         conv[places] = window[..., 1:]
-        mixed = (window * self.conv).sum(-1)
-        mixed = _silu((mixed if self.conv_bias is None else mixed + self.conv_bias).float())
+        mixed = (window.float() * self.conv.float()).sum(-1)
+        mixed = _silu(mixed if self.conv_bias is None else mixed + self.conv_bias)
         x, B, C = torch.split(mixed, self.convolved, -1)
         x = _each(x, self.heads)
         B, C = (_each(t, self.groups).repeat_interleave(self.heads // self.groups, 1) for t in (B, C))

@@ -89,7 +89,7 @@ def open_model(
 ) -> Opened:
     """Opens a Hugging Face or Megatron directory of any layout; nothing is written, and each rank reads its slices.
 
-    dtype:   fp32, bf16, fp16, or auto: as published on an accelerator, fp32 on a CPU
+    dtype:   fp32, bf16, fp16, or auto: as published on an accelerator (fp16 where it has no bf16), fp32 on a CPU
     quantize: one of `matrices.KINDS`: matrices in int8, but the last ones of MLPs and mixers, experts, and
              latent attention's up-projections
     adapter: a LoRA, PEFT's or Megatron's, that is merged into the weights as they are read
@@ -113,7 +113,7 @@ def open_model(
     where = hardware.activate(int(os.environ.get("LOCAL_RANK", "0")))
     kind, why = _dtype(dtype, checkpoint.spec.dtype, hardware)
     if quantize is not None:
-        notes.append(check_kind(quantize, hardware.name))
+        notes.append(check_kind(quantize, hardware.name, kind))
     layout = ParallelLayout(tp=ranks.tp_size, pp=ranks.pp_size)
     shards = layout.shards(moe=checkpoint.spec.moe is not None)
     shard = next(s for s in shards if (s.tp, s.pp) == (ranks.tp, ranks.pp))
@@ -181,6 +181,8 @@ def _dtype(name: str, published: str, device: Device) -> tuple[torch.dtype, str]
     if device.name == "cpu":
         return torch.float32, "fp32: on most CPUs the others are emulated"
     kind = NAMES.get(published, torch.bfloat16)
+    if kind == torch.bfloat16 and not device.has_bf16():
+        return torch.float16, "fp16: published as bf16, which this device does not compute"
     return kind, f"{short[kind]} as published"
 
 

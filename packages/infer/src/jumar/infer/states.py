@@ -15,7 +15,7 @@ class Places(Protocol):
     """Something kept of each sequence, at the sequence's place."""
 
     def clear(self, place: int) -> None:
-        """Nothing is kept any more."""
+        """A sequence begins here."""
 
     def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """What is kept at each source, at each target. They may overlap."""
