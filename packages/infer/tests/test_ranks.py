@@ -80,7 +80,7 @@ def test_chat_over_two_ranks(tmp_path: Path) -> None:
     infer_models.llama_with_tokenizer(tmp_path / "hf", "nemotron_h", max_position_embeddings=512)
     words = ("chat", tmp_path / "hf", "--max-new-tokens", "8", "--device", "cpu", "--cache-tokens", "512")
     done = launch("-m", "jumar.infer", *words, "--pp", 2, stdin="hello\nand then?\n")
-    engine, talk = Engine.open(hf, device="cpu"), list[dict]()
+    engine, talk = Engine.open(tmp_path / "hf", device="cpu"), list[dict]()
     assert engine.tokenizer is not None
     for text in ("hello", "and then?"):
         talk.append({"role": "user", "content": text})
