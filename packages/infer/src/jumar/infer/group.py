@@ -97,8 +97,11 @@ class Ranks:
 
     def part(self) -> None:
         """At the end: nobody leaves before the others have heard what was told last, or are gone themselves."""
+        if self.size == 1:
+            return
         with suppress(RuntimeError):
             dist.barrier(group=self.control, async_op=True).wait(timeout=FAREWELL)
+            dist.destroy_process_group()  # its threads may not outlive the interpreter
 
 
 def join(environ: Mapping[str, str], stages: int, backend: str) -> Ranks:
