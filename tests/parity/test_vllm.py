@@ -1,4 +1,4 @@
-"""What vLLM and vllm-ascend read of a model is what `jumar-convert to-hf` writes. vLLM is not run here: its list of models is\nread from its wheel, as text."""
+"""What vLLM and vllm-ascend need to serve a model: looked up in their own sources, as neither runs here."""
 
 from __future__ import annotations
 
