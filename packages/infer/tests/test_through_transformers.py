@@ -104,8 +104,9 @@ def test_as_people_type_it(
     (tmp_path / "rows.jsonl").write_text('{"text": "the rope"}\n')
     code, out, _ = infer("score", directory, tmp_path / "rows.jsonl", "--engine", "transformers")
     assert json.loads(out)["tokens"] == 6
-    code, _, err = infer("generate", directory, "-p", "x", "--quantize", "int8")
-    assert (code, "--quantize is not there through transformers" in err) == (2, True)
+    for option in (("--quantize", "int8"), ("--pp", 2)):
+        code, _, err = infer("generate", directory, "-p", "x", *option)
+        assert (code, f"{option[0]} is not there through transformers" in err) == (2, True)
     code, _, err = infer("generate", directory, "-p", "x", "--engine", "jumar")
     assert (code, "'gpt_neox' is not known" in err) == (3, True)
 
