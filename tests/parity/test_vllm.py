@@ -75,7 +75,7 @@ def test_what_is_written_for_vllm_is_complete(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model_type", infer_models.ATTENTION)
+@pytest.mark.parametrize("model_type", infer_models.FAMILIES)
 def test_every_family_is_written_for_vllm(model_type: str, tmp_path: Path) -> None:
     assert_exports(model_type, tmp_path)
 

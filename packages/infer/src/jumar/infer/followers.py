@@ -18,7 +18,7 @@ def follow(engine: Engine) -> None:
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    engine.cache.take(engine.cache.room)  # the first rank says who has which page; here all are made ready at once
+    engine.cache.take(engine.cache.room)  # the first rank says who has which page and place; here all are made ready at once
     while (parts := _next(engine)) is not None:
         engine.compute(parts)
     engine.decoder.ranks.part()
