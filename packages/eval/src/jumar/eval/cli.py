@@ -1,0 +1,184 @@
+"""jumar-eval: parse, call one function, print."""
+
+# Without `from __future__ import annotations`: typer would compile the text of every annotation, for help too.
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jumar.schema.cli import make_app, print_json, run, say
+from jumar.schema.errors import Exit, ToolError
+
+if TYPE_CHECKING:
+    from jumar.eval.requests import Model
+
+app = make_app(
+    "jumar-eval",
+    "jumar-eval",
+    "Benchmark scores of any checkpoint, Hugging Face or Megatron, or of an OpenAI-compatible endpoint; from local files, "
+    "equal to lm-eval's request by request.",
+    epilog="Example: jumar-eval run hf/ --tasks mmlu,gsm8k --data benchmarks/",
+)
+HOW, WHAT, WHERE = "How it runs", "What is asked", "Where it goes"
+DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or npu.", rich_help_panel=HOW)]
+Dtype = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.", rich_help_panel=HOW)]
+Quantize = Annotated[
+    str | None, typer.Option(metavar="KIND", help="Matrices as int8 or int8-dynamic.", show_default="no", rich_help_panel=HOW)
+]
+TokenizerDir = Annotated[
+    Path | None, typer.Option("--tokenizer", metavar="DIR", help="tokenizer.json's.", show_default="MODEL's", rich_help_panel=HOW)
+]
+Adapter = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="A LoRA of this model, PEFT's or Megatron's.", rich_help_panel=HOW)
+]
+Iteration = Annotated[
+    str | None, typer.Option(help="Of a Megatron directory.", show_default="the tracker's", rich_help_panel=HOW)
+]
+FamilyName = Annotated[
+    str | None, typer.Option("--family", help="model_type of a Megatron directory without a config.", rich_help_panel=HOW)
+]
+Stages = Annotated[
+    int, typer.Option("--pp", min=1, help="Stages under torchrun; the processes of each share its layers.", rich_help_panel=HOW)
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+
+
+@app.command("run")
+def run_(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A Hugging Face or Megatron directory, or http://HOST/v1.")],
+    tasks: Annotated[str, typer.Option("--tasks", metavar="A,B", help="Names, or YAML files of your own.", rich_help_panel=WHAT)],
+    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Holds the benchmarks' files.", rich_help_panel=WHAT)] = Path(
+        "."
+    ),
+    shots: Annotated[
+        int | None, typer.Option(min=0, help="Worked examples.", show_default="the task's", rich_help_panel=WHAT)
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Documents of each task or subject.", show_default="all", rich_help_panel=WHAT)
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Through the model's chat template.", rich_help_panel=WHAT)] = False,
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="A system message before all.", show_default="none", rich_help_panel=WHAT)
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", metavar="OUT", help="For results and samples.", show_default="none", rich_help_panel=WHERE),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with OUT.", rich_help_panel=WHERE)] = False,
+    force: Annotated[bool, typer.Option("--force", help="Remove the run in OUT first.", rich_help_panel=WHERE)] = False,
+    fail_under: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TASK.METRIC=X", help="Exit 5 below it; may be repeated.", rich_help_panel=WHERE),
+    ] = None,
+    device: DeviceName = "auto",
+    dtype: Dtype = "auto",
+    quantize: Quantize = None,
+    tokenizer: TokenizerDir = None,
+    adapter: Adapter = None,
+    iteration: Iteration = None,
+    family: FamilyName = None,
+    pp: Stages = 1,
+    batch: Annotated[int, typer.Option("--batch", min=2, help="Answers at once.", rich_help_panel=HOW)] = 16,
+    cache_tokens: Annotated[
+        int | None,
+        typer.Option(min=32, help="Tokens whose keys are held.", show_default="by the free memory", rich_help_panel=HOW),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Score a model on benchmarks."""
+    from jumar.eval.results import check
+    from jumar.eval.run import Settings, evaluate, first_rank
+
+    opening = {"device": device, "dtype": dtype, "quantize": quantize, "tokenizer": tokenizer, "adapter": adapter}
+    opening |= {"iteration": iteration, "family": family, "pp": pp, "max_batch": batch, "cache_tokens": cache_tokens}
+    settings = Settings(
+        tasks=tuple(name.strip() for name in tasks.split(",") if name.strip()),
+        data=data,
+        shots=shots,
+        limit=limit,
+        chat=chat,
+        system=system,
+        out=out,
+        resume=resume,
+        force=force,
+        arguments=_asked(model, shots, limit, chat, system, opening),
+    )
+    if not first_rank():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
+    results = evaluate(_opener(model, opening), settings, _say if first_rank() else lambda word, text: None)
+    print_json(results) if as_json else _table(results)
+    for wanted in fail_under or ():
+        check(results, wanted)
+
+
+def _asked(model: str, shots: int | None, limit: int | None, chat: bool, system: str | None, opening: dict[str, Any]) -> dict[str, Any]:
+    """What a run must share with one that it goes on with: all that may change an answer."""
+    same = {key: str(value) for key, value in opening.items() if value is not None and key not in ("max_batch", "cache_tokens")}
+    return {"model": model, "num_fewshot": shots, "limit": limit, "apply_chat_template": chat, "system_instruction": system, **same}
+
+
+def _opener(model: str, opening: dict[str, Any]) -> "Callable[[], Model]":
+    def local() -> "Model":
+        try:
+            from jumar.eval.local import LocalModel, Opening
+        except ModuleNotFoundError as fault:
+            if fault.name is None or not fault.name.startswith(("jumar.infer", "torch")):
+                raise
+            raise ToolError(
+                "scoring a checkpoint needs jumar-infer, which is not installed",
+                hint='pip install "jumar-eval[local]"; an endpoint (http://HOST/v1) needs no more than is here',
+                code=Exit.ENVIRONMENT,
+            ) from None
+        return LocalModel(Path(model), Opening(**opening))
+
+    return local
+
+
+def _say(word: str, text: str) -> None:
+    say(word, text, "bold cyan" if word == "note" else "bold yellow")
+
+
+def _table(results: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from jumar.eval.results import rows
+
+    table = Table("task", "answer", "shots", "metric", "value", "stderr", box=None, pad_edge=False)
+    for column in table.columns[4:]:
+        column.justify = "right"
+    for row in rows(results):
+        table.add_row(*row)
+    Console().print(table)
+
+
+@app.command("list")
+def list_(
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="DIR", help="Where to look for their files.", show_default="nowhere")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Every task, where its files are, or what to fetch from where."""
+    from jumar.eval.listing import listing
+
+    found = listing(data)
+    if as_json:
+        print_json({"tasks": found})
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("task", "shots", "metrics", "what", *(["files"] if data else []), box=None, pad_edge=False)
+    for task in found:
+        row = (task["task"], str(task["shots"]), ", ".join(task["metrics"]), task["title"])
+        table.add_row(*row, *([task["files"]] if data else []))
+    Console().print(table)
+
+
+def main() -> None:
+    """The command."""
+    run(app, "jumar-eval")
