@@ -3,7 +3,7 @@
 # Without `from __future__ import annotations`: typer would compile the text of every annotation, for help too.
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,9 +50,9 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard 
 def run_(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A Hugging Face or Megatron directory, or http://HOST/v1.")],
     tasks: Annotated[str, typer.Option("--tasks", metavar="A,B", help="Names, or YAML files of your own.", rich_help_panel=WHAT)],
-    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Holds the benchmarks' files.", rich_help_panel=WHAT)] = Path(
-        "."
-    ),
+    data: Annotated[
+        Path, typer.Option("--data", metavar="DIR", help="Holds the benchmarks' files.", rich_help_panel=WHAT)
+    ] = Path("."),
     shots: Annotated[
         int | None, typer.Option(min=0, help="Worked examples.", show_default="the task's", rich_help_panel=WHAT)
     ] = None,
@@ -86,13 +86,16 @@ def run_(
         int | None,
         typer.Option(min=32, help="Tokens whose keys are held.", show_default="by the free memory", rich_help_panel=HOW),
     ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The model's name at an endpoint.", show_default="its only one", rich_help_panel=HOW)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Score a model on benchmarks."""
     from jumar.eval.results import check
     from jumar.eval.run import Settings, evaluate, first_rank
 
-    opening = {"device": device, "dtype": dtype, "quantize": quantize, "tokenizer": tokenizer, "adapter": adapter}
+    opening: dict[str, Any] = {"device": device, "dtype": dtype, "quantize": quantize, "tokenizer": tokenizer, "adapter": adapter}
     opening |= {"iteration": iteration, "family": family, "pp": pp, "max_batch": batch, "cache_tokens": cache_tokens}
     settings = Settings(
         tasks=tuple(name.strip() for name in tasks.split(",") if name.strip()),
@@ -108,19 +111,33 @@ def run_(
     )
     if not first_rank():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
-    results = evaluate(_opener(model, opening), settings, _say if first_rank() else lambda word, text: None)
+    results = evaluate(_opener(model, name, opening), settings, _say if first_rank() else lambda word, text: None)
     print_json(results) if as_json else _table(results)
     for wanted in fail_under or ():
         check(results, wanted)
 
 
-def _asked(model: str, shots: int | None, limit: int | None, chat: bool, system: str | None, opening: dict[str, Any]) -> dict[str, Any]:
+def _asked(
+    model: str, shots: int | None, limit: int | None, chat: bool, system: str | None, opening: dict[str, Any]
+) -> dict[str, Any]:
     """What a run must share with one that it goes on with: all that may change an answer."""
     same = {key: str(value) for key, value in opening.items() if value is not None and key not in ("max_batch", "cache_tokens")}
-    return {"model": model, "num_fewshot": shots, "limit": limit, "apply_chat_template": chat, "system_instruction": system, **same}
+    return {
+        "model": model,
+        "num_fewshot": shots,
+        "limit": limit,
+        "apply_chat_template": chat,
+        "system_instruction": system,
+        **same,
+    }
 
 
-def _opener(model: str, opening: dict[str, Any]) -> "Callable[[], Model]":
+def _opener(model: str, name: str | None, opening: dict[str, Any]) -> "Callable[[], Model]":
+    def remote() -> "Model":
+        from jumar.eval.remote import RemoteModel
+
+        return RemoteModel(model, name=name, at_once=opening["max_batch"])
+
     def local() -> "Model":
         try:
             from jumar.eval.local import LocalModel, Opening
@@ -134,7 +151,7 @@ def _opener(model: str, opening: dict[str, Any]) -> "Callable[[], Model]":
             ) from None
         return LocalModel(Path(model), Opening(**opening))
 
-    return local
+    return remote if model.startswith(("http://", "https://")) else local
 
 
 def _say(word: str, text: str) -> None:
@@ -142,17 +159,18 @@ def _say(word: str, text: str) -> None:
 
 
 def _table(results: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from jumar.eval.results import rows
 
-    table = Table("task", "answer", "shots", "metric", "value", "stderr", box=None, pad_edge=False)
-    for column in table.columns[4:]:
-        column.justify = "right"
-    for row in rows(results):
-        table.add_row(*row)
-    Console().print(table)
+    _print(["task", "answer", "shots", "metric", "value", "stderr"], rows(results), right=4)
+
+
+def _print(head: list[str], rows: "Sequence[tuple[str, ...]]", right: int) -> None:
+    """A table whose columns from `right` on are numbers; no line is folded."""
+    lines = [head, *map(list, rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    for line in lines:
+        cells = [c.rjust(w) if i >= right else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]
+        print("  ".join(cells).rstrip())
 
 
 @app.command("list")
@@ -163,20 +181,52 @@ def list_(
     as_json: Json = False,
 ) -> None:
     """Every task, where its files are, or what to fetch from where."""
-    from jumar.eval.listing import listing
+    from jumar.eval.listing import lines, listing
 
     found = listing(data)
     if as_json:
         print_json({"tasks": found})
         return
-    from rich.console import Console
-    from rich.table import Table
+    for line in lines(found):
+        print(line)
 
-    table = Table("task", "shots", "metrics", "what", *(["files"] if data else []), box=None, pad_edge=False)
-    for task in found:
-        row = (task["task"], str(task["shots"]), ", ".join(task["metrics"]), task["title"])
-        table.add_row(*row, *([task["files"]] if data else []))
-    Console().print(table)
+
+@app.command("compare")
+def compare_(
+    first: Annotated[Path, typer.Argument(metavar="OUT1", help="Results of a run, ours or lm-eval's.")],
+    second: Annotated[Path, typer.Argument(metavar="OUT2", help="Those of another one.")],
+    show: Annotated[int, typer.Option(min=0, help="Documents of each score that flipped, with both answers.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Differences of two runs, with their significance, and which documents flipped."""
+    from dataclasses import asdict
+
+    from jumar.eval.compare import compare, flips, table
+
+    compared = compare(first, second)
+    flipped = flips(first, second, compared, show) if show or as_json else []
+    if as_json:
+        print_json({"differences": [asdict(d) for d in compared.differences], "notes": list(compared.notes), "flips": flipped})
+        return
+    for note in compared.notes:
+        _say("note", note)
+    _print(
+        ["task", "answer", "metric", "documents", "first", "second", "change", "stderr", "p", "flips"], table(compared), right=3
+    )
+    for flip in flipped:
+        answers = " -> ".join(map(repr, flip["answers"]))
+        print(f"{flip['task']} document {flip['doc_id']} ({flip['why']}): {answers}, right is {flip['target']!r}")
+
+
+@app.command()
+def report(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Results of a run, ours or lm-eval's.")],
+    errors: Annotated[int, typer.Option(min=0, help="Of each task that are shown.")] = 50,
+) -> None:
+    """OUT/report.html: scores, subjects as bars, errors to be read one by one."""
+    from jumar.eval.report import write_report
+
+    print(write_report(out, errors))
 
 
 def main() -> None:

@@ -33,7 +33,7 @@ def find(task: Task, data: Path) -> list[Found]:
         return [Found(None, _layout_of(task, data), (data,), ())]
     for folder in _folders(task, data):
         for layout in task.layouts:
-            if found := _subjects(folder, layout):
+            if found := [f for f in _subjects(folder, layout) if f.subject not in task.without]:
                 return found
     raise ToolError(f"no data of {task.task} in {data}", hint=f"expected {expected(task, data)}")
 
@@ -53,17 +53,20 @@ def _layout_of(task: Task, path: Path) -> Layout:
 
 
 def _folders(task: Task, data: Path) -> list[Path]:
-    """Where to look: the folders that bear the task's names, then the directory itself."""
+    """Where to look: the folders that bear one of the task's names; the directory itself if it does, or the task has none."""
     if not data.is_dir():
         raise ToolError(f"there is no directory {data}", hint="give the one that holds the benchmarks: --data DIR")
     below = {path.name.lower(): path for path in sorted(data.iterdir()) if path.is_dir()}
-    return [below[name.lower()] for name in task.folders if name.lower() in below] + [data]
+    here = not task.folders or data.resolve().name.lower() in {name.lower() for name in task.folders}
+    return [below[name.lower()] for name in task.folders if name.lower() in below] + [data] * here
 
 
 def _subjects(folder: Path, layout: Layout) -> list[Found]:
     tests = _matching(folder, layout.test)
     shots = _matching(folder, layout.shots) if layout.shots else {}
-    return [Found(subject, layout, tuple(paths), tuple(shots.get(subject, ()))) for subject, paths in sorted(tests.items(), key=str)]
+    return [
+        Found(subject, layout, tuple(paths), tuple(shots.get(subject, ()))) for subject, paths in sorted(tests.items(), key=str)
+    ]
 
 
 def _matching(folder: Path, pattern: str) -> dict[str | None, list[Path]]:
@@ -95,10 +98,11 @@ def _read(task: Task, found: Found, paths: tuple[Path, ...]) -> list[Doc]:
 
 def document(task: Task, found: Found, row: Row, where: str) -> Doc:
     """A row's fields, with its subject."""
-    subject = {} if found.subject is None else {"subject": task.subjects.get(found.subject, found.subject.replace("_", " "))}
-    values: Mapping[str, Any] = {**subject, **row}
+    name = found.subject
+    subject = {} if name is None else {"subject": task.subjects.get(name, name.replace("_", " "))}
+    values: Mapping[str, Any] = {**subject, "set": name, **row}
     if not found.layout.fields:
-        return dict(values)
+        return {**subject, **row}
     try:
         return {**subject, **{name: value_of(source)(values) for name, source in found.layout.fields.items()}}
     except ToolError as fault:

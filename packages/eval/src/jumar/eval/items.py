@@ -22,13 +22,21 @@ SEED = 1234
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One document with what is asked of it. target: of a choice its number, -1 where the document names none of them."""
+    """One document with what is asked of it.
+
+    target: the right answer, or a list of several; of a choice its number, -1 where the document names none of the choices
+    """
 
     number: int
     doc: Doc
     target: Any
     choices: tuple[str, ...]
     requests: tuple[Request, ...]
+
+    @property
+    def targets(self) -> list[Any]:
+        """All right answers."""
+        return list(self.target) if isinstance(self.target, list) else [self.target]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +54,10 @@ class Unit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class How:
-    """Settings that change requests. shots: None for the task's own; render: of a chat template; examples: in place of the data's."""
+    """Settings that change requests.
+
+    shots: None for the task's own; render: by a chat template; examples: in place of the data's
+    """
 
     shots: int | None = None
     limit: int | None = None
@@ -56,7 +67,10 @@ class How:
 
 
 def unit_of(task: Task, found: Found, how: How) -> Unit:
-    """All requests of a subject. Raises ToolError (3) for documents that do not fit, (2) for more worked examples than there are."""
+    """All requests of a subject.
+
+    Raises ToolError (3) for documents that do not fit, (2) for more worked examples than there are.
+    """
     name = task.task if found.subject is None else f"{task.task}_{found.subject}"
     docs, pool = documents(task, found)
     pool = docs if how.examples is None and not found.shots else list(how.examples or pool)
@@ -103,7 +117,7 @@ class _Builder:
         """Raises ToolError (3) that says which document is at fault."""
         try:
             choices, target = self._choices(doc), self._target(doc)
-            if self.task.kind == "choice" and not (isinstance(target, int) and 0 <= target < len(choices)):
+            if self.task.kind == "choice" and target not in range(len(choices)) and not isinstance(target, list):
                 target = -1
             return Item(number, doc, target, choices, tuple(self._requests(doc, choices, examples)))
         except ToolError as fault:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,20 @@ def listing(data: Path | None) -> list[dict[str, Any]]:
         if data is not None:
             try:
                 units = find(task, data)
-                row |= {"found": True, "files": f"{len(units)} subjects, {units[0].test[0].parent}" if task.by_subject else str(units[0].test[0])}
-            except ToolError as fault:
+                many = f" and {len(units) - 1} more" if len(units) > 1 else ""
+                row |= {"found": True, "files": f"{units[0].test[0]}{many}"}
+            except ToolError:
                 if not data.is_dir():
                     raise
-                row |= {"found": False, "files": f"missing: {expected(task, data)}"}
+                row |= {"found": False, "files": expected(task, data)}
         out.append(row)
     return out
+
+
+def lines(found: list[dict[str, Any]]) -> Iterator[str]:
+    """As people read it."""
+    wide = max(len(task["task"]) for task in found)
+    for task in found:
+        yield f"{task['task']:{wide}}  {task['title']} ({task['shots']} shots; {', '.join(task['metrics'])})"
+        if "found" in task:
+            yield f"{'':{wide}}  {'found' if task['found'] else 'missing: expected'} {task['files']}"

@@ -50,7 +50,7 @@ class LocalModel:
             raise ToolError(f"{path} has no tokenizer", hint="give one: --tokenizer DIR")
         self.tokenizer, self.opening = self.engine.tokenizer, opening
         self.context = self.engine.context
-        self.encode = lru_cache(maxsize=4)(self._encode)  # choices ask for the same context one after another
+        self._context_ids = lru_cache(maxsize=4)(self._encode)  # choices ask for the same context one after another
 
     def facts(self) -> dict[str, Any]:
         names = ("dtype", "quantize", "adapter", "iteration", "family", "tokenizer")
@@ -91,7 +91,7 @@ class LocalModel:
 
     @property
     def prefix(self) -> int:
-        """What stands before a text that nothing stands before. Raises ToolError where the tokenizer names neither BOS nor EOS."""
+        """BOS, else EOS: what a text without context comes after. Raises ToolError where the tokenizer names neither."""
         for name in ("bos_token", "eos_token"):
             text = self.tokenizer.special.get(name)
             found = None if text is None else self.tokenizer.inner.token_to_id(text)
@@ -115,17 +115,17 @@ class LocalModel:
         if not stripped:  # nothing but spaces: lm-eval would have an empty context
             return self.pair("", context + rest)
         rest = context[len(stripped) :] + rest
-        ids = self.encode(stripped)
+        ids = self._context_ids(stripped)
         return list(ids), list(self._encode(stripped + rest))[len(ids) :]
 
     def windows(self, text: str) -> list[tuple[list[int], list[int]]]:
         """A text longer than the context in windows, each token predicted once, with as much before it as fits (lm-eval's)."""
-        ids, size = list(self.encode(text)), self.context
-        first = min(size, len(ids))
-        found = [([self.prefix], ids[:first])] if ids else []
-        for start in range(first, len(ids), size):
-            stop = min(start + size, len(ids))
-            found.append((ids[stop - size - 1 : start], ids[start:stop]))
+        tokens, size = list(self._encode(text)), self.context
+        first = min(size, len(tokens))
+        found = [([self.prefix], tokens[:first])] if tokens else []
+        for start in range(first, len(tokens), size):
+            stop = min(start + size, len(tokens))
+            found.append((tokens[stop - size - 1 : start], tokens[start:stop]))
         return found
 
     # --- log-likelihoods
@@ -197,7 +197,7 @@ class LocalModel:
             if most < 1:
                 raise ToolError(
                     f"{request.max_new_tokens} new tokens are asked for, and the model's context is {self.context}",
-                    hint="--max-new-tokens fewer",
+                    hint="give the task a smaller max_new_tokens",
                 )
             prompts.append((ids[-most:], len(ids) > most, number, request))
         for ids, truncated, number, request in sorted(prompts, key=lambda p: -len(p[0])):

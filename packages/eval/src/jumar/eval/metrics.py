@@ -23,7 +23,6 @@ class Metric:
     """name: in results. of: (task, item, response values) -> Value. higher: whether more is better."""
 
     name: str
-    kinds: tuple[str, ...]
     of: Callable[[Task, Item, Sequence[Any]], Value]
     total: Callable[[Sequence[Any]], float]
     higher: bool = True
@@ -66,13 +65,13 @@ def _best(scores: Sequence[float]) -> int:
 
 
 def _right(task: Task, item: Item, responses: Sequence[Any]) -> float:
-    return float(_best([value for value, _ in responses]) == item.target)
+    return float(_best([value for value, _ in responses]) in item.targets)
 
 
 def _by(length: Callable[[str], int]) -> Callable[[Task, Item, Sequence[Any]], float]:
     def right(task: Task, item: Item, responses: Sequence[Any]) -> float:
         scores = [v / length(c) if length(c) else -math.inf for (v, _), c in zip(responses, item.choices, strict=True)]
-        return float(_best(scores) == item.target)
+        return float(_best(scores) in item.targets)
 
     return right
 
@@ -108,8 +107,7 @@ def alike(match: Match, text: str) -> str:
 
 
 def _exact(task: Task, item: Item, responses: Sequence[Any]) -> float:
-    targets = item.target if isinstance(item.target, list) else [item.target]
-    return float(any(alike(task.match, responses[0]) == alike(task.match, str(t)) for t in targets))
+    return float(any(alike(task.match, responses[0]) == alike(task.match, str(t)) for t in item.targets))
 
 
 def _begins(task: Task, item: Item, responses: Sequence[Any]) -> float:
@@ -118,8 +116,7 @@ def _begins(task: Task, item: Item, responses: Sequence[Any]) -> float:
 
 def _keywords(task: Task, item: Item, responses: Sequence[Any]) -> float:
     """The share of the words that are asked for (a list, or one) which are in the answer."""
-    wanted = item.target if isinstance(item.target, list) else [item.target]
-    return mean([float(alike(task.match, str(w)) in alike(task.match, responses[0])) for w in wanted])
+    return mean([float(alike(task.match, str(w)) in alike(task.match, responses[0])) for w in item.targets])
 
 
 # --- whole texts
@@ -146,18 +143,17 @@ def _bits(values: Sequence[tuple[float, int]]) -> float:
     return -_weighted(values) / math.log(2)
 
 
-CHOICE, TEXT, WHOLE = ("choice",), ("generate",), ("rolling",)
 METRICS: dict[str, Metric] = {
-    "acc": Metric("acc", CHOICE, _right, mean),
-    "acc_norm": Metric("acc_norm", CHOICE, _by(len), mean),
-    "acc_bytes": Metric("acc_bytes", CHOICE, _by(lambda text: len(text.encode())), mean),
-    "true_mass": Metric("acc", CHOICE, _true_mass, mean),
-    "exact_match": Metric("exact_match", TEXT, _exact, mean),
-    "begins_with": Metric("begins_with", TEXT, _begins, mean),
-    "keywords": Metric("keywords", TEXT, _keywords, mean),
-    "word_perplexity": Metric("word_perplexity", WHOLE, _words, _perplexity, higher=False),
-    "byte_perplexity": Metric("byte_perplexity", WHOLE, _bytes, _perplexity, higher=False),
-    "bits_per_byte": Metric("bits_per_byte", WHOLE, _bytes, _bits, higher=False),
+    "acc": Metric("acc", _right, mean),
+    "acc_norm": Metric("acc_norm", _by(len), mean),
+    "acc_bytes": Metric("acc_bytes", _by(lambda text: len(text.encode())), mean),
+    "true_mass": Metric("acc", _true_mass, mean),
+    "exact_match": Metric("exact_match", _exact, mean),
+    "begins_with": Metric("begins_with", _begins, mean),
+    "keywords": Metric("keywords", _keywords, mean),
+    "word_perplexity": Metric("word_perplexity", _words, _perplexity, higher=False),
+    "byte_perplexity": Metric("byte_perplexity", _bytes, _perplexity, higher=False),
+    "bits_per_byte": Metric("bits_per_byte", _bytes, _bits, higher=False),
 }
 
 
@@ -171,7 +167,7 @@ def measured(task: Task, item: Item, values: Sequence[Any]) -> list[tuple[str, l
 
 
 def scores(task: Task, values: Mapping[str, Mapping[str, Sequence[Any]]]) -> dict[str, Any]:
-    """"acc,none" -> score and "acc_stderr,none" -> its standard error ("N/A"), of each answer's and metric's values."""
+    """ "acc,none" -> score and "acc_stderr,none" -> its standard error ("N/A"), of each answer's and metric's values."""
     out: dict[str, Any] = {}
     for answer, of_metric in values.items():
         for metric in (METRICS[name] for name in task.metrics):

@@ -54,7 +54,9 @@ def evaluate(open_model: Callable[[], Model], settings: Settings, say: Say = lam
     """
     tasks = [load_task(name) for name in settings.tasks]
     model = open_model() if settings.chat else None
-    how = How(shots=settings.shots, limit=settings.limit, render=model.render if model is not None else None, system=settings.system)
+    how = How(
+        shots=settings.shots, limit=settings.limit, render=model.render if model is not None else None, system=settings.system
+    )
     units = [unit_of(task, found, how) for task in tasks for found in find(task, settings.data)]
     for unit in units:
         for note in unit.notes:
@@ -83,7 +85,11 @@ def _finish(
     found = results.collect(list(zip(units, journals, strict=True)), {k: v for k, v in facts.items() if k not in inner}, config)
     for name, count in found.get("n-truncated", {}).items():
         say("warning", f"{name}: {count} prompts were longer than the model's context, and lost their beginning")
-    found |= {"date": start, "total_evaluation_time_seconds": str(time.time() - start), "jumar_eval_version": dist_version("jumar-eval")}
+    found |= {
+        "date": start,
+        "total_evaluation_time_seconds": str(time.time() - start),
+        "jumar_eval_version": dist_version("jumar-eval"),
+    }
     if settings.out is not None and first_rank():
         results.write(found, settings.out)
     return found
@@ -169,7 +175,6 @@ def _answer(model: Model, unit: Unit, folder: Path | None) -> Journal:
     assert not waiting, f"{len(waiting)} documents of {unit.name} were not answered"
     journal.close()
     return journal
-
 
 
 def first_rank() -> bool:

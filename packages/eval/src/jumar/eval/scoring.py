@@ -164,8 +164,8 @@ def _compute(engine: Engine, runs: Sequence[_Run]) -> None:
     """Every run, in chunks of its own."""
     left = [run for run in runs if run.tokens]
     while left:
-        parts, asked = [], []
-        tokens = 0
+        parts: list[Part] = []
+        asked, tokens = [], 0
         for run in left:
             chunk = run.tokens[run.done : run.done + CHUNK]
             if parts and tokens + len(chunk) > max(TOKENS, CHUNK):

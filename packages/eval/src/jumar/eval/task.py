@@ -13,6 +13,11 @@ from typing import Any, Literal
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.recipe import read_file, validate
 
+METRICS_OF = {
+    "choice": ("acc", "acc_norm", "acc_bytes", "true_mass"),
+    "generate": ("exact_match", "begins_with", "keywords"),
+    "rolling": ("word_perplexity", "byte_perplexity", "bits_per_byte"),
+}
 FOLDER = Path(__file__).parent / "tasks"
 
 
@@ -35,7 +40,7 @@ class Layout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extract:
-    """What of a text counts as the answer: of all matches of `find` the one numbered `take` (its first group that is not empty)."""
+    """What of a text counts as the answer: of the matches of `find` the one numbered `take` (its first group with text)."""
 
     name: str
     find: str | None = None
@@ -67,6 +72,7 @@ class Task:
     shots, fewshot: how many worked examples, the first ones or drawn for every document
     answers:  what of a generated text counts; several are measured side by side
     subjects: name in files -> name in prompts; groups: name -> subjects that have a score together
+    without:  subjects that are there, and are no task of this kind
     code:     answers are programs, which are run
     """
 
@@ -95,6 +101,7 @@ class Task:
     match: Match = field(default_factory=Match)
     subjects: Mapping[str, str] = field(default_factory=dict)
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    without: tuple[str, ...] = ()
     code: bool = False
 
     @property
@@ -126,15 +133,13 @@ def load_task(name: str) -> Task:
 
 
 def _check(task: Task, path: Path) -> None:
-    from jumar.eval.metrics import METRICS
-
     def wrong(what: str, hint: str) -> ToolError:
         return ToolError(f"{path}: {what}", hint=hint, code=Exit.USAGE)
 
     for metric in task.metrics:
-        if metric not in METRICS or task.kind not in METRICS[metric].kinds:
-            of_kind = [name for name, m in METRICS.items() if task.kind in m.kinds]
-            raise wrong(f"{metric!r} is no metric of a task of kind {task.kind}", f"choose among {', '.join(of_kind)}")
+        if metric not in METRICS_OF[task.kind]:
+            what = f"{metric!r} is no metric of a task of kind {task.kind}"
+            raise wrong(what, f"choose among {', '.join(METRICS_OF[task.kind])}")
     if task.kind == "choice" and not task.choices:
         raise wrong("a task of kind choice has choices", "give choices: [A, B, C, D], or an expression")
     if task.kind != "rolling" and not task.prompt and task.ending is None:

@@ -26,6 +26,7 @@ def _environment() -> jinja2.Environment:
     environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
     environment.filters["sub"] = lambda text, pattern, by: re.sub(pattern, by, text)
     environment.filters["find"] = _find
+    environment.filters["letter"] = lambda letter: ord(letter) - ord("A")
     return environment
 
 
