@@ -31,13 +31,15 @@ def write_task(folder: Path, name: str, include: str, files: Mapping[str, Path],
     (folder / f"peer_{name}.yaml").write_text(yaml.safe_dump(config, allow_unicode=True))
 
 
-def evaluate(model: Path, folder: Path, names: list[str], *, shots: int | None, batch: int = 4, **words: Any) -> dict[str, Any]:
-    """lm-eval's results with its samples, of the tasks that `write_task` wrote."""
+def evaluate(
+    path: Path, folder: Path, names: list[str], *, shots: int | None, batch: int = 4, model: Any = None, **words: Any
+) -> dict[str, Any]:
+    """lm-eval's results with its samples, of the tasks that `write_task` wrote. model: of lm-eval, already open."""
     import lm_eval
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    peer = HFLM(pretrained=str(model), device="cpu", dtype="float32", batch_size=batch)
+    peer = model or HFLM(pretrained=str(path), device="cpu", dtype="float32", batch_size=batch)
     manager = TaskManager(include_path=str(folder), include_defaults=False)
     found: dict[str, Any] = lm_eval.simple_evaluate(
         model=peer, tasks=[f"peer_{n}" for n in names], num_fewshot=shots, task_manager=manager, bootstrap_iters=100, **words

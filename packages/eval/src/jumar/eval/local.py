@@ -109,8 +109,8 @@ class LocalModel:
     def pair(self, context: str, rest: str) -> tuple[list[int], list[int]]:
         """Tokens of a context, and of what comes after it, as lm-eval cuts them: spaces at the border belong to the rest."""
         if not context:
-            ids = self.tokenizer.encode(rest, special=False)
-            return ([self.prefix], ids) if ids[:1] != [self.prefix] else (ids[:1], ids[1:])
+            after = self.tokenizer.encode(rest, special=False)
+            return ([self.prefix], after) if after[:1] != [self.prefix] else (after[:1], after[1:])
         stripped = context.rstrip()
         if not stripped:  # nothing but spaces: lm-eval would have an empty context
             return self.pair("", context + rest)
