@@ -39,6 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="runs/demo/hf", type=Path)
     parser.add_argument("--items", type=int, default=300, help="documents of the MMLU format; of the others a part of it")
+    parser.add_argument("--only", help="one of mmlu, boolq, gsm8k_first, gsm8k_random")
     asked = parser.parse_args()
     if not asked.model.exists():
         print(f"skipped: {asked.model} is not here (make demo)")
@@ -53,6 +54,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         make = Maker(Path(folder), asked.items)
         for name, task, shots in (make.mmlu(), make.boolq(), make.gsm8k("first"), make.gsm8k("random")):
+            if asked.only not in (None, name):
+                continue
             settings = Settings(tasks=(task,), data=Path(folder), out=Path(folder) / f"out-{name}", shots=shots)
             mine, of_mine = timed(lambda settings=settings: evaluate(lambda: ours, settings))
             other, of_other = timed(

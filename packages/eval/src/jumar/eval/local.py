@@ -7,20 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from jumar.eval.answering import Answering, answer_all
 from jumar.eval.requests import Done, Request, Response
 from jumar.eval.scoring import Text, score
 from jumar.infer import Engine, Sampling
 from jumar.infer.engine import Limits
 from jumar.schema.errors import ToolError
 from jumar.schema.templates import ChatTemplate, special_tokens, template_of
-
-if TYPE_CHECKING:
-    from jumar.infer import Request as Running
-
-CHUNK = 64
-"""Tokens of a prompt at once, in generation: worked examples that prompts begin with alike are shared up to a multiple of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +39,7 @@ class LocalModel:
 
     def __init__(self, path: Path, opening: Opening) -> None:
         options = {name: getattr(opening, name) for name in Opening.__slots__ if name not in ("max_batch", "cache_tokens")}
-        limits = Limits(max_batch=max(opening.max_batch, 2), chunk=CHUNK, cache_tokens=opening.cache_tokens)
+        limits = Limits(max_batch=max(opening.max_batch, 2), cache_tokens=opening.cache_tokens)
         self.path, self.engine = path, Engine.open(path, limits, **options)
         if self.engine.tokenizer is None:
             raise ToolError(f"{path} has no tokenizer", hint="give one: --tokenizer DIR")
@@ -188,9 +183,7 @@ class LocalModel:
 
     def _generate(self, head: str, numbered: Sequence[tuple[int, Request]], done: Done) -> None:
         head_ids = list(self._encode(head.rstrip())) if head.strip() else []
-        if len(numbered) > 1 and len(head_ids) >= CHUNK:  # its keys are then there for all
-            self.engine.run([self.engine.add(head_ids[: self.context], Sampling(max_new_tokens=0))])
-        running: dict[int, tuple[int, bool, Running]] = {}
+        owners: dict[int, tuple[int, bool]] = {}
         prompts = []
         for number, request in numbered:
             ids, most = list(self._encode(request.context)), self.context - request.max_new_tokens
@@ -199,19 +192,19 @@ class LocalModel:
                     f"{request.max_new_tokens} new tokens are asked for, and the model's context is {self.context}",
                     hint="give the task a smaller max_new_tokens",
                 )
-            prompts.append((ids[-most:], len(ids) > most, number, request))
-        for ids, truncated, number, request in sorted(prompts, key=lambda p: -len(p[0])):
             if request.beams > 1:
-                done(number, Response(self._beams(ids, request), truncated))
+                done(number, Response(self._beams(ids[-most:], request), len(ids) > most))
                 continue
             sampling = Sampling(max_new_tokens=request.max_new_tokens, stop=request.until)
-            added = self.engine.add(ids, sampling)
-            running[added.number] = (number, truncated, added)
-        while running:
-            for moved in self.engine.step():
-                if moved.finish is not None:
-                    number, truncated, _ = running.pop(moved.number)
-                    done(number, Response(moved.text, truncated))
+            asked = self.engine.request(ids[-most:], sampling)
+            owners[asked.number] = number, len(ids) > most
+            prompts.append(Answering(asked, _common(head_ids, asked.prompt[:-1])))
+
+        def told(prompt: Answering) -> None:
+            number, truncated = owners[prompt.request.number]
+            done(number, Response(prompt.request.text, truncated))
+
+        answer_all(self.engine, head_ids, prompts, told, at_once=max(self.opening.max_batch, 2))
 
     def _beams(self, ids: list[int], request: Request) -> str:
         from jumar.infer.beams import search
