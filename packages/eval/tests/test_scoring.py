@@ -71,7 +71,15 @@ def responses(model: LocalModel, requests: list[Request]) -> list[Response]:
     return [found[number] for number in range(len(requests))]
 
 
-def test_windows_predict_every_token_once(hf: Path) -> None:
+@pytest.fixture(scope="module")
+def longer(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """The same weights with a longer context."""
+    path = tmp_path_factory.mktemp("longer") / "hf"
+    infer_models.llama_with_tokenizer(path, max_position_embeddings=2000)
+    return engine_of(path)
+
+
+def test_windows_predict_every_token_once(hf: Path, longer: Engine) -> None:
     """Of a text that is longer than the context: a log-likelihood that is the sum of its windows', as lm-eval makes them."""
     model = LocalModel(hf, Opening(device="cpu", cache_tokens=4096))
     text = "rope and knot, " * 250
@@ -79,16 +87,16 @@ def test_windows_predict_every_token_once(hf: Path) -> None:
     assert [len(a) + len(b) - 1 for a, b in windows] == [1600, 1600, 1600]
     assert [token for _, rest in windows for token in rest] == model.engine.encode(text)
     (found,) = responses(model, [Request("rolling", "", text)])
-    wanted = [sum(s.logprob for s in model.engine.score([window])[0].scores) for window in windows]
+    wanted = [sum(s.logprob for s in longer.score([window])[0].scores) for window in windows]
     assert found.value == pytest.approx(sum(wanted), rel=1e-6)
 
 
-def test_a_prompt_that_is_too_long_loses_its_beginning_and_is_counted(hf: Path) -> None:
+def test_a_prompt_that_is_too_long_loses_its_beginning_and_is_counted(hf: Path, longer: Engine) -> None:
     model = LocalModel(hf, Opening(device="cpu", cache_tokens=8192))
     context = "a long way " * 300
     long, short = responses(model, [Request("loglikelihood", context, "up"), Request("loglikelihood", "a way ", "up")])
     ids, rest = model.pair(context, "up")
-    (whole,) = model.engine.score([(ids[len(ids) + len(rest) - 1 - 1600 :], rest)])
+    (whole,) = longer.score([(ids[len(ids) + len(rest) - 1 - 1600 :], rest)])
     assert (long.truncated, short.truncated) == (True, False)
     assert long.value[0] == pytest.approx(sum(s.logprob for s in whole.scores), abs=1e-5)
     (text,) = responses(model, [Request("generate", context, max_new_tokens=4)])

@@ -1,4 +1,4 @@
-"""Greedy answers by an engine: what prompts begin with is computed once, and an answer that is done makes room for the next.
+"""Greedy answers by an engine: what prompts begin with is computed once, an answer that is done makes room for the next.
 
 Keys of the shared beginning are copied into each prompt's own pages, side by side: read at every step, they are not gathered then.
 """
