@@ -27,6 +27,8 @@ from unittest import mock
 
 import pytest
 
+sys.path.append(str(Path(__file__).parents[1] / "e2e"))  # as a script it has no pytest to do so
+import forked
 from jumar.schema.errors import Exit
 from jumar.schema.families import llama
 from jumar.schema.family import Family
@@ -147,7 +149,7 @@ TOUR = Play(README, "run demo")
 
 
 class Terminal:
-    """Runs commands in a directory: our own in this process, which is faster, all others in bash.
+    """Runs commands in a directory: our own in this process, trainings of one rank as forks, which is faster, others in bash.
 
     apart: every command is a process of its own (for packages that are installed on the way).
     """
@@ -163,8 +165,11 @@ class Terminal:
             return [str(self.code)]
         if command.startswith("pip install"):
             return self._install(Path(self.home, shlex.split(command)[-1]))
-        alone = command.split()[0] in PROGRAMS and not re.search(r"[|&><;$*]", command) and not trains(command)
-        text = self._here(shlex.split(command)) if alone and not self.apart else self._bash(command)
+        alone = command.split()[0] in PROGRAMS and not re.search(r"[|&><;$*]", command) and not self.apart
+        run = (
+            self._bash if not alone else self._here if not trains(command) else self._forked if one_rank(command) else self._bash
+        )
+        text = run(command)
         lines = [line.rstrip() for line in text.replace(str(self.home.resolve()), "/models").splitlines()]
         while lines and not lines[0]:
             del lines[0]
@@ -172,7 +177,8 @@ class Terminal:
             del lines[-1]
         return lines
 
-    def _here(self, words: list[str]) -> str:
+    def _here(self, command: str) -> str:
+        words = shlex.split(command)
         main = importlib.import_module(PROGRAMS[words[0]].module).main
         printed, before = io.StringIO(), os.getcwd()
         with (
@@ -194,6 +200,14 @@ class Terminal:
             finally:
                 os.chdir(before)
         return printed.getvalue()
+
+    def _forked(self, command: str) -> str:
+        out = self.home / ".printed"
+        started = forked.start(shlex.split(command)[1:], out, {**os.environ, **self.environment()}, cwd=self.home)
+        (self.code,) = forked.end([started], timeout=600)
+        text = out.read_text()
+        out.unlink()
+        return text
 
     def _bash(self, command: str) -> str:
         done = subprocess.run(
@@ -231,7 +245,11 @@ class Terminal:
 
 def trains(command: str) -> bool:
     """Whether a command becomes a training: that mends torch and megatron-core for the whole of its process."""
-    return command.startswith("jumar-train pretrain") and "--dry-run" not in command
+    return command.startswith(("jumar-train pretrain", "jumar-train sft")) and "--dry-run" not in command
+
+
+def one_rank(command: str) -> bool:
+    return "--nproc" not in command
 
 
 def comparable(lines: list[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,12 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from training import DONE, TRAIN, Run, environment, model_dir
+import forked
+from jumar.schema.errors import ToolError
+from jumar.schema.recipe import load_recipe
+from jumar.train_core.data.prepared import prepared
+from jumar.train_core.recipe import Recipe
+from training import DONE, ENVIRONMENT, INPUT, USAGE, Run, environment, model_dir
 
 pytestmark = pytest.mark.timeout(900)  # processes on a machine that others use as well
 TEMPLATE = (
@@ -64,15 +70,69 @@ def test_a_raw_file_under_torchrun(run: Run) -> None:
     assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= {
         path.name for path in made.iterdir()
     }
-    again = subprocess.run([TRAIN, "sft", str(run.recipe), "--device", "cpu"], capture_output=True, text=True, env=environment())
-    assert again.returncode == DONE
-    assert "nothing is left to do" in again.stderr
+    again = forked.start(["sft", str(run.recipe), "--device", "cpu"], run.folder / "again.err", environment())
+    assert forked.end([again], timeout=300) == [DONE]
+    assert "nothing is left to do" in (run.folder / "again.err").read_text()
 
 
-def test_what_is_no_conversation(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "talks.jsonl").write_text('{"x": 1}\n')
-    done = subprocess.run([TRAIN, "sft", str(run.recipe), "--device", "cpu"], capture_output=True, text=True, env=environment())
-    assert done.returncode not in (DONE, 1)
-    assert "jumar-data could not prepare" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == []
+WRONG = {
+    "columns": (
+        "odd.jsonl",
+        '{"x": 1}\n',
+        "odd.jsonl cannot be prepared: what format is this?",
+        "prepare it alone, and give its prefix",
+    ),
+    "an array that breaks off": (
+        "cut.json",
+        '[{"instruction": "a", "output": "b"}, {"instr',
+        "line 1: the file ends",
+        "mend the file",
+    ),
+    "no answer": (
+        "none.jsonl",
+        '{"instruction": "a", "output": ""}\n',
+        "none of 1 records can be used",
+        "see {cache}/none.rejects.jsonl",
+    ),
+}
+
+
+@pytest.mark.parametrize("name, text, says, hint", WRONG.values(), ids=WRONG)
+def test_what_is_no_conversation(
+    run: Run, tmp_path: Path, name: str, text: str, says: str, hint: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It is the file's fault, said once, and by names that are there afterwards."""
+    (tmp_path / name).write_text(text)
+    recipe = load_recipe(Recipe, run.recipe, [f"data.train={tmp_path / name}"])
+    with pytest.raises(ToolError) as fault:
+        prepared(recipe, lambda: tmp_path / "hf")
+    assert fault.value.code == INPUT
+    assert says in fault.value.message
+    assert hint.format(cache=tmp_path / "cache") in (fault.value.hint or "")
+    assert not {word for word in capfd.readouterr().err.split() if word in ("error:", "hint:", "warning:")}
+    left = [path.name for path in (tmp_path / "cache").iterdir()]
+    assert left == (["none.rejects.jsonl"] if name == "none.jsonl" else [])
+
+
+def test_what_is_left_out_is_named_where_it_lies(run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with (tmp_path / "talks.jsonl").open("a") as file:
+        file.write('{"x": 1}\n')
+    recipe = prepared(load_recipe(Recipe, run.recipe), lambda: tmp_path / "hf")
+    said = capfd.readouterr().err
+    assert "note: read as alpaca" in said
+    assert "warning: 1 of 41 records are left out" in said
+    (rejects,) = re.findall(r"^hint: see (.*)$", said, re.MULTILINE)
+    assert isinstance(recipe.data.train, Path)
+    assert Path(rejects) == Path(f"{recipe.data.train}.rejects.jsonl")
+    assert Path(rejects).is_file()
+
+
+def test_raw_settings_in_the_recipe_s_words(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for sets, code, says in (
+        (["data.template=chatmm"], USAGE, "data.template: no template is named 'chatmm'"),
+        ([f"data.cache={tmp_path}/file/cache"], ENVIRONMENT, "what is prepared of raw files cannot be written to"),
+    ):
+        with pytest.raises(ToolError, match=says) as fault:
+            prepared(load_recipe(Recipe, run.recipe, sets), lambda: tmp_path / "hf")
+        assert (fault.value.code, "--" in (fault.value.hint or "")) == (code, False)

@@ -253,11 +253,15 @@ def test_a_killed_data_worker(tmp_path: Path) -> None:
     assert ended.err.count("error:") == 1
 
 
-def test_a_killed_launcher(tmp_path: Path) -> None:
-    """Its ranks save and end."""
+def test_a_directory_in_use_and_a_killed_launcher(tmp_path: Path) -> None:
+    """A second run is refused and does no harm to the first; whose launcher dies then, and its ranks save and end."""
     run = endless(tmp_path)
     with going(run, 2) as one:
-        one.at_step(2).send(signal.SIGKILL).ends(SOON)
+        second = train(one.at_step(2).run)
+        assert second.code == ENVIRONMENT
+        assert f"{run.path} is in use by another run (process " in second.err
+        assert not (run.path / "exit.json").exists()
+        one.send(signal.SIGKILL).ends(SOON)
     assert run.ended()["code"] == STOPPED
     assert len(run.steps()) == 1
 
@@ -293,18 +297,6 @@ def test_a_frozen_rank(tmp_path: Path, rank: int) -> None:
     assert (ended.code, run.ended()["code"]) == (ENVIRONMENT, ENVIRONMENT)
     assert "another rank has not answered in time" in ended.err
     assert ended.err.count("error:") == 1
-
-
-def test_a_directory_in_use(tmp_path: Path) -> None:
-    run = endless(tmp_path)
-    with going(run, 2) as one:
-        one.at_step(1)
-        second = train(run)
-        assert second.code == ENVIRONMENT
-        assert f"{run.path} is in use by another run (process " in second.err
-        assert not (run.path / "exit.json").exists()
-        ended = one.send(signal.SIGTERM).ends(SOON)
-    assert (ended.code, run.ended()["code"]) == (STOPPED, STOPPED)
 
 
 @pytest.fixture(autouse=True)

@@ -20,6 +20,7 @@ import numpy as np
 import psutil
 import yaml
 
+import forked
 from jumar.schema.indexed import IndexedWriter
 from jumar.schema.registry import families
 
@@ -28,7 +29,7 @@ SEQ_LEN = 32
 Settings = Mapping[str, Any]
 TWO: Settings = {"features.overlap_grad_reduce": True, "features.overlap_param_gather": True}
 """What two data-parallel ranks do at the same time as they compute."""
-DONE, INPUT, ENVIRONMENT, STOPPED, INTERRUPTED = 0, 3, 4, 75, 130
+DONE, USAGE, INPUT, ENVIRONMENT, STOPPED, INTERRUPTED = 0, 2, 3, 4, 75, 130
 
 
 def model_dir(folder: Path, family: str = "llama", **changes: Any) -> Path:
@@ -154,7 +155,9 @@ def torchrun(run: Run, nproc: int) -> list[str]:
 
 
 def train(run: Run, nproc: int | None = None, *sets: str, env: Settings | None = None, timeout: float = 600) -> Ended:
-    """Runs it to its end, whatever that is."""
+    """Runs it to its end, whatever that is. With `nproc` it is the real command."""
+    if nproc is None:
+        return forks(run, 1, *sets, env=env, timeout=timeout)
     begun = time.monotonic()
     done = subprocess.run(
         command(run, nproc, sets), env=environment(env), capture_output=True, text=True, check=False, timeout=timeout
@@ -162,8 +165,21 @@ def train(run: Run, nproc: int | None = None, *sets: str, env: Settings | None =
     return Ended(done.returncode, done.stderr, time.monotonic() - begun)
 
 
+def forks(run: Run, ranks: int, *sets: str, env: Settings | None = None, timeout: float = 600) -> Ended:
+    """The same by forks, one a rank and without a launcher; its code is the first that is not 0."""
+    begun, out = time.monotonic(), run.folder / f"{run.path.name}.forked"
+    words = command(run, None, sets)[1:]
+    if ranks == 1:
+        codes = forked.end([forked.start(words, out, environment(env))], timeout)
+    else:
+        codes = forked.end(forked.start_ranks(ranks, words, out, environment(env)), timeout)
+    said = "".join(forked.printed(out, rank).read_text() for rank in range(ranks))
+    return Ended(next(filter(None, codes), DONE), said, time.monotonic() - begun)
+
+
 def finish(run: Run, nproc: int | None = None, *sets: str, env: Settings | None = None) -> Run:
-    ended = train(run, nproc, *sets, env=env)
+    """Runs it to its end, all steps done."""
+    ended = forks(run, nproc or 1, *sets, env=env)
     assert ended.code == DONE, ended.err
     assert run.ended()["code"] == DONE
     assert run.left_over() == []

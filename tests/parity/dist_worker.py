@@ -20,6 +20,10 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+
+import no_compiler  # noqa: F401
+
+# isort: split
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.safe_globals import register_safe_globals
 

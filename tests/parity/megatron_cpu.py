@@ -23,7 +23,6 @@ def mend() -> None:
     torch.cuda.current_device = lambda: torch.device("cpu")  # where it puts every buffer it makes
     torch.cuda.synchronize = lambda *_args, **_kwargs: None  # what dist_checkpointing calls before it writes
     torch.Tensor.cuda = lambda self, *_args, **_kwargs: self  # how it moves a tied embedding of two pipeline stages
-    torch.compiler.set_stance("force_eager")  # its jit_fuser is torch.compile: twenty seconds for one forward
     initialize_rng_tracker(inference_rng_tracker=True)  # dropout's tracker for training saves CUDA generators
     moe_utils.te_general_gemm = None  # the router asks for it, and without TransformerEngine it is never bound
     multi_latent_attention.HAVE_TE = False  # True in error: the import succeeds on stand-ins, and isinstance fails

@@ -14,6 +14,10 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+
+import no_compiler  # noqa: F401
+
+# isort: split
 from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_model import GPTModel
 

@@ -13,6 +13,7 @@ from jumar.ckpt_convert import open_checkpoint, plan_megatron, run_plan
 from jumar.infer import Engine, Sampling
 from jumar.infer.conversation import open_template
 from jumar.infer.engine import Limits
+from jumar.infer.matrices import KINDS
 from jumar.schema.parallel import ParallelLayout
 
 DEMO = Path(__file__).resolve().parents[2] / "runs/demo/hf"
@@ -80,17 +81,18 @@ def test_the_same_from_shards_of_tp3_pp2(engine: Engine, tmp_path: Path) -> None
     assert [(r.text, r.logprobs) for r in found] == [(r.text, r.logprobs) for r in expected]
 
 
-def test_int8_costs_less_than_one_percent_of_perplexity(engine: Engine) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_int8_costs_less_than_one_percent_of_perplexity(kind: str, engine: Engine) -> None:
     """On 2,000 tokens of prose: our page on how it is built."""
     ids = engine.encode((DEMO.parents[2] / "docs/design.md").read_text())[:2000]
     pairs = [(ids[at : at + 1], ids[at + 1 : at + 500]) for at in range(0, 2000, 500)]
-    narrow = Engine.open(DEMO, Limits(max_batch=8, cache_tokens=4096), device="cpu", quantize="int8-dynamic")
+    narrow = Engine.open(DEMO, Limits(max_batch=8, cache_tokens=4096), device="cpu", quantize=kind)
     perplexities = []
     for each in (engine, narrow):
         logs = [entry.logprob for request in each.score(pairs) for entry in request.scores]
         assert len(logs) == 4 * 499
         perplexities.append(math.exp(-math.fsum(logs) / len(logs)))
-    print(f"perplexity fp32 {perplexities[0]:.3f}, int8-dynamic {perplexities[1]:.3f}")
+    print(f"perplexity fp32 {perplexities[0]:.3f}, {kind} {perplexities[1]:.3f}")
     assert perplexities[0] > 2
     assert abs(perplexities[1] / perplexities[0] - 1) < 0.01
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+FEW = 6
+"""Steps of rows that are not slow."""
 Changes = dict[str, Any]
 TP2: Changes = {"parallel.tp": 2}
 TP2_WHOLE: Changes = TP2 | {"parallel.sequence_parallel": False}
@@ -346,7 +348,25 @@ TUNING = (
     tuned("nemotron_h:packed-pp2", 2, PP2, PACKED, slow=True),
     tuned("deepseek_v3_mtp:packed-pp2", 2, PP2, PACKED | ONE_BY_ONE | OTHER_ORDER, slow=True),
 )
-ROWS = (*DENSE, *FAMILIES, *EXPERTS, *LATENT, *STATES, *RESUMED, *HALVES, *TUNING)
+WRITTEN = (*DENSE, *FAMILIES, *EXPERTS, *LATENT, *STATES, *RESUMED, *HALVES, *TUNING)
+
+
+def _short_and_long(written: Row) -> list[Row]:
+    """What is not slow has few steps; all of them are a slow row of its own."""
+    if not _shortened(written):
+        return [replace(written, like=_long(written.like))]
+    return [replace(written, steps=FEW), replace(written, name=f"{written.name}-long", slow=True, like=_long(written.like))]
+
+
+def _shortened(written: Row) -> bool:
+    return not written.slow and written.steps > FEW and "train.eval_every" not in written.same
+
+
+def _long(name: str | None) -> str | None:
+    return f"{name}-long" if any(each.name == name and _shortened(each) for each in WRITTEN) else name
+
+
+ROWS = tuple(each for written in WRITTEN for each in _short_and_long(written))
 
 TRAPPED = tuple(
     replace(

@@ -5,8 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+import forked
 import train_models
 import tuning_data
-from train_rows import Row
+from train_rows import FEW, Row
 
 TUNING = ("talks", "packed", "eos")
 WORKER = Path(__file__).with_name("train_worker.py")
@@ -81,7 +80,7 @@ def recipe(place: Place, variant: str, changes: dict[str, Any], steps: int = 20)
 def reference(row: Row) -> Row:
     """The one process that a row is compared with."""
     marks = "".join(f"-{path.rsplit('.', 1)[1]}={value}" for path, value in sorted(row.same.items()))
-    steps = max(row.steps, 20) if row.steps > 2 else row.steps
+    steps = 20 if row.steps > FEW else FEW if row.steps > 2 else row.steps
     name = f"{row.variant}-{steps}{marks}".translate(str.maketrans("/{}' :", "______"))
     return Row(name=name, variant=row.variant, world=1, task=row.task, same=row.same, steps=steps)
 
@@ -92,12 +91,15 @@ def job(place: Place, row: Row, out: Path) -> dict[str, Any]:
     if row.first is None:
         return common | {"parts": [recipe(place, row.variant, row.same | row.changes, row.steps)]}
     kept = {"save.path": str(out / f"{row.name}.run")}
-    parts = [recipe(place, row.variant, row.same | part | kept) for part in (row.first, row.changes)]
+    parts = [recipe(place, row.variant, row.same | part | kept, row.steps) for part in (row.first, row.changes)]
     return common | {"parts": parts, "stop_at": row.steps // 2}
 
 
 def launch(jobs: list[dict[str, Any]], world: int, out: Path, timeout_s: float = 120) -> None:
-    """Runs rows in as few launches as can be: one that fails is left out of the next. Leaves NAME.json or NAME.error of each."""
+    """Runs rows in as few launches as can be: one that fails is left out of the next. Leaves NAME.json or NAME.error of each.
+
+    Of a group's ranks that are killed because one has failed, that one's words are kept.
+    """
     out.mkdir(parents=True, exist_ok=True)
     env = os.environ | {
         "OMP_NUM_THREADS": "1",
@@ -105,14 +107,14 @@ def launch(jobs: list[dict[str, Any]], world: int, out: Path, timeout_s: float =
         "JUMAR_COLLECTIVE_TIMEOUT_S": "60",
         "ROW_TIMEOUT_S": str(round(timeout_s)),
     }
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
     while jobs:
-        listed = out / f"rows-{world}.json"
+        listed, said = out / f"rows-{world}.json", out / f"rows-{world}.err"
         listed.write_text(json.dumps(jobs))
-        done = subprocess.run([*torchrun, str(WORKER), str(listed), str(out)], capture_output=True, text=True, env=env)
+        started = forked.start_ranks(world, [str(listed), str(out)], said, env, script=WORKER)
+        codes = forked.end(started, timeout_s * len(jobs) + 60, together=True)
         left = [each for each in jobs if not (out / f"{each['name']}.json").exists()]
         if left and not (error := out / f"{left[0]['name']}.error").exists():
-            error.write_text(f"exit {done.returncode}\n{done.stderr[-6000:]}")
+            error.write_text(f"exit {codes}\n{forked.printed(said, codes.index(max(codes))).read_text()[-6000:]}")
         jobs = left[1:]
 
 

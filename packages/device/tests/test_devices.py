@@ -183,6 +183,20 @@ def test_peaks(name, dtype, peak):
     assert dense_peak(name, dtype) == (None if peak is None else pytest.approx(peak))
 
 
+@pytest.mark.parametrize("device", [CUDA, NPU])
+@pytest.mark.parametrize("has", [True, False])
+def test_bf16_that_is_emulated_does_not_count(device, has, monkeypatch):
+    class Api:
+        if device is CUDA:
+            is_bf16_supported = staticmethod(lambda including_emulation=True: including_emulation or has)
+        else:
+            is_bf16_supported = staticmethod(lambda: has)
+
+    monkeypatch.setattr(type(device), "api", lambda self: Api)
+    assert device.has_bf16() == has
+    assert not CPU.has_bf16()
+
+
 def test_every_table_has_every_operation():
     for device in (CPU, CUDA, NPU):
         assert device.ops().name == device.name

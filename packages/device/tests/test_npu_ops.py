@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from jumar.device.ops.npu import NPU_OPS
 from jumar.device.ops.npu_attention import _mask
 from jumar.device.ops.reference import REFERENCE
+from jumar.device.testing.npu_numerics import RAN
 from jumar.device.testing.npu_stand_in import npu_device, npu_operations, stand_in
 from jumar.device.testing.wrong_calls import Meddling, at, called, rename, replace, without
 
@@ -181,6 +182,63 @@ def test_decode_attention_and_int8():
     torch.testing.assert_close(got, want, atol=1, rtol=2e-2)
 
 
+PROMPTS = {
+    "a prompt": dict(),
+    "a window": dict(window=2),
+    "all": dict(causal=False),
+    "all in a window": dict(causal=False, window=2),
+}
+
+
+def of_prompt(ops, words, *inputs):
+    with torch.inference_mode():
+        return ops.attention(*(t.bfloat16() for t in inputs), scale=0.5, **words).float()
+
+
+@pytest.mark.parametrize("what", PROMPTS)
+@pytest.mark.parametrize("shape", [dict(queries=6), dict(), dict(v_dim=2)], ids=["whole", "a chunk", "narrow v"])
+def test_prompts_without_gradient_go_through_their_own_kernel(what, shape):
+    before = RAN["npu_prompt_flash_attention"]
+    got, want = (of_prompt(ops, PROMPTS[what], *dense(**shape)) for ops in (NPU_OPS, REFERENCE))
+    torch.testing.assert_close(got, want, atol=2e-2, rtol=2e-2)
+    assert RAN["npu_prompt_flash_attention"] == before + 1
+
+
+def test_what_the_prompts_kernel_does_not_take_goes_through_the_other():
+    """More queries than keys, wide heads, fp32, and whatever has a gradient."""
+    before = RAN["npu_prompt_flash_attention"]
+    wide = torch.randn(1, 2, 2, 520)
+    for inputs in (dense(6, 3), (wide, wide, wide)):
+        got, want = (of_prompt(ops, {}, *inputs) for ops in (NPU_OPS, REFERENCE))
+        torch.testing.assert_close(got, want, atol=2e-2, rtol=2e-2)
+    NPU_OPS.attention(*dense(dtype=torch.bfloat16), scale=0.5)
+    assert RAN["npu_prompt_flash_attention"] == before
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (rename("next_tokens", "next_tockens"), {"window": 2}),
+        (replace(atten_mask=lambda mask: ~mask), {}),
+        (without("atten_mask"), {}),
+        (replace(sparse_mode=2), {}),
+        (replace(pre_tokens=lambda n: n + 1), {"window": 2}),
+        (without("scale_value"), {}),
+        (without("num_key_value_heads"), {}),
+        (without("input_layout"), {}),
+        (at(1, lambda k: k.transpose(1, 2).contiguous().transpose(1, 2)), {}),
+    ],
+)
+def test_a_wrong_call_for_a_prompt_is_found(change, words):
+    want = of_prompt(REFERENCE, words, *dense())
+    with npu_operations(Meddling("npu_prompt_flash_attention", change)):
+        try:
+            got = of_prompt(NPU_OPS, words, *dense())
+        except RuntimeError:
+            return
+    assert (got - want).abs().nan_to_num(1e9).max() > 0.1
+
+
 def test_what_has_no_kernel_is_the_reference_with_one_warning():
     q, k, v = dense()
     with pytest.warns(UserWarning, match="softcap has no NPU kernel"):
@@ -194,6 +252,9 @@ def test_what_has_no_kernel_is_the_reference_with_one_warning():
     )
     with pytest.warns(UserWarning, match=r"torch.float32 has no NPU kernel"):
         NPU_OPS.paged_attention(q[:, 0], cache, cache, table, lengths, scale=0.5)
+    latents = torch.randn(2, 16, 1, 576).bfloat16()
+    with pytest.warns(UserWarning, match="heads of 576 elements, more than 512, has no NPU kernel"):
+        NPU_OPS.paged_attention(latents[:, 0], latents, latents, table, lengths, scale=0.5)
 
 
 def test_no_derivative_is_an_error_in_backward():

@@ -31,6 +31,7 @@ def test_the_pinned_release_takes_every_call_and_the_page_says_so():
         "npu_incre_flash_attention",
         "npu_moe_token_permute",
         "npu_moe_token_unpermute",
+        "npu_prompt_flash_attention",
         "npu_rms_norm",
         "npu_rotary_mul",
         "npu_swiglu",

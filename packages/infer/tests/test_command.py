@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pexpect
@@ -15,40 +13,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import infer_models
+from infer_models import FAST
 from jumar.infer import Engine, Sampling
-from jumar.infer.cli import main
 from jumar.infer.conversation import open_template
 from jumar.infer.tokenizer import Tokenizer
-
-FAST = ["--max-new-tokens", "8", "--cache-tokens", "512", "--device", "cpu"]
-
-
-@dataclass
-class Done:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def lines(self) -> list[dict]:
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-@pytest.fixture
-def infer(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    """Runs the command in this process."""
-
-    def run(*words: object, stdin: str = "") -> Done:
-        monkeypatch.setattr(sys, "argv", ["jumar-infer", *map(str, words)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
-        monkeypatch.setenv("COLUMNS", "200")
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main()
-        captured = capfd.readouterr()
-        return Done(int(end.value.code or 0), captured.out, captured.err)
-
-    return run
 
 
 def expected(hf: Path, prompt: str, count: int = 8) -> str:

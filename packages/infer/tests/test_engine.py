@@ -35,6 +35,17 @@ def test_what_else_is_in_the_batch_changes_no_bit(hf: Path) -> None:
     assert crowded[::-1] == together
 
 
+@pytest.mark.parametrize("model_type, changes", [("mixtral", {}), ("deepseek_v3", {"n_routed_experts": 16}), ("gemma2", {})])
+def test_nor_does_it_with_experts_latents_or_windows(model_type: str, changes: dict, tmp_path: Path) -> None:
+    """16 experts: torch's sigmoid takes 16 elements at a time, and rounds those that are left over otherwise."""
+    vocab = infer_models.make(tmp_path / "hf", model_type, **changes).config.vocab_size
+    prompts = [[token % vocab for token in prompt] for prompt in PROMPTS]
+    engine = engine_of(tmp_path / "hf")
+    together = answers(engine.generate(prompts, GREEDY))
+    engine.cache.forget()
+    assert [answers(engine.generate([p], GREEDY))[0] for p in prompts] == together
+
+
 def test_a_seed_gives_the_same_answer_whatever_else_runs(hf: Path) -> None:
     def asked(seed: int) -> Sampling:
         return Sampling(max_new_tokens=12, temperature=0.9, top_k=40, top_p=0.9, seed=seed, ignore_eos=True)
@@ -168,10 +179,3 @@ def test_an_answer_ends_at_the_context(hf: Path) -> None:
 def test_a_request_that_the_cache_cannot_hold_is_refused(hf: Path) -> None:
     with pytest.raises(ToolError, match="pages"):
         engine_of(hf, cache_tokens=64).add([1] * 60, Sampling(max_new_tokens=60))
-
-
-@pytest.mark.parametrize("family", ["mamba2", "nemotron_h"])
-def test_a_model_with_state_space_layers_is_refused(family: str, tmp_path: Path) -> None:
-    infer_models.make(tmp_path / "hf", family)
-    with pytest.raises(ToolError, match="Mamba"):
-        engine_of(tmp_path / "hf")

@@ -48,10 +48,10 @@ def through_the_cache(engine: Engine, ids: list[int], other: list[int], prompt: 
     cuts = [0, prompt // 2 + 1, prompt, *range(prompt + 1, len(ids) + 1)]
     out = []
     for step, (start, stop) in enumerate(pairwise(cuts)):
-        part = Part(ids[start:stop], start, pages, len(ids) if start < prompt else stop, stop - start)
+        part = Part(ids[start:stop], start, pages, len(ids) if start < prompt else stop, stop - start, cache.place(pages))
         parts = [part]
         if step < len(other):
-            parts.insert(step % 2, Part([other[step]], step, beside, step + 1))
+            parts.insert(step % 2, Part([other[step]], step, beside, step + 1, place=cache.place(beside)))
         batch = make_batch(parts, cache, decoder.device, paged=paged)
         logits = decoder(batch, cache)
         at = 1 if len(parts) == 2 and step % 2 == 0 else 0

@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
+import openai
 import pytest
 
+import idle_worker
 import infer_models
 import ranks_worker
 from jumar.infer import Engine, Sampling
 from jumar.infer.engine import Limits
 from jumar.infer.group import join
 from jumar.schema.errors import Exit, ToolError
+from test_serve import Running, start
 
 PROMPTS = [infer_models.random_ids(n, seed=n) for n in (5, 40, 17)]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-def launch(*words: object) -> subprocess.CompletedProcess[str]:
-    environ = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    return subprocess.run([*TORCHRUN, *map(str, words)], capture_output=True, text=True, timeout=280, env=environ)
+ENVIRON = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+def launch(*words: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    command = [*TORCHRUN, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, env=ENVIRON, input=stdin)
 
 
 def assert_same(models: dict[str, tuple[str, dict]], home: Path) -> None:
@@ -44,12 +55,12 @@ def assert_same(models: dict[str, tuple[str, dict]], home: Path) -> None:
 
 
 def test_two_ranks_are_one_process(tmp_path: Path) -> None:
-    assert_same({name: (name, {}) for name in ("qwen2", "deepseek_v3")}, tmp_path)
+    assert_same({name: (name, {}) for name in ("qwen2", "deepseek_v3", "nemotron_h")}, tmp_path)
 
 
 @pytest.mark.slow
 def test_two_ranks_are_one_process_for_every_family(tmp_path: Path) -> None:
-    assert_same(infer_models.ATTENTION, tmp_path)
+    assert_same(infer_models.FAMILIES, tmp_path)
 
 
 @pytest.mark.slow
@@ -61,7 +72,81 @@ def test_the_command_under_torchrun(hf: Path, tmp_path: Path) -> None:
     drawn = launch("-m", "jumar.infer", *words, "--temperature", 1.5, "--num-return", 2)
     assert drawn.returncode == 0, drawn.stderr
     assert len(drawn.stdout.splitlines()) == 2
-    assert "one process" in launch("-m", "jumar.infer", "chat", hf, "--device", "cpu").stderr
+
+
+def test_chat_over_two_ranks(tmp_path: Path) -> None:
+    """The first reads and writes, the other computes what it is told; the model keeps keys and states."""
+    infer_models.llama_with_tokenizer(tmp_path / "hf", "nemotron_h", max_position_embeddings=512)
+    words = ("chat", tmp_path / "hf", "--max-new-tokens", "8", "--device", "cpu", "--cache-tokens", "512")
+    done = launch("-m", "jumar.infer", *words, "--pp", 2, stdin="hello\nand then?\n")
+    alone = [sys.executable, "-m", "jumar.infer", *map(str, words)]
+    expected = subprocess.run(alone, capture_output=True, text=True, timeout=100, env=ENVIRON, input="hello\nand then?\n")
+    assert (done.returncode, done.stdout) == (0, expected.stdout), done.stderr
+    assert len(done.stdout) > 10
+
+
+@pytest.mark.slow
+def test_people_may_be_silent_for_longer_than_a_group_waits(tmp_path: Path) -> None:
+    infer_models.make(tmp_path / "hf", "qwen2")
+    done = launch(idle_worker.__file__, tmp_path / "hf", 12)
+    alone = Engine.open(tmp_path / "hf", device="cpu").generate([[1, 2, 3]], Sampling(max_new_tokens=8, ignore_eos=True))
+    assert (done.returncode, done.stdout) == (0, f"{alone[0].output}\n"), done.stderr
+
+
+@pytest.fixture
+def served(hf: Path, tmp_path: Path) -> Iterator[Running]:
+    """Tensor parallel over two; its model never ends an answer by itself."""
+    infer_models.llama_with_tokenizer(tmp_path / "hf", max_position_embeddings=8192)
+    (tmp_path / "hf/generation_config.json").write_text('{"eos_token_id": []}')
+    running = start(tmp_path / "hf", tmp_path, "--cache-tokens", "16384", "--max-tokens", "8000", python=TORCHRUN)
+    yield running
+    running.process.terminate()
+    running.process.wait(60)
+
+
+def rank_of(served: Running, rank: int) -> int:
+    """The process of a rank."""
+    children = Path(f"/proc/{served.process.pid}/task/{served.process.pid}/children").read_text().split()
+    (found,) = [int(child) for child in children if f"\0RANK={rank}\0" in Path(f"/proc/{child}/environ").read_text()]
+    return found
+
+
+def cpu_s(process: int) -> float:
+    user, system = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.slow
+def test_a_server_over_two_ranks(served: Running) -> None:
+    """It answers as one process does, several at a time; does nothing while nobody asks; SIGTERM lets answers be finished."""
+    alone = Engine.open(served.hf, device="cpu").generate(["the rope"], Sampling(max_new_tokens=30))[0].text
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        asked = [pool.submit(served.client.completions.create, model="tiny", prompt="the rope", max_tokens=30) for _ in range(6)]
+        assert {one.result().choices[0].text for one in asked} == {alone}
+    used = [cpu_s(rank_of(served, rank)) for rank in (0, 1)]
+    time.sleep(4)
+    assert cpu_s(rank_of(served, 1)) - used[1] < 0.2
+    assert cpu_s(rank_of(served, 0)) - used[0] < 0.5
+    stream = served.client.completions.create(model="tiny", prompt="a", max_tokens=400, stream=True)
+    chunks = [next(stream)]
+    served.process.terminate()
+    chunks += stream
+    assert chunks[-1].choices[0].finish_reason == "length"
+    served.process.wait(60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", (0, 1))
+def test_a_rank_that_dies_ends_all(rank: int, served: Running, tmp_path: Path) -> None:
+    stream = served.client.completions.create(model="tiny", prompt="a", max_tokens=7000, stream=True)
+    next(stream)
+    os.kill(rank_of(served, rank), signal.SIGKILL)
+    with pytest.raises((openai.APIError, httpx.TransportError)):
+        list(stream)
+    assert served.process.wait(60) == 1  # torchrun's code
+    log = (tmp_path / "log").read_text()
+    assert "error: the processes of this model have lost one another" in log
+    assert "this is a bug" not in log
 
 
 def test_stages_that_do_not_fit_the_processes() -> None:

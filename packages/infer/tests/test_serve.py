@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,9 +53,9 @@ class Running:
             time.sleep(0.05)
 
 
-def start(hf: Path, home: Path, *words: str) -> Running:
+def start(hf: Path, home: Path, *words: str, python: Sequence[str] = (sys.executable,)) -> Running:
     (home / "keys").write_text(f"sk-other\n{KEY}\n")
-    command = [sys.executable, "-m", "jumar.infer", "serve", str(hf), "--port", "0", "--device", "cpu", "--name", "tiny"]
+    command = [*python, "-m", "jumar.infer", "serve", str(hf), "--port", "0", "--device", "cpu", "--name", "tiny"]
     log = (home / "log").open("w")
     process = subprocess.Popen(
         [*command, "--api-key-file", str(home / "keys"), *words],
@@ -137,6 +137,35 @@ def test_completions(server: Running, direct: Engine) -> None:
     assert (cut.choices[0].text, cut.choices[0].finish_reason) == (expected[0][: expected[0].find(stop)], "stop")
 
 
+def test_echo_scores_the_prompt(server: Running, direct: Engine) -> None:
+    """As harnesses ask for log-probabilities: one token more, or none."""
+    ids = direct.encode("the rope holds")
+    (scored,) = direct.score([(ids[:1], ids[1:])])
+    more = direct.generate([ids], Sampling(max_new_tokens=3, logprobs=2))[0]
+    expected = [entry.logprob for entry in scored.scores]
+    for prompt in ("the rope holds", ids):
+        asked = dict(model="tiny", prompt=prompt, logprobs=2, echo=True)
+        none = server.client.completions.create(**asked, max_tokens=0)
+        assert (none.choices[0].text, none.usage.completion_tokens) == ("the rope holds", 0)
+        assert none.choices[0].logprobs.token_logprobs[0] is none.choices[0].logprobs.top_logprobs[0] is None
+        assert none.choices[0].logprobs.token_logprobs[1:] == pytest.approx(expected, abs=1e-4)
+        some = server.client.completions.create(**asked, max_tokens=3)
+        logs = some.choices[0].logprobs
+        assert some.choices[0].text == "the rope holds" + more.text
+        assert logs.token_logprobs[1:] == pytest.approx([*expected, *(entry.logprob for entry in more.logprobs)], abs=1e-4)
+        assert all(max(top.values()) >= value for top, value in zip(logs.top_logprobs[1:], logs.token_logprobs[1:], strict=True))
+        assert [len(top) for top in logs.top_logprobs[1:]] == [2] * (len(ids) + 2)
+        assert [some.choices[0].text[at:][: len(token)] for at, token in zip(logs.text_offset, logs.tokens, strict=True)][
+            : len(ids)
+        ] == logs.tokens[: len(ids)]
+        chunks = [chunk.choices[0] for chunk in server.client.completions.create(**asked, max_tokens=3, stream=True)]
+        assert "".join(chunk.text for chunk in chunks) == some.choices[0].text
+        assert [value for chunk in chunks for value in chunk.logprobs.token_logprobs] == logs.token_logprobs
+    plain = server.client.completions.create(model="tiny", prompt=["the rope", "a"], echo=True, max_tokens=1, n=2, temperature=1)
+    assert [choice.text.startswith(text) for choice, text in zip(plain.choices, ["the rope"] * 2 + ["a"] * 2, strict=True)]
+    assert plain.choices[0].logprobs is None
+
+
 def test_seeds_and_several_answers(server: Running) -> None:
     words = dict(model="tiny", messages=HELLO, max_tokens=8, temperature=1.5, seed=3, n=3)
     first, second = (server.client.chat.completions.create(**words) for _ in range(2))
@@ -177,13 +206,30 @@ def test_what_is_refused(server: Running) -> None:
         ({**good, "max_tokens": 0}, 400, "max_tokens"),
         ({**good, "n": 1000}, 400, "at most 64"),
         ({**good, "logit_bias": {"1": 2}}, 400, "logit_bias"),
-        ({**good, "abacus": 1}, 400, "abacus"),
+        ({**good, "abacus": 1}, 400, "abacus: this server does not know it"),
+        ({**good, "functions": []}, 400, "functions"),
+        ({**good, "response_format": {"type": "json_object"}}, 400, "response_format"),
+        ({**good, "tool_choice": "required"}, 400, "tool_choice"),
+        ({**good, "tools": [{}], "parallel_tool_calls": False}, 400, "parallel_tool_calls"),
+        ({**good, "stream_options": {"include_usage": True}}, 400, "stream_options goes with stream"),
+        ({**good, "top_logprobs": 2}, 400, "top_logprobs goes with"),
+        ({**good, "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, 400, "not text"),
         ({**good, "messages": [{"role": "user", "content": "x" * 5000}]}, 400, "context"),
         (b" " * (2 << 20), 413, "larger"),
     ):
         response = server.post(body)
         assert response.status_code == status, response.text
         assert says in response.json()["error"]["message"]
+    for body, says in (
+        ({"best_of": 2}, "best_of"),
+        ({"suffix": "x"}, "suffix"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"prompt": [[1], ["a"]]}, "prompt"),
+        ({"prompt": [999]}, "outside the vocabulary"),
+        ({"prompt": []}, "empty"),
+    ):
+        response = server.post({"model": "tiny", "prompt": "a", "max_tokens": 1, **body}, "completions")
+        assert (response.status_code, says in response.json()["error"]["message"]) == (400, True), response.text
     assert server.post(good, key="wrong").status_code == 401
     assert httpx.get(f"{server.url}/v1/models").status_code == 401
     assert httpx.get(f"{server.url}/nowhere").json()["error"]["type"] == "invalid_request_error"
@@ -192,6 +238,28 @@ def test_what_is_refused(server: Running) -> None:
     with pytest.raises(openai.BadRequestError, match="context"):
         server.client.completions.create(model="tiny", prompt="x" * 5000)
     assert server.post(good).status_code == 200
+
+
+def test_what_clients_send_though_they_do_not_use_it(server: Running) -> None:
+    common = {"model": "tiny", "max_tokens": 2, "user": "me", "n": 1, "logit_bias": {}, "seed": None, "stop": None, "top_p": 1}
+    chat = {
+        "tools": [],
+        "tool_choice": "auto",
+        "response_format": {"type": "text"},
+        "parallel_tool_calls": True,
+        "functions": None,
+    }
+    message = {"role": "assistant", "content": "yes", "refusal": None, "tool_calls": None}
+    talk = server.post({**common, **chat, "messages": [*HELLO, message, *HELLO], "modalities": ["text"]})
+    assert talk.status_code == 200, talk.text
+    ask = server.post(
+        {**common, "prompt": [[1, 2], [3]], "best_of": 1, "suffix": None, "echo": False, "ignore_eos": True}, "completions"
+    )
+    assert [choice["finish_reason"] for choice in ask.json()["choices"]] == ["length"] * 2
+    stop = ask.json()["choices"][0]["text"]
+    assert stop
+    once = server.post({**common, "prompt": [1, 2], "logprobs": 0}, "completions").json()["choices"][0]["logprobs"]
+    assert len(once["tokens"]) == 2
 
 
 def test_who_goes_away_frees_the_pages(server: Running) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,21 @@ def test_help_answers_at_once(words: list[str]) -> None:
         assert "Usage: jumar-train" in jumar_train(*words).stdout
         times.append(spent() - before)
     assert min(times) < 0.5
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("rank", [None, "1"])
+def test_a_signal_while_it_only_looks(tmp_path: Path, number: signal.Signals, rank: str | None) -> None:
+    """As Ctrl-C, from the moment that the recipe is read; one rank of several says nothing of it."""
+    recipe = tmp_path / "recipe.yaml"
+    os.mkfifo(recipe)
+    variables = {} if rank is None else {"RANK": rank, "WORLD_SIZE": "2"}
+    command = [sys.executable, "-m", "jumar.train_core", "pretrain", str(recipe)]
+    started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **variables})
+    with started as process, recipe.open("w"):  # as soon as there is a reader
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err.strip()) == (Exit.INTERRUPTED, "" if rank else "stopped")
 
 
 def test_the_commands_and_flags_of_the_help() -> None:

@@ -66,6 +66,7 @@ def test_steps(tmp_path: Path) -> None:
         "tokens": 2560,
         "evaluations": 3,  # after 4, 8 and 10
         "checkpoints": 4,  # after 3, 6, 9 and 10
+        "at_most": False,
     }
 
 

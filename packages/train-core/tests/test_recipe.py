@@ -12,7 +12,7 @@ import yaml
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.recipe import load_recipe, validate
 from jumar.train_core import recipe as sections
-from jumar.train_core.recipe import Parallel, Recipe, Source
+from jumar.train_core.recipe import EITHER, Parallel, Recipe, Source
 from jumar.train_core.schema_text import described, json_schema, schema_text
 
 KINDS = [kind for kind in vars(sections).values() if is_dataclass(kind) and kind is not Recipe]
@@ -69,6 +69,34 @@ def test_syntax_is_exit_2(sets: list[str], said: str) -> None:
         load_recipe(Recipe, None, sets)
     assert fault.value.code == Exit.USAGE
     assert said in fault.value.message
+
+
+def test_epochs_take_the_recipe_s_steps_out_and_the_other_way_round(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    for text, sets, expected in (
+        ("train: {steps: 7}", ["train.epochs=2"], sections.Train(epochs=2.0)),
+        ("train: {epochs: 3}", ["train.steps=5"], sections.Train(steps=5)),
+        ("train: {steps: 7}", ["train.steps=null", "train.epochs=2"], sections.Train(epochs=2.0)),
+        ("train: {epochs: 3}", ["train.epochs=null"], sections.Train()),
+        ("train: {steps: 7, epochs: 3}", [], sections.Train(steps=7, epochs=3.0)),
+    ):
+        path.write_text(text)
+        assert load_recipe(Recipe, path, sets, instead=EITHER).train == expected
+
+
+@pytest.mark.parametrize(
+    "item, says, hint",
+    [
+        ("data.train=[a, b]", 'data.train is ["a", "b"], expected path or list of {prefix, weight}', "'[{prefix: PATH}]'"),
+        ("save.hf=last", 'save.hf is "last", expected bool or end', "--set save.hf=true"),
+        ("data.split=98", "data.split is 98, expected list of float or null", "--set data.split='[0.5, 0.5]'"),
+    ],
+)
+def test_a_wrong_type_in_our_words(item: str, says: str, hint: str) -> None:
+    with pytest.raises(ToolError) as fault:
+        load_recipe(Recipe, None, [item])
+    assert says in fault.value.message
+    assert hint in (fault.value.hint or "")
 
 
 def test_a_blend_and_numbers() -> None:

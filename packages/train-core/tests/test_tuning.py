@@ -11,9 +11,11 @@ import pytest
 
 from jobs import make_job, texts
 from jumar.schema.errors import ToolError
-from jumar.schema.indexed import IndexedWriter
+from jumar.schema.indexed import IndexedReader, IndexedWriter
 from jumar.schema.manifest import manifest_text
+from jumar.train_core import show
 from jumar.train_core.checks import check
+from jumar.train_core.data import conversations
 from jumar.train_core.data.batch import Batches
 from jumar.train_core.data.conversations import IGNORED, Sample, open_conversations
 from jumar.train_core.data.prepared import prepared
@@ -210,11 +212,35 @@ def test_an_evaluation_reads_everything_once(tmp_path: Path) -> None:
     assert sum(float(batch["loss_mask"].sum()) for batch in found[2:]) == 4 + 19 % 7 - 2
 
 
-def test_a_token_that_the_model_has_not(tmp_path: Path) -> None:
-    prefix = write(tmp_path / "data/big", [talk(5, 6), talk(131, 7)] * 4)
+@pytest.mark.parametrize(
+    ("ids", "labels", "what"),
+    [([5, 131, 5], [IGNORED, 5, 5], "token id 131"), ([5, 5, 5], [5, 5, 400], "label 400"), ([5, 5, 5], [5, -7, 5], "label -7")],
+)
+def test_a_token_that_the_model_has_not(tmp_path: Path, ids: list[int], labels: list[int], what: str) -> None:
+    """Said before a launch where no manifest tells the vocabulary, else where it is met."""
+    prefix = write(tmp_path / "data/big", [talk(5, 6), (ids, [1] * 3, labels)] * 4)
     job = tuning_job(tmp_path, prefix)
-    with pytest.raises(ToolError, match=r"big: token id 131 in sequence \d+; the model's vocabulary is 0 to 130"):
+    assert f"data.train: {prefix}: {what} in sequence 1; the model's vocabulary is 0 to 130" in said(job)
+    with pytest.raises(ToolError, match=rf"big: {what} in sequence \d+; the model's vocabulary is 0 to 130"):
         batches(job)
+    (tmp_path / "data/big.manifest.json").write_text(manifest_text(tool="jumar-data", version="0", vocab_size=131))
+    assert said(tuning_job(tmp_path, prefix)) == ""
+
+
+def test_every_number_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In blocks of some sequences, of which one may be longer than a block."""
+    monkeypatch.setattr(conversations, "CHUNK", 10)
+    lengths = [3, 12, 1, 4, 4, 2, 30, 5]
+    for at in range(sum(lengths)):
+        values, ends = np.full(sum(lengths), IGNORED), np.cumsum(lengths)
+        values[at] = 99
+        with IndexedWriter(tmp_path / "x", np.int32) as writer:
+            for end, length in zip(ends, lengths, strict=True):
+                writer.add(values[end - length : end])
+        reader = IndexedReader(tmp_path / "x")
+        assert conversations.first_outside(reader, 99, IGNORED) == (int(np.searchsorted(ends, at, "right")), 99)
+        assert conversations.first_outside(reader, 100, IGNORED) is None
+        assert conversations.first_outside(reader, 100) == (int(at == 0 and lengths[0] == 1), IGNORED)
 
 
 # --- what does not fit
@@ -315,3 +341,17 @@ def test_what_a_dry_run_says(tmp_path: Path) -> None:
     assert row["documents"] == row["samples"] == 20
     assert row["tokens"] == sum(4 + n % 7 for n in range(20))
     assert row["epochs"] == 3
+
+
+def test_a_dry_run_speaks_of_what_the_recipe_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of raw files instead of what was made of them, of epochs; and of steps whose samples may be shorter than seq_len."""
+    job = tuning_job(tmp_path, train__epochs=3)
+    raw = Path("talks.jsonl")
+    data, train = dataclasses.replace(job.recipe.data, train=raw), dataclasses.replace(job.recipe.train, steps=1000)
+    made = report(job, dataclasses.replace(job.recipe, data=data, train=train))
+    assert made["recipe"]["data"]["train"] == made["data"]["train"][0]["prefix"] == "talks.jsonl"
+    assert (made["recipe"]["train"]["epochs"], "steps" in made["recipe"]["train"]) == (3.0, False)
+    show.dry_run(made)
+    assert "15 steps of 4 samples = at most 128 tokens; at most 1,920 tokens in all" in capsys.readouterr().out
+    row = ([4, 5] * 16, [1, 2] * 16, [4, 5] * 16)
+    assert not report(tuning_job(tmp_path, write(tmp_path / "data/p", [row, row])))["steps"]["at_most"]

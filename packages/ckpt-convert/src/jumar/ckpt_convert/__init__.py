@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from jumar.ckpt_convert.checkpoint import Checkpoint, OpenOptions, slices_for
     from jumar.ckpt_convert.convert import Plan, plan_hf, plan_megatron, run_plan
     from jumar.ckpt_convert.dist_plan import plan_dist
+    from jumar.ckpt_convert.merge import open_merged
     from jumar.ckpt_convert.opening import open_checkpoint
     from jumar.ckpt_convert.verification import verify
 
@@ -20,6 +21,7 @@ _HOME = {
     "OpenOptions": "checkpoint",
     "Plan": "convert",
     "open_checkpoint": "opening",
+    "open_merged": "merge",
     "plan_dist": "dist_plan",
     "plan_hf": "convert",
     "plan_megatron": "convert",
@@ -32,6 +34,7 @@ __all__ = [
     "OpenOptions",
     "Plan",
     "open_checkpoint",
+    "open_merged",
     "plan_dist",
     "plan_hf",
     "plan_megatron",

@@ -37,6 +37,19 @@ def open_with_adapter(paths: Sequence[Path], adapter: Path | None, options: Open
     return merged(base, found) if merge else bearing(base, found)
 
 
+def open_merged(path: Path, adapter: Path | None = None, options: OpenOptions | None = None) -> Checkpoint:
+    """A model with the adapter, or the LoRA that its shards bear, in its weights; without either, as it is.
+
+    Raises ToolError: 2 for two adapters, 3 for an adapter of another model, or one where a model is expected.
+    """
+    base = open_checkpoint(path, options=replace(options or OpenOptions(), bearing=True))
+    if base.lora:
+        raise ToolError(f"{path} is an adapter, not a model", hint=f"name its model, and --adapter {path}")
+    if adapter is not None:
+        return merged(base, open_adapter(adapter, base, OpenOptions()))
+    return merged(base) if base.adapter is not None else base
+
+
 def open_adapter(path: Path, base: Checkpoint, options: OpenOptions) -> Checkpoint:
     """An adapter of a model that is open: a PEFT directory, or Megatron shards that hold a LoRA alone or beside weights.
 

@@ -179,9 +179,9 @@ def _fill(
     for part in parts:
         if checker and part.checked:
             checker.check(part.checked)
+        _judge(made, part, store)
         if part.fault:
             made.say("warning", f"{part.fault}; what comes before is used")
-        _judge(made, part, store)
         store.append(part)
         done(part)
         if job.max_bad is not None and store.totals.rejected > job.max_bad * max(store.totals.read, MIN_FOR_SHARE):

@@ -89,6 +89,10 @@ class Device(ABC):
     def peak_flops(self, dtype_name: str) -> float | None:
         """Dense peak of one device in FLOP/s for "bfloat16", "float16" or "float32"; None if it is not known."""
 
+    def has_bf16(self) -> bool:
+        """Whether the current device computes bfloat16 itself, and does not emulate it. Asked after `activate`."""
+        return True
+
     @abstractmethod
     def ops(self) -> Ops:
         """The table of operations for tensors on this device."""

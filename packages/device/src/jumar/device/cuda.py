@@ -55,6 +55,10 @@ class Cuda(Accelerator):
         """See ADVISED."""
         return {key: value for key, value in ADVISED.items() if key not in environ}
 
+    def has_bf16(self) -> bool:
+        """From compute capability 8.0 on."""
+        return bool(self.api().is_bf16_supported(including_emulation=False))
+
     def ops(self) -> Ops:
         """SDPA, FlashAttention if it is installed, grouped and fused kernels of torch."""
         from jumar.device.ops.cuda import CUDA_OPS

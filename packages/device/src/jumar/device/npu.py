@@ -75,6 +75,10 @@ class Npu(Accelerator):
         """See ADVISED."""
         return {key: value for key, value in ADVISED.items() if key not in environ}
 
+    def has_bf16(self) -> bool:
+        """Not the first Ascend 910, nor the 310P."""
+        return bool(self.api().is_bf16_supported())
+
     def ops(self) -> Ops:
         """Ascend's kernels; what they lack falls back to the reference."""
         from jumar.device.ops.npu import NPU_OPS

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from jumar.infer.cache import SCRATCH, Cache
-
-ROWS = 4
-"""From this many rows on, a row's product with a matrix does not depend on the other rows, on the CPU (a test says so)."""
+from jumar.infer.states import Where, where
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +19,7 @@ class Part:
     pages:  of the whole sequence
     length: of the text as far as it is known (dynamic RoPE scaling asks)
     wanted: the logits of so many of its tokens are asked for, of the last ones
+    place:  where the model keeps its state, if it keeps states
     """
 
     tokens: Sequence[int]
@@ -28,6 +27,7 @@ class Part:
     pages: Sequence[int]
     length: int
     wanted: int = 1
+    place: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +39,15 @@ class Span:
     end: int
     length: int
     keys: slice | Tensor
+    place: int
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """tokens_T, positions_T, slots_T int64: slots are places in the cache. wanted: rows whose logits are asked for.
 
-    least_rows: matrices are multiplied with so many rows at least
     paged: those spans of one token that go through the kernel for pages (rows, block table, lengths); None: all are one by one
+    single: rows and places of the spans of one token, where there are any and the model keeps states
     """
 
     tokens_T: Tensor
@@ -54,18 +55,17 @@ class Batch:
     slots_T: Tensor
     spans: tuple[Span, ...]
     wanted: Tensor
-    least_rows: int = 1
     paged: tuple[Tensor, Tensor, Tensor] | None = None
+    single: tuple[Where, Where] | None = None
 
     @property
     def lengths(self) -> list[tuple[int, int]]:
-        """(rows, length of the text) of each span, and of the rows that fill up."""
-        filled = sum(s.count for s in self.spans)
-        return [*((s.count, s.length) for s in self.spans), (len(self.tokens_T) - filled, 0)]
+        """(rows, length of the text) of each span."""
+        return [(s.count, s.length) for s in self.spans]
 
 
-def make_batch(parts: Sequence[Part], cache: Cache, device: torch.device, *, paged: bool, least_rows: int = 1) -> Batch:
-    """least_rows: rows are added until there are so many."""
+def make_batch(parts: Sequence[Part], cache: Cache, device: torch.device, *, paged: bool) -> Batch:
+    """One row of tokens from all parts; paged: parts of one token go through the kernel for pages."""
     tokens: list[int] = []
     positions, slots, spans, wanted = [], [], [], list[int]()
     for part in parts:
@@ -73,24 +73,27 @@ def make_batch(parts: Sequence[Part], cache: Cache, device: torch.device, *, pag
         end = part.start + count
         alone = paged and count == 1
         keys = slice(0, 0) if alone else cache.rows(part.pages, end)
-        spans.append(Span(at, count, end, part.length, keys))
+        spans.append(Span(at, count, end, part.length, keys, part.place))
+        if cache.states is not None and part.start == 0:
+            cache.states.clear(part.place)
         tokens += part.tokens
         positions.append(torch.arange(part.start, end))
         slots.append(cache.slots(part.pages, part.start, end))
         wanted += range(at + count - part.wanted, at + count)
-    if (missing := least_rows - len(tokens)) > 0:
-        tokens += [0] * missing
-        positions.append(torch.zeros(missing, dtype=torch.int64))
-        slots.append(torch.full((missing,), SCRATCH * cache.page_size))
     return Batch(
         torch.tensor(tokens, device=device),
         torch.cat(positions).to(device),
         torch.cat(slots).to(device),
         tuple(spans),
         torch.tensor(wanted, dtype=torch.int64, device=device),
-        least_rows,
         _tables(parts, spans, device) if paged else None,
+        _single(spans, device) if cache.states is not None else None,
     )
+
+
+def _single(spans: Sequence[Span], device: torch.device) -> tuple[Where, Where] | None:
+    single = [span for span in spans if span.count == 1]
+    return (where([s.at for s in single], device), where([s.place for s in single], device)) if single else None
 
 
 def _tables(parts: Sequence[Part], spans: Sequence[Span], device: torch.device) -> tuple[Tensor, Tensor, Tensor] | None:

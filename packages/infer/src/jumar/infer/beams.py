@@ -56,6 +56,11 @@ def search(
             f"{num_beams} beams need {needed * num_beams} pages of the cache, which has {engine.cache.room}",
             hint="ask for fewer new tokens or beams, or raise --cache-tokens",
         )
+    if engine.cache.states is not None and num_beams > engine.cache.places:
+        raise ToolError(
+            f"{num_beams} beams keep as many states, and the engine has {engine.cache.places} places",
+            hint=f"open it with Limits(max_batch={num_beams})",
+        )
     pages = [engine.cache.take(needed) for _ in range(num_beams)]
     try:
         found = _search(engine, asked, pages, length_penalty)
@@ -116,14 +121,15 @@ def _prefill(engine: Engine, asked: Request, pages: list[list[int]]) -> Tensor:
     for start in range(0, len(prompt), chunk):
         part = prompt[start : start + chunk]
         last = start + chunk >= len(prompt)
-        logits = engine.compute([Part(part, start, pages[0], len(prompt), int(last))])
+        logits = engine.compute([Part(part, start, pages[0], len(prompt), int(last), engine.cache.place(pages[0]))])
     engine.cache.copy([pages[0]] * (len(pages) - 1), pages[1:], len(prompt))
     return logits
 
 
 def _step(engine: Engine, running: list[Beam], pages: list[list[int]], at: int) -> Tensor:
     """Logits [beams, V] after each beam's last token, which is at position `at`."""
-    parts = [Part(beam.tokens[-1:], at, held, at + 1) for beam, held in zip(running, pages, strict=False)]
+    place = engine.cache.place
+    parts = [Part(beam.tokens[-1:], at, held, at + 1, place=place(held)) for beam, held in zip(running, pages, strict=False)]
     return engine.compute(parts)
 
 

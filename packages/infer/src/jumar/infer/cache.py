@@ -15,12 +15,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jumar.infer.states import Places
+
 SCRATCH = 0
 """A page that nobody is given: rows that only fill up a batch write there."""
 
 
 class Cache:
-    """k[layer], v[layer] [pages, page_size, heads, dim]. v_dim 0: values are in the keys (latent attention), v is k."""
+    """k[layer], v[layer] [pages, page_size, heads, dim]. v_dim 0: values are in the keys (latent attention), v is k.
+
+    states: what else is kept of sequences, `places` of them at once. A sequence has its place as long as its first page. Pages
+    are never shared then: a state does not come apart into what was before and after.
+    """
 
     def __init__(
         self,
@@ -33,11 +39,16 @@ class Cache:
         *,
         dtype: torch.dtype,
         device: torch.device,
+        states: Places | None = None,
+        places: int = 0,
     ) -> None:
         def empty(dim: int) -> Tensor:
             return torch.empty(pages, page_size, heads, dim, dtype=dtype, device=device)
 
-        self.page_size, self.pages = page_size, pages
+        self.page_size, self.pages, self.device = page_size, pages, device
+        self.states, self.places = states, places
+        self._place_of: dict[int, int] = {}
+        self._open = list(range(places))
         self.k = [empty(k_dim) for _ in range(layers)]
         self.v = [empty(v_dim) for _ in range(layers)] if v_dim else self.k
         self._fresh = set(range(pages))
@@ -55,7 +66,11 @@ class Cache:
     @property
     def room(self) -> int:
         """Pages that can be taken."""
-        return len(self._free)
+        return len(self._free) if self.states is None or self._open else 0
+
+    def place(self, pages: Sequence[int]) -> int:
+        """Of a sequence by its pages; 0 where nothing is kept beside keys."""
+        return 0 if self.states is None else self._place_of[pages[0]]
 
     def take(self, count: int) -> list[int]:
         """`count` pages, side by side if there are so many. At most `room`."""
@@ -67,6 +82,8 @@ class Cache:
             if (key := self._key_of.pop(page, None)) is not None:
                 del self._page_of[key]
         self._clear(chosen)
+        if self.states is not None:
+            self._place_of[chosen[0]] = self._open.pop(0)
         return chosen
 
     def _clear(self, pages: Sequence[int]) -> None:
@@ -94,6 +111,8 @@ class Cache:
             if not self._users[page]:
                 self._free[page] = None
                 self._free.move_to_end(page, last=page in self._key_of)
+                if page in self._place_of:
+                    self._open.append(self._place_of.pop(page))
 
     def share(self, tokens: Sequence[int], step: int) -> list[int]:
         """Pages that hold the keys of the beginning of `tokens`, of at most all but the last one; a multiple of `step` tokens."""
@@ -120,7 +139,9 @@ class Cache:
             del self._page_of[self._key_of.pop(page)]
 
     def _keys(self, tokens: Sequence[int], pages: int) -> list[bytes]:
-        """A digest of each page's tokens and all before it."""
+        """A digest of each page's tokens and all before it; none where pages are not all that is kept."""
+        if self.states is not None:
+            return []
         ids, key, keys = np.asarray(tokens[: pages * self.page_size], np.int64), b"", []
         for page in ids.reshape(-1, self.page_size):
             key = blake2b(key + page.tobytes(), digest_size=16).digest()
@@ -135,6 +156,8 @@ class Cache:
             whence, where = ([page for pages in side for page in pages] for side in zip(*moved, strict=True))
             for held in {id(t): t for t in (*self.k, *self.v)}.values():
                 held[where] = held[whence]
+            if self.states is not None:
+                self.states.copy(*([self.place(pages) for pages in side] for side in zip(*moved, strict=True)))
 
     def rows(self, pages: Sequence[int], count: int) -> slice | Tensor:
         """Where the first `count` keys of a sequence lie among all: a slice where its pages are side by side."""
@@ -142,7 +165,7 @@ class Cache:
         if all(b == a + 1 for a, b in pairwise(used)):
             start = used[0] * self.page_size if used else 0
             return slice(start, start + count)
-        return self.slots(pages, 0, count).to(self.k[0].device)
+        return self.slots(pages, 0, count).to(self.device)
 
     def slots(self, pages: Sequence[int], start: int, stop: int) -> Tensor:
         """The number of each position from start to stop among all positions, int64, on the host."""

@@ -26,7 +26,10 @@ Lines that end with \\ go on; \"\"\" begins and ends several lines."""
 
 @dataclass
 class Chat:
-    """A conversation, and what is said in it. Answers go to `out`, all else to `err`."""
+    """A conversation, and what is said in it. Answers go to `out`, all else to `err`.
+
+    stops: Ctrl-C stops an answer, else it ends the conversation: torchrun kills all that has not ended soon after
+    """
 
     engine: Engine
     template: Template
@@ -35,6 +38,7 @@ class Chat:
     out: TextIO = field(default_factory=lambda: sys.stdout)
     err: TextIO = field(default_factory=lambda: sys.stderr)
     messages: list[Message] = field(default_factory=list)
+    stops: bool = True
 
     def __post_init__(self) -> None:
         self.clear()
@@ -63,6 +67,8 @@ class Chat:
             try:
                 line = self._line("... " if lines or quoted else "> ")
             except KeyboardInterrupt:
+                if not self.stops:
+                    raise
                 self._tell("\n(/quit or Ctrl-D ends)")
                 lines, quoted = [], False
                 continue
@@ -137,6 +143,8 @@ class Chat:
                 self.out.write(piece)
                 self.out.flush()
         except KeyboardInterrupt:
+            if not self.stops:
+                raise
             self._tell("\n(stopped)")
         finally:
             stream.close()

@@ -1,19 +1,25 @@
 """jumar-infer: parse, call one function, print."""
 
 # Without `from __future__ import annotations`: typer would compile the text of every annotation, for help too.
+import functools
+import inspect
 import os
 import secrets
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jumar.schema.cli import make_app, print_json, run, say
+from jumar.schema.cli import make_app, print_json, say
+from jumar.schema.cli import run as run_app
 from jumar.schema.errors import Exit, ToolError
 
 if TYPE_CHECKING:
     from jumar.infer.engine import Engine
+    from jumar.infer.sampling import Sampling
 
 app = make_app(
     "jumar-infer",
@@ -25,77 +31,109 @@ app = make_app(
 HOW, WHAT = "How it runs", "How it answers"
 Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A Hugging Face or Megatron directory.")]
 Prompt = Annotated[str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="One prompt; the answer streams.")]
-MaxNew = Annotated[
-    int | None,
-    typer.Option("--max-new-tokens", min=1, help="At most.", show_default="the model's, else 256", rich_help_panel=WHAT),
-]
-Temperature = Annotated[
-    float | None,
-    typer.Option(help="0: always the most probable token.", show_default="the model's, else 0", rich_help_panel=WHAT),
-]
-TopK = Annotated[
-    int | None, typer.Option(help="Only the K most probable; 0: all.", show_default="the model's", rich_help_panel=WHAT)
-]
-TopP = Annotated[
-    float | None, typer.Option(help="Only the most probable that sum to P.", show_default="the model's", rich_help_panel=WHAT)
-]
-MinP = Annotated[
-    float | None,
-    typer.Option(help="Only those at least P times as probable as the best.", show_default="the model's", rich_help_panel=WHAT),
-]
-Penalty = Annotated[
-    float | None,
-    typer.Option("--repetition-penalty", help="More than 1: less repetition.", show_default="the model's", rich_help_panel=WHAT),
-]
-Stop = Annotated[
-    list[str] | None, typer.Option(metavar="TEXT", help="End before this text; may be repeated.", rich_help_panel=WHAT)
-]
-Seed = Annotated[int | None, typer.Option(help="The same answers again.", show_default="another each time", rich_help_panel=WHAT)]
 TemplateName = Annotated[str, typer.Option("--template", help="auto (the model's), a name, or FILE.jinja.", rich_help_panel=WHAT)]
-DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or npu.", rich_help_panel=HOW)]
-Dtype = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.", rich_help_panel=HOW)]
-Quantize = Annotated[
-    str | None, typer.Option(metavar="KIND", help="Matrices as int8 or int8-dynamic.", show_default="no", rich_help_panel=HOW)
-]
-TokenizerDir = Annotated[
-    Path | None, typer.Option("--tokenizer", metavar="DIR", help="tokenizer.json's.", show_default="MODEL's", rich_help_panel=HOW)
-]
-Adapter = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="A LoRA of this model, PEFT's or Megatron's.", rich_help_panel=HOW)
-]
-Iteration = Annotated[
-    str | None, typer.Option(help="Of a Megatron directory.", show_default="the tracker's", rich_help_panel=HOW)
-]
-FamilyName = Annotated[
-    str | None, typer.Option("--family", help="model_type of a Megatron directory without a config.", rich_help_panel=HOW)
-]
-Stages = Annotated[
-    int, typer.Option("--pp", min=1, help="Stages under torchrun; the processes of each share its layers.", rich_help_panel=HOW)
-]
 MaxBatch = Annotated[int, typer.Option(min=1, help="Answers at once.", rich_help_panel=HOW)]
-CacheTokens = Annotated[
-    int | None,
-    typer.Option(min=32, help="Tokens whose keys are held.", show_default="by the free memory", rich_help_panel=HOW),
-]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
 
+def how(*names: str, **words: Any) -> Any:
+    """An option of how a model runs."""
+    return typer.Option(*names, rich_help_panel=HOW, **words)
+
+
+def what(*names: str, **words: Any) -> Any:
+    """An option of how it answers."""
+    return typer.Option(*names, rich_help_panel=WHAT, **words)
+
+
+@dataclass
+class Run:
+    """How a model runs."""
+
+    engine: Annotated[str, how(help="auto, jumar or transformers; auto: jumar, where it knows the model.")] = "auto"
+    device: Annotated[str, how(help="auto, cpu, cuda or npu.")] = "auto"
+    dtype: Annotated[str, how(help="auto, fp32, bf16 or fp16.")] = "auto"
+    quantize: Annotated[str | None, how(metavar="KIND", help="Matrices as int8 or int8-dynamic.", show_default="no")] = None
+    tokenizer: Annotated[Path | None, how(metavar="DIR", help="tokenizer.json's.", show_default="MODEL's")] = None
+    adapter: Annotated[Path | None, how(metavar="DIR", help="A LoRA of this model, PEFT's or Megatron's.")] = None
+    iteration: Annotated[str | None, how(help="Of a Megatron directory.", show_default="the tracker's")] = None
+    family: Annotated[str | None, how(help="model_type of a Megatron directory without a config.")] = None
+    pp: Annotated[int, how(min=1, help="Stages under torchrun; the processes of each share its layers.")] = 1
+    cache_tokens: Annotated[int | None, how(min=32, help="Tokens whose keys are held.", show_default="by the free memory")] = None
+
+    def open(self, model: Path, max_batch: int = 1) -> "Engine":
+        """The model. Every rank computes, one speaks."""
+        from jumar.infer.engine import Engine, Limits
+
+        options = {field.name: getattr(self, field.name) for field in fields(self)}
+        engine = Engine.open(model, Limits(max_batch=max_batch, cache_tokens=options.pop("cache_tokens")), **options)
+        if _rank():
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
+            return engine
+        for note in engine.notes:
+            say("note", note, "bold cyan")
+        return engine
+
+
+@dataclass
+class Asked:
+    """How it answers."""
+
+    max_new_tokens: Annotated[int | None, what(min=1, help="At most.", show_default="the model's, else 256")] = None
+    temperature: Annotated[float | None, what(help="0: always the most probable token.", show_default="the model's, else 0")] = (
+        None
+    )
+    top_k: Annotated[int | None, what(help="Only the K most probable; 0: all.", show_default="the model's")] = None
+    top_p: Annotated[float | None, what(help="Only the most probable that sum to P.", show_default="the model's")] = None
+    min_p: Annotated[
+        float | None, what(help="Only those at least P times as probable as the best.", show_default="the model's")
+    ] = None
+    repetition_penalty: Annotated[float | None, what(help="More than 1: less repetition.", show_default="the model's")] = None
+    stop: Annotated[list[str] | None, what(metavar="TEXT", help="End before this text; may be repeated.")] = None
+    seed: Annotated[int | None, what(help="The same answers again.", show_default="another each time")] = None
+
+    def sampling(self, engine: "Engine", **more: Any) -> "Sampling":
+        """The model's own settings under these."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return engine.defaults.sampling(**{**given, "stop": tuple(self.stop or ()), **more})
+
+
+def options(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that takes groups of options: typer sees each field of a parameter that is a dataclass."""
+    groups: dict[str, Any] = {}
+    shown: dict[str, tuple[Any, Any]] = {}
+    for name, own in inspect.signature(command).parameters.items():
+        if is_dataclass(own.annotation):
+            groups[name] = own.annotation
+            shown |= {field.name: (field.type, field.default) for field in fields(own.annotation)}
+        else:
+            shown[name] = own.annotation, own.default
+
+    @functools.wraps(command)
+    def spread(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+        command(**values)
+
+    kind = inspect.Parameter.KEYWORD_ONLY
+    spread.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter(name, kind, default=default, annotation=type_) for name, (type_, default) in shown.items()]
+    )
+    spread.__annotations__ = {name: type_ for name, (type_, _) in shown.items()}
+    return spread
+
+
 @app.command()
+@options
 def generate(
+    *,
     model: Model,
     source: Annotated[
         str | None, typer.Argument(metavar="[FILE.jsonl | -]", help='Lines {"prompt": ...} or {"messages": [...]}.')
     ] = None,
     prompt: Prompt = None,
     chat_prompt: Annotated[bool, typer.Option("--chat", help="-p is a user's message: through the chat template.")] = False,
-    max_new_tokens: MaxNew = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    min_p: MinP = None,
-    repetition_penalty: Penalty = None,
-    stop: Stop = None,
-    seed: Seed = None,
+    asked: Asked,
     num_return: Annotated[int, typer.Option(min=1, help="Answers to each prompt.", rich_help_panel=WHAT)] = 1,
     num_beams: Annotated[int, typer.Option(min=1, help="Beam search; 1: none.", rich_help_panel=WHAT)] = 1,
     length_penalty: Annotated[
@@ -105,16 +143,8 @@ def generate(
         int | None, typer.Option(min=0, help="Log-probabilities, with N alternatives each.", rich_help_panel=WHAT)
     ] = None,
     template: TemplateName = "auto",
-    device: DeviceName = "auto",
-    dtype: Dtype = "auto",
-    quantize: Quantize = None,
-    tokenizer: TokenizerDir = None,
-    adapter: Adapter = None,
-    iteration: Iteration = None,
-    family: FamilyName = None,
-    pp: Stages = 1,
+    run: Run,
     max_batch: MaxBatch = 8,
-    cache_tokens: CacheTokens = None,
     as_json: Json = False,
 ) -> None:
     """Answer one prompt (-p), or every line of a file: one JSON object a line, in order."""
@@ -126,20 +156,10 @@ def generate(
 
     _check_input(source)
     batch = max(max_batch if prompt is None else num_return, num_beams)
-    engine = _engine(model, batch, cache_tokens, device, dtype, quantize, tokenizer, adapter, iteration, family, pp)
-    if seed is None and _world() > 1:  # ranks draw the same tokens
-        seed = engine.decoder.ranks.same(secrets.randbits(40))
-    sampling = engine.defaults.sampling(
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        stop=tuple(stop or ()),
-        seed=seed,
-        logprobs=logprobs,
-    )
+    engine = run.open(model, batch)
+    if asked.seed is None and _world() > 1:  # ranks draw the same tokens
+        asked.seed = engine.decoder.ranks.same(secrets.randbits(40))
+    sampling = asked.sampling(engine, logprobs=logprobs)
     how = work.How(num_return, num_beams, length_penalty)
     how.check(sampling)
     if prompt is None:
@@ -161,48 +181,34 @@ def generate(
 
 
 @app.command()
+@options
 def chat(
+    *,
     model: Model,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="The system message.")] = None,
-    max_new_tokens: MaxNew = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    min_p: MinP = None,
-    repetition_penalty: Penalty = None,
-    stop: Stop = None,
-    seed: Seed = None,
+    asked: Asked,
     template: TemplateName = "auto",
-    device: DeviceName = "auto",
-    dtype: Dtype = "auto",
-    quantize: Quantize = None,
-    tokenizer: TokenizerDir = None,
-    adapter: Adapter = None,
-    iteration: Iteration = None,
-    family: FamilyName = None,
-    cache_tokens: CacheTokens = None,
+    run: Run,
 ) -> None:
     """Talk to a model. /help lists what can be typed beside messages; Ctrl-C stops an answer."""
     from jumar.infer.chat import Chat
+    from jumar.infer.followers import follow, leading
     from jumar.infer.generate import chat_template, with_stops
 
-    engine = _engine(model, 1, cache_tokens, device, dtype, quantize, tokenizer, adapter, iteration, family)
-    opened = chat_template(engine, template)
-    sampling = engine.defaults.sampling(
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        stop=tuple(stop or ()),
-        seed=seed,
-    )
-    Chat(engine, opened, with_stops(sampling, opened), system).run()
+    engine = run.open(model)
+    if _rank():
+        follow(engine)
+        return
+    with leading(engine):
+        opened = chat_template(engine, template)
+        sampling = with_stops(asked.sampling(engine), opened)
+        Chat(engine, opened, sampling, system, stops=_world() == 1).run()
 
 
 @app.command()
+@options
 def serve(
+    *,
     model: Model,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
@@ -214,27 +220,21 @@ def serve(
     timeout_s: Annotated[float, typer.Option(min=0.1, help="For a whole answer.", rich_help_panel="Limits")] = 600,
     drain_s: Annotated[float, typer.Option(min=0, help="For answers at the end.", rich_help_panel="Limits")] = 60,
     template: TemplateName = "auto",
-    device: DeviceName = "auto",
-    dtype: Dtype = "auto",
-    quantize: Quantize = None,
-    tokenizer: TokenizerDir = None,
-    adapter: Adapter = None,
-    iteration: Iteration = None,
-    family: FamilyName = None,
+    run: Run,
     max_batch: MaxBatch = 8,
-    cache_tokens: CacheTokens = None,
 ) -> None:
     """Serve an OpenAI-compatible API, and a small chat page at /. SIGTERM lets answers be finished."""
     from jumar.infer import serve as work
     from jumar.infer.conversation import open_template
+    from jumar.infer.followers import follow, leading
 
+    if _rank():
+        follow(run.open(model, max_batch))
+        return
     keys = work.read_keys(api_key_file)
     with work.listen(host, port):
         pass  # a port that is taken is told before the model is read
-    engine = _engine(model, max_batch, cache_tokens, device, dtype, quantize, tokenizer, adapter, iteration, family)
-    opened = None
-    if engine.tokenizer is not None and (template != "auto" or engine.tokenizer.has_template):
-        opened = open_template(engine.tokenizer, template)
+    engine = run.open(model, max_batch)
     settings = work.Settings(
         name=name or model.resolve().name,
         keys=keys,
@@ -244,26 +244,24 @@ def serve(
         timeout_s=timeout_s,
         drain_s=drain_s,
     )
-    work.serve(engine, opened, settings, host=host, port=port, max_waiting=max_waiting)
+    with leading(engine):
+        opened = None
+        if engine.tokenizer is not None and (template != "auto" or engine.tokenizer.has_template):
+            opened = open_template(engine.tokenizer, template)
+        work.serve(engine, opened, settings, host=host, port=port, max_waiting=max_waiting)
 
 
 @app.command()
+@options
 def score(
+    *,
     model: Model,
     source: Annotated[
         str, typer.Argument(metavar="FILE.jsonl | -", help='Lines {"text": ...} or {"prompt": ..., "completion": ...}.')
     ],
     each: Annotated[bool, typer.Option("--logprobs", help="Those of every token too.")] = False,
-    device: DeviceName = "auto",
-    dtype: Dtype = "auto",
-    quantize: Quantize = None,
-    tokenizer: TokenizerDir = None,
-    adapter: Adapter = None,
-    iteration: Iteration = None,
-    family: FamilyName = None,
-    pp: Stages = 1,
+    run: Run,
     max_batch: MaxBatch = 8,
-    cache_tokens: CacheTokens = None,
     as_json: Json = False,
 ) -> None:
     """Log-probability and perplexity of texts, or of completions after prompts: one JSON object a line, in order."""
@@ -271,39 +269,17 @@ def score(
     from jumar.infer.score import score_rows
 
     _check_input(source)
-    engine = _engine(model, max_batch, cache_tokens, device, dtype, quantize, tokenizer, adapter, iteration, family, pp)
+    engine = run.open(model, max_batch)
     found = score_rows(engine, source, each=each)
     print_json({"scores": list(found)}) if as_json else write_lines(found)
 
 
-def _engine(model: Path, max_batch: int, cache_tokens: int | None, device: str, dtype: str, *rest: Any) -> "Engine":
-    from jumar.infer.engine import Engine, Limits
-
-    quantize, tokenizer, adapter, iteration, family, *stages = rest
-    if not stages and _world() > 1:
-        raise ToolError("chat and serve run in one process", hint="start it without torchrun", code=Exit.USAGE)
-    engine = Engine.open(
-        model,
-        Limits(max_batch=max_batch, cache_tokens=cache_tokens),
-        device=device,
-        dtype=dtype,
-        quantize=quantize,
-        tokenizer=tokenizer,
-        adapter=adapter,
-        iteration=iteration,
-        family=family,
-        pp=stages[0] if stages else 1,
-    )
-    if int(os.environ.get("RANK", "0")):  # every rank computes, one speaks
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
-        return engine
-    for note in engine.notes:
-        say("note", note, "bold cyan")
-    return engine
-
-
 def _world() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
 
 
 def _check_input(source: str | None) -> None:
@@ -313,4 +289,6 @@ def _check_input(source: str | None) -> None:
 
 def main() -> None:
     """The command."""
-    run(app, "jumar-infer")
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # kernels for each number of rows: 1,024 take 0.6 GB
+        os.environ.setdefault(name, "64")  # read when torch is loaded
+    run_app(app, "jumar-infer")

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jumar.ckpt_convert import Checkpoint
 from jumar.device import Device
-from jumar.infer.batch import ROWS, Part, make_batch
-from jumar.infer.decoder import Decoder
-from jumar.infer.opening import Defaults, Opened, open_model
+from jumar.infer.batch import Part, make_batch
+from jumar.infer.faults import hardware_faults
+from jumar.infer.memory import check_fits, free_bytes
+from jumar.infer.opening import UNLIMITED, Computes, Defaults, Opened, open_model
 from jumar.infer.sampling import Sampling, choose_tokens, log_prob
 from jumar.infer.scheduler import Request, Scheduler, Work
 from jumar.infer.tokenizer import TextStream, Tokenizer
@@ -38,37 +38,42 @@ class Engine:
     """A model that answers. Not for several threads, but `add` and `abort` may come from others than that of `step`.
 
     notes: what was chosen on opening, and why, a line each
+    leads: other ranks compute what this one computes (see `followers`); else all of them do the same by themselves
     """
+
+    leads = False
 
     def __init__(self, opened: Opened, limits: Limits | None = None, *, paged: bool | None = None) -> None:
         limits = limits or Limits()
-        self.decoder: Decoder = opened.decoder
+        self.decoder: Computes = opened.decoder
         self.device: Device = opened.device
-        self.checkpoint: Checkpoint = opened.checkpoint
         self.tokenizer: Tokenizer | None = opened.tokenizer
         self.defaults: Defaults = opened.defaults
         self.notes = opened.notes
         self.context = opened.context
         self.paged = self.device.name != "cpu" if paged is None else paged
-        self.least_rows = ROWS if limits.max_batch > 1 else 1
-        chunk = -(-limits.chunk // PAGE) * PAGE
+        chunk = -(-(limits.chunk if self.decoder.in_chunks else self.context) // PAGE) * PAGE
         pages = self._pages(limits)
-        self.cache = self.decoder.cache(pages, PAGE)
+        with hardware_faults():
+            self.cache = self.decoder.cache(pages, PAGE, limits.max_batch)
         self.scheduler = Scheduler(self.cache, max_batch=limits.max_batch, chunk=chunk, max_tokens=limits.max_tokens)
 
     @classmethod
     def open(cls, path: str | Path, limits: Limits | None = None, **options: Any) -> Engine:
         """The model of a directory; options as those of `open_model`."""
-        return cls(open_model(Path(path), **options), limits)
+        limits = limits or Limits()
+        return cls(open_model(Path(path), alone=limits.max_batch == 1, **options), limits)
 
     def _pages(self, limits: Limits) -> int:
-        """Pages of the cache, one of them scratch."""
-        tokens = limits.cache_tokens
+        """Pages of the cache, one of them scratch. Raises ToolError (4) where the memory does not hold them."""
+        tokens, each, free = limits.cache_tokens, self.decoder.token_bytes(), free_bytes(self.device)
+        states = limits.max_batch * self.decoder.place_bytes()
         if tokens is None:
-            memory = self.device.memory()
-            free = max(memory.total_bytes - memory.allocated_bytes, 0)
-            share = 0.25 if self.device.name == "cpu" else 0.8
-            tokens = min(limits.max_batch * (self.context + PAGE), int(free * share) // max(self.decoder.token_bytes(), 1))
+            left = max(int(free * (0.25 if self.device.name == "cpu" else 0.8)) - states, 0)
+            most = left // each if each else UNLIMITED
+            tokens = max(PAGE, min(limits.max_batch * (self.context + PAGE), most))
+        hint = f"a token needs {each} bytes: give --cache-tokens a smaller number"
+        check_fits(f"keys and values of {tokens} tokens", tokens * each + states, free, self.device.name, hint)
         return self.decoder.ranks.same(-(-tokens // PAGE) + 1)
 
     # --- requests
@@ -111,7 +116,7 @@ class Engine:
                 f"the prompt has {len(ids)} tokens, and the model's context is {self.context}, the answer included",
                 hint="shorten the prompt",
             )
-        vocab = self.decoder.spec.vocab_size
+        vocab = self.decoder.vocab_size
         if bad := [i for i in ids if not 0 <= i < vocab]:
             raise ToolError(
                 f"token {bad[0]} is outside the vocabulary of {vocab}", hint="does the tokenizer belong to the model?"
@@ -136,13 +141,19 @@ class Engine:
         work = self.scheduler.plan()
         if not work:
             return []
-        parts = [Part(w.tokens, w.start, w.request.pages, w.request.tokens, w.wanted) for w in work]
-        return self._take(work, self.compute(parts))
+        return self._take(work, self.compute([self._part(w) for w in work]))
+
+    def _part(self, work: Work) -> Part:
+        pages = work.request.pages
+        return Part(work.tokens, work.start, pages, work.request.tokens, work.wanted, self.cache.place(pages))
 
     def compute(self, parts: Sequence[Part]) -> Tensor:
         """Logits of the tokens that are asked for, [rows, vocab]; the keys of all are in the cache then."""
-        batch = make_batch(parts, self.cache, self.decoder.device, paged=self.paged, least_rows=self.least_rows)
-        return self.decoder(batch, self.cache)
+        with hardware_faults():
+            if self.leads:
+                self.decoder.ranks.tell(parts)
+            batch = make_batch(parts, self.cache, self.decoder.device, paged=self.paged)
+            return self.decoder(batch, self.cache)
 
     @torch.inference_mode()
     def _take(self, work: list[Work], logits: Tensor) -> list[Request]:
@@ -203,4 +214,4 @@ def _score(request: Request, stop: int, logits_RV: Tensor) -> None:
     """Row i of the last rows of tokens [.., stop) tells the token after it."""
     first = stop - len(logits_RV) + 1
     for row, at in zip(logits_RV, range(first, min(stop + 1, len(request.prompt))), strict=False):
-        request.scores.append(log_prob(row, request.prompt[at], 1))
+        request.scores.append(log_prob(row, request.prompt[at], request.sampling.logprobs or 1))

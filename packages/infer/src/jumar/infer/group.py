@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -12,16 +13,28 @@ from torch import Tensor
 
 from jumar.schema.errors import Exit, ToolError
 
+PATIENCE = timedelta(days=365)
+"""Nobody may ask for so long."""
+
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This process's place: tp and pp are its numbers, tp_size and pp_size how many there are; rank = pp * tp_size + tp."""
+    """This process's place: tp and pp are its numbers, tp_size and pp_size how many there are; rank = pp * tp_size + tp.
+
+    group: the ranks of its stage; control: all of them, over gloo, where one may wait for people as long as they like
+    """
 
     tp: int = 0
     tp_size: int = 1
     pp: int = 0
     pp_size: int = 1
     group: Any = None
+    control: Any = None
+
+    @property
+    def size(self) -> int:
+        """How many processes there are."""
+        return self.tp_size * self.pp_size
 
     @property
     def first(self) -> bool:
@@ -64,11 +77,21 @@ class Ranks:
 
     def same(self, number: int) -> int:
         """The smallest number that a rank gives, on every rank."""
-        if self.tp_size * self.pp_size == 1:
+        if self.size == 1:
             return number
         found = torch.tensor(number)
         dist.all_reduce(found, dist.ReduceOp.MIN)
         return int(found)
+
+    def tell(self, what: Any) -> None:
+        """From the first rank to all others, which `hear` it."""
+        dist.broadcast_object_list([what], group=self.control)
+
+    def hear(self) -> Any:
+        """What the first rank tells, whenever it does."""
+        heard = [None]
+        dist.broadcast_object_list(heard, group=self.control)
+        return heard[0]
 
 
 def join(environ: Mapping[str, str], stages: int, backend: str) -> Ranks:
@@ -88,5 +111,6 @@ def join(environ: Mapping[str, str], stages: int, backend: str) -> Ranks:
         both = backend if backend == "gloo" else f"cpu:gloo,{backend}"  # numbers that the host needs are shared by gloo
         dist.init_process_group(both)
     tp = world // stages
+    control = dist.new_group(backend="gloo", timeout=PATIENCE)
     groups = [dist.new_group(list(range(stage * tp, (stage + 1) * tp))) for stage in range(stages)]
-    return Ranks(tp=rank % tp, tp_size=tp, pp=rank // tp, pp_size=stages, group=groups[rank // tp])
+    return Ranks(tp=rank % tp, tp_size=tp, pp=rank // tp, pp_size=stages, group=groups[rank // tp], control=control)

@@ -18,7 +18,7 @@ from jumar.device.rotary import attention_scale
 from jumar.infer.batch import Batch
 from jumar.infer.cache import Cache
 from jumar.infer.group import Ranks
-from jumar.infer.quantize import Matrix, quantised
+from jumar.infer.matrices import Matrix
 from jumar.infer.weights import Tensors
 from jumar.schema.spec import ModelSpec, Moe
 
@@ -26,28 +26,12 @@ Turn = tuple[Tensor, Tensor]
 """Cosines and sines [T, 1, dims that are rotated]."""
 
 
-class Linear:
-    """x W^T + bias, by a weight [out, in] as it is or in int8."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None = None, matrix: Matrix | None = None) -> None:
-        self.weight, self.bias, self.matrix = weight, bias, matrix
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias) if self.matrix is None else self.matrix(x)
+def linear(tensors: Tensors, name: str, *, bias: bool = True, exact: bool = False) -> Matrix:
+    """The matrix `name`.weight with its bias, if it has one; the tensor itself is let go. exact: never in int8."""
+    return tensors.matrices(tensors.pop(f"{name}.weight"), tensors.get(f"{name}.bias") if bias else None, exact=exact)
 
 
-def linear(tensors: Tensors, name: str, *, bias: bool = True, exact: bool = False) -> Linear:
-    """The matrix `name`.weight with its bias, if it has one. exact: never in int8."""
-    added = tensors.get(f"{name}.bias") if bias else None
-    weight = tensors[f"{name}.weight"]
-    if tensors.quantize is None or exact:
-        return Linear(weight, added)
-    made = quantised(tensors.quantize, weight, added, tensors.ops)
-    del tensors[f"{name}.weight"]  # what it was is not needed any more
-    return Linear(weight[:0], added, made)
-
-
-def row_linear(tensors: Tensors, name: str, ranks: Ranks, *, exact: bool = False) -> Callable[[Tensor], Tensor]:
+def row_linear(tensors: Tensors, name: str, ranks: Ranks, *, exact: bool = False) -> Matrix:
     """A matrix whose input is cut over tensor-parallel ranks: products are summed, then the bias is added once."""
     if ranks.tp_size == 1:
         return linear(tensors, name, exact=exact)
@@ -83,7 +67,7 @@ class Heads:
 
     def __call__(self, q_TND: Tensor, k_cache: Tensor, v_cache: Tensor, batch: Batch) -> Tensor:
         """k_cache, v_cache [pages, page_size, G, D], the batch's own keys already in it -> [T, N, D of v]."""
-        out = q_TND.new_zeros(*q_TND.shape[:2], v_cache.shape[-1])
+        out = q_TND.new_empty(*q_TND.shape[:2], v_cache.shape[-1])
         words: dict[str, Any] = {"scale": self.scale, "softcap": self.softcap}
         if batch.paged is not None:
             rows, table, lengths = batch.paged
@@ -99,11 +83,12 @@ class Heads:
                 k, v = k[unseen:], v[unseen:]
             if span.count == 1:  # the heads that share a key/value head are its queries
                 q = q.view(1, k.shape[1], -1, q.shape[-1]).transpose(1, 2)
-                got = self.ops.attention(q, k[None], v[None], causal=False, **words)
-                out[span.at] = got[0].transpose(0, 1).flatten(0, 1)
+                got = self.ops.attention(q, k[None], v[None], causal=False, **words).transpose(1, 2).flatten(1, 2)
             else:
-                got = self.ops.attention(q[None], k[None], v[None], window=self.window, **words)
-                out[span.at : span.at + span.count] = got[0]
+                got = self.ops.attention(q[None], k[None], v[None], window=self.window, **words)[0]
+            if len(batch.spans) == 1:
+                return got
+            out[span.at : span.at + span.count] = got
         return out
 
 
@@ -120,12 +105,12 @@ class Attention:
 
     def __call__(self, x_TH: Tensor, turn: Turn | None, k_cache: Tensor, v_cache: Tensor, batch: Batch) -> Tensor:
         qkv = self.qkv(x_TH).view(len(x_TH), *self.shape)
-        q, k, v = qkv[:, :, :-2].flatten(1, 2), qkv[:, :, -2], qkv[:, :, -1]
+        qk, v = qkv[:, :, :-1], qkv[:, :, -1]
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        if turn is not None:
-            q = self.ops.rope(q, *turn, interleaved=self.interleaved)
-            k = self.ops.rope(k, *turn, interleaved=self.interleaved)
+            qk = torch.cat((self.q_norm(qk[:, :, :-1]), self.k_norm(qk[:, :, -1:])), 2)
+        if turn is not None:  # of all heads at once
+            qk = self.ops.rope(qk.flatten(1, 2), *turn, interleaved=self.interleaved).view(qk.shape)
+        q, k = qk[:, :, :-1].flatten(1, 2), qk[:, :, -1]
         k_cache.flatten(0, 1).index_copy_(0, batch.slots_T, k)
         v_cache.flatten(0, 1).index_copy_(0, batch.slots_T, v)
         return self.proj(self.heads(q, k_cache, v_cache, batch).flatten(1))
@@ -147,7 +132,8 @@ class LatentAttention:
         self.q_up = linear(tensors, a + ("linear_q_up_proj" if self.q_down else "linear_q_proj"))
         self.kv_down, self.kv_norm = linear(tensors, a + "linear_kv_down_proj"), Norm(spec, ops, tensors, a + "kv_layernorm")
         up = tensors[a + "linear_kv_up_proj.weight"].view(-1, spec.mla.nope_dim + spec.mla.v_dim, spec.mla.kv_lora_rank)
-        self.k_up, self.v_up = torch.split(up, [spec.mla.nope_dim, spec.mla.v_dim], 1)
+        k_up, v_up = torch.split(up, [spec.mla.nope_dim, spec.mla.v_dim], 1)
+        self.k_up, self.v_up = tensors.matrices.of_heads(k_up.transpose(1, 2)), tensors.matrices.of_heads(v_up)
         self.proj = row_linear(tensors, a + "linear_proj", ranks)
         self.heads, self.ops, self.interleaved = Heads(spec, ops, layer), ops, spec.rope.interleaved
 
@@ -161,10 +147,10 @@ class LatentAttention:
         q_rope = self.ops.rope(q_rope, *turn, interleaved=self.interleaved)
         k_rope = self.ops.rope(k_rope[:, None], *turn, interleaved=self.interleaved)
         k = torch.cat((self.kv_norm(latent)[:, None], k_rope), -1)
-        q = torch.cat((torch.einsum("tnd,ndl->tnl", q_nope, self.k_up), q_rope), -1)
+        q = torch.cat((self.k_up(q_nope), q_rope), -1)
         k_cache.flatten(0, 1).index_copy_(0, batch.slots_T, k)
         out = self.heads(q, k_cache, v_cache, batch)[..., : mla.kv_lora_rank]
-        return self.proj(torch.einsum("tnl,nvl->tnv", out, self.v_up).flatten(1))
+        return self.proj(self.v_up(out).flatten(1))
 
 
 class Activation:
@@ -176,6 +162,7 @@ class Activation:
             "gelu": F.gelu,
             "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
             "relu": F.relu,
+            "relu2": lambda x: F.relu(x).square(),
         }
         self.plain, self.gated = plain[spec.activation], spec.gated
         self.swiglu = ops.swiglu if spec.gated and spec.activation == "silu" else None
@@ -216,21 +203,23 @@ class Experts:
     ) -> None:
         assert spec.moe is not None
         m = "mlp."
-        self.moe, self.ops, self.activation, self.ranks = spec.moe, ops, activation, ranks
-        self.router, self.bias = tensors[m + "router.weight"].float(), tensors.get(m + "router.expert_bias")
-        self.fc1, self.fc2 = experts[m + "experts.linear_fc1.weight"], experts[m + "experts.linear_fc2.weight"]
+        self.moe, self.ops, self.activation, self.ranks, make = spec.moe, ops, activation, ranks, tensors.matrices
+        self.router = make(tensors[m + "router.weight"].float(), exact=True)
+        self.bias = tensors.get(m + "router.expert_bias")
+        self.fc1, self.fc2 = (make.grouped(experts[f"{m}experts.linear_fc{i}.weight"]) for i in (1, 2))
         self.shared = Mlp(tensors, m + "shared_experts", activation, Ranks()) if spec.moe.shared_ffn_size else None
-        self.gate = tensors.get(m + "shared_experts.gate_weight")
+        gate = tensors.get(m + "shared_experts.gate_weight")
+        self.gate = None if gate is None else make(gate, exact=True)
 
     def __call__(self, x_TH: Tensor) -> Tensor:
-        weights_TK, chosen_TK = choose(F.linear(x_TH.float(), self.router), self.moe, self.bias)
+        weights_TK, chosen_TK = choose(self.router(x_TH.float()), self.moe, self.bias)
         rows, order = self.ops.permute(x_TH, chosen_TK)
         counts = torch.bincount(chosen_TK.flatten(), minlength=self.moe.num_experts)
-        rows = self.ops.grouped_matmul(self.activation(self.ops.grouped_matmul(rows, self.fc1, counts)), self.fc2, counts)
+        rows = self.fc2(self.activation(self.fc1(rows, counts)), counts)
         out = self.ops.unpermute(rows, order, weights_TK.to(rows.dtype), k=self.moe.top_k)
         if self.shared is not None:
             shared = self.shared(x_TH)
-            out = out + (shared if self.gate is None else shared * F.linear(x_TH, self.gate).sigmoid())
+            out = out + (shared if self.gate is None else shared * self.gate(x_TH).sigmoid())
         return self.ranks.sum(out)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 import uuid
 from collections.abc import Sequence
-from typing import Any, Literal
+from math import isnan, nan
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
 from jumar.infer.conversation import Template
 from jumar.infer.engine import Engine
@@ -17,6 +19,16 @@ from jumar.infer.scheduler import Request
 from jumar.schema.errors import ToolError
 
 Json = dict[str, Any]
+
+
+def _unused(value: Any) -> Any:
+    if value:
+        raise ValueError("this server does not obey it; leave it out")
+    return value
+
+
+Nothing = Annotated[Any, AfterValidator(_unused)]
+"""Clients may send it empty, to say that they do not use it."""
 
 
 class Fault(Exception):
@@ -40,7 +52,7 @@ class StreamOptions(BaseModel):
 
 
 class Asked(BaseModel):
-    """What completions and chat completions have in common. top_k, min_p and repetition_penalty are ours, as in vLLM."""
+    """What completions and chat completions have in common. Those that OpenAI has not are vLLM's."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
     model: str
@@ -52,11 +64,14 @@ class Asked(BaseModel):
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool = False
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     stop: str | list[str] | None = None
     seed: int | None = None
     n: int | None = None
+    logit_bias: Nothing = None
     # of no effect on the answer
     user: str | None = None
     metadata: Any = None
@@ -64,6 +79,12 @@ class Asked(BaseModel):
     service_tier: Any = None
     safety_identifier: Any = None
     prompt_cache_key: Any = None
+
+    @model_validator(mode="after")
+    def _streams(self) -> Asked:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options goes with stream: true")
+        return self
 
     @property
     def include_usage(self) -> bool:
@@ -81,6 +102,8 @@ class Asked(BaseModel):
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
+            stop_ids=tuple(self.stop_token_ids or ()),
+            ignore_eos=self.ignore_eos,
             seed=self.seed,
             **more,
         )
@@ -91,10 +114,24 @@ class Completion(Asked):
 
     prompt: str | list[str] | list[int] | list[list[int]]
     logprobs: int | None = None
-    echo: Literal[False] = False
-    best_of: Literal[1] | None = None
-    suffix: None = None
-    logit_bias: None = None
+    echo: bool = False
+    best_of: int | None = None
+    suffix: Nothing = None
+
+    @model_validator(mode="after")
+    def _all_are_given(self) -> Completion:
+        if self.best_of not in (None, self.n or 1):
+            raise ValueError(f"best_of is {self.best_of}, and n {self.n or 1}: all answers are given, none is chosen")
+        return self
+
+    def echoes(self, engine: Engine, prompts: Sequence[Sequence[int]]) -> list[str]:
+        """What each answer begins with: its prompt where that is asked for."""
+        texts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
+        if not self.echo or engine.tokenizer is None:
+            return ["" for _ in prompts]
+        if all(isinstance(text, str) for text in texts):
+            return [str(text) for text in texts]
+        return [engine.tokenizer.decode(list(prompt), special=True) for prompt in prompts]
 
     def prompts(self, engine: Engine) -> list[list[int]]:
         """Tokens of each prompt."""
@@ -116,7 +153,15 @@ class ChatCompletion(Asked):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     response_format: dict[Literal["type"], Literal["text"]] | None = None
-    logit_bias: None = None
+    modalities: list[Literal["text"]] | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> ChatCompletion:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs goes with logprobs: true")
+        if self.tools and self.parallel_tool_calls is False:
+            raise ValueError("parallel_tool_calls: false cannot be promised: the template alone says what the model does")
+        return self
 
     def prompt(self, template: Template) -> list[int]:
         """Tokens of the conversation. Raises ToolError for one that the template refuses."""
@@ -146,11 +191,16 @@ def parse(kind: type[Asked], body: bytes) -> Any:
     except (ValueError, RecursionError) as fault:
         raise Fault(400, f"the body is not JSON: {fault}") from None
     try:
+        if isinstance(loaded, dict):  # null is as good as nothing
+            loaded = {key: value for key, value in loaded.items() if value is not None}
         return kind.model_validate(loaded)
     except ValidationError as fault:
         first = fault.errors(include_url=False)[0]
         param = ".".join(str(part) for part in first["loc"]) or None
-        raise Fault(400, f"{param}: {first['msg']}" if param else first["msg"], param=param) from None
+        what = (
+            "this server does not know it" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
+        )
+        raise Fault(400, f"{param}: {what}" if param else what, param=param) from None
 
 
 # --- answers
@@ -166,10 +216,13 @@ def usage(requests: Sequence[Request], returns: int) -> Json:
 
 
 class Answers:
-    """Objects of one request to the API: whole, or in chunks."""
+    """Objects of one request to the API: whole, or in chunks.
 
-    def __init__(self, engine: Engine, model: str, *, chat: bool, returns: int) -> None:
-        self.engine, self.chat, self.returns = engine, chat, returns
+    returns: answers to each prompt; echoes: what those of each prompt begin with
+    """
+
+    def __init__(self, engine: Engine, model: str, *, chat: bool, returns: int = 1, echoes: Sequence[str] = ()) -> None:
+        self.engine, self.chat, self.returns, self.echoes = engine, chat, returns, echoes
         self.kind = "chat.completion" if chat else "text_completion"
         self.head = {
             "id": ("chatcmpl-" if chat else "cmpl-") + uuid.uuid4().hex,
@@ -184,8 +237,12 @@ class Answers:
         return {**self.head, "object": self.kind, "choices": choices, "usage": usage(requests, self.returns)}
 
     def _choice(self, index: int, request: Request) -> Json:
-        content: Json = {"message": {"role": "assistant", "content": request.text}} if self.chat else {"text": request.text}
+        text = self._echo(index) + request.text
+        content: Json = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
         return {"index": index, **content, "logprobs": self.logprobs(request), "finish_reason": request.finish}
+
+    def _echo(self, index: int) -> str:
+        return self.echoes[index // self.returns] if self.echoes else ""
 
     def first(self, requests: Sequence[Request]) -> list[Json]:
         """The chunks before any text: who speaks."""
@@ -203,8 +260,9 @@ class Answers:
             done = request.finish is not None
             text = request.stream.take(last=done)
             if text or done:
+                text = text if i in self._told else self._echo(i) + text
                 logs = self.logprobs(request, self._told.get(i, 0))
-                self._told[i] = -1 if done else len(request.logprobs)
+                self._told[i] = -1 if done else len(_entries(request))
                 content: Json = {"delta": {"content": text} if text else {}} if self.chat else {"text": text}
                 out.append(self._chunk(i, {**content, "logprobs": logs}, request.finish))
         return out
@@ -219,16 +277,22 @@ class Answers:
         return {**self.head, "object": kind, "choices": [{"index": index, **content, "finish_reason": finish}]}
 
     def logprobs(self, request: Request, start: int = 0) -> Json | None:
-        """Those of the answer's tokens from `start` on, in the form of the endpoint."""
+        """Those of the tokens from `start` on, in the form of the endpoint: the answer's, and an echoed prompt's before them."""
         if request.sampling.logprobs is None:
             return None
-        entries = request.logprobs[start:]
+        entries = _entries(request)
         if self.chat:
-            return {"content": [self._chat_logprob(entry) for entry in entries]}
+            return {"content": [self._chat_logprob(entry) for entry in entries[start:]]}
+        tokens = [self._token(entry.token) for entry in entries]
+        offsets = [0, *itertools.accumulate(map(len, tokens))]
         return {
-            "tokens": [self._token(entry.token) for entry in entries],
-            "token_logprobs": [entry.logprob for entry in entries],
-            "top_logprobs": [{self._token(token): value for token, value in entry.top} for entry in entries],
+            "text_offset": offsets[start:-1],
+            "tokens": tokens[start:],
+            "token_logprobs": [None if isnan(entry.logprob) else entry.logprob for entry in entries[start:]],
+            "top_logprobs": [
+                None if isnan(entry.logprob) else {self._token(token): value for token, value in entry.top}
+                for entry in entries[start:]
+            ],
         }
 
     def _token(self, token: int) -> str:
@@ -240,3 +304,10 @@ class Answers:
             return {"token": text, "logprob": value, "bytes": list(text.encode())}
 
         return {**one(entry.token, entry.logprob), "top_logprobs": [one(*pair) for pair in entry.top]}
+
+
+def _entries(request: Request) -> list[LogProb]:
+    """Of an echoed prompt's tokens, the first of which nothing comes before, and of the answer's."""
+    if request.scored is None:
+        return request.logprobs
+    return [LogProb(request.prompt[0], nan), *request.scores, *request.logprobs]

@@ -5,25 +5,33 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
-from jumar.ckpt_convert import Checkpoint, OpenOptions, open_checkpoint
-from jumar.ckpt_convert.merge import merged, open_adapter
+from jumar.ckpt_convert import OpenOptions, open_merged
 from jumar.device import Device, open_device
+from jumar.infer.batch import Batch
+from jumar.infer.cache import Cache
 from jumar.infer.decoder import Decoder
+from jumar.infer.faults import hardware_faults
 from jumar.infer.group import Ranks, join
-from jumar.infer.quantize import check_kind
+from jumar.infer.matrices import Matrices, check_kind
+from jumar.infer.memory import check_fits, free_bytes
 from jumar.infer.sampling import Sampling
 from jumar.infer.tokenizer import Tokenizer
-from jumar.infer.weights import NAMES, load_weights
+from jumar.infer.weights import NAMES, load_weights, placed_tensors, weights_bytes
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.parallel import ParallelLayout
+from jumar.schema.registry import families
 from jumar.schema.spec import ModelSpec
 from jumar.schema.templates import read_json
 
+ENGINES = ("auto", "jumar", "transformers")
+UNLIMITED = 1 << 20
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -39,12 +47,25 @@ class Defaults:
         return Sampling(**{**self.values, **{k: v for k, v in given.items() if v is not None}})
 
 
+class Computes(Protocol):
+    """A model: `Decoder`, or another engine's. in_chunks: long prompts may be computed piece by piece."""
+
+    in_chunks: bool
+    vocab_size: int
+    device: torch.device
+    ranks: Ranks
+
+    def cache(self, pages: int, page_size: int, places: int) -> Cache: ...
+    def token_bytes(self) -> int: ...
+    def place_bytes(self) -> int: ...
+    def __call__(self, batch: Batch, cache: Cache) -> Tensor: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Opened:
     """A model that can run. context: positions, of prompt and answer together."""
 
-    checkpoint: Checkpoint
-    decoder: Decoder
+    decoder: Computes
     device: Device
     tokenizer: Tokenizer | None
     defaults: Defaults
@@ -63,31 +84,49 @@ def open_model(
     iteration: str | None = None,
     family: str | None = None,
     pp: int = 1,
+    alone: bool = False,
+    engine: str = "auto",
 ) -> Opened:
     """Opens a Hugging Face or Megatron directory of any layout; nothing is written, and each rank reads its slices.
 
-    dtype:   fp32, bf16, fp16, or auto: as published on an accelerator, fp32 on a CPU
-    quantize: one of `quantize.KINDS`: matrices in int8, but MLPs' second ones, experts, latent attention's up-projections
+    dtype:   fp32, bf16, fp16, or auto: as published on an accelerator (fp16 where it has no bf16), fp32 on a CPU
+    quantize: one of `matrices.KINDS`: matrices in int8, but the last ones of MLPs and mixers, experts, and
+             latent attention's up-projections
     adapter: a LoRA, PEFT's or Megatron's, that is merged into the weights as they are read
     pp:      stages under torchrun; the processes of each share its layers by tensor parallelism
+    alone:   one request at a time: matrices are held in the form that is fastest for one row
+    engine:  one of ENGINES; auto: transformers' for Hugging Face models that the registry does not know, ours for all others
     Raises ToolError: 2 for a dtype that does not exist, 3 for what is wrong with the files, 4 for the device.
     """
+    if (why := _why_transformers(path, engine)) is not None:
+        refused = {"--quantize": quantize, "--adapter": adapter, "--iteration": iteration, "--family": family}
+        for option in (name for name, value in refused.items() if value is not None):
+            raise ToolError(f"{option} is not there through transformers ({why})", hint="leave it out", code=Exit.USAGE)
+        return _open_transformers(path, why, device, dtype, tokenizer)
     hardware = open_device(device)
     ranks = join(os.environ, pp, hardware.backend)
-    checkpoint, notes = _with_adapter(path, adapter, OpenOptions(iteration=iteration, family=family, bearing=True))
+    checkpoint = open_merged(path, adapter, OpenOptions(iteration=iteration, family=family))
+    notes = []
+    if checkpoint.deltas:
+        which = f"the adapter {adapter}" if adapter is not None else "the LoRA that the shards bear"
+        notes.append(f"{which} is merged into the weights as they are read")
     where = hardware.activate(int(os.environ.get("LOCAL_RANK", "0")))
-    kind, why = _dtype(dtype, checkpoint.spec, hardware)
+    kind, why = _dtype(dtype, checkpoint.spec.dtype, hardware)
     if quantize is not None:
-        notes.append(check_kind(quantize, hardware.name))
+        notes.append(check_kind(quantize, hardware.name, kind))
     layout = ParallelLayout(tp=ranks.tp_size, pp=ranks.pp_size)
     shards = layout.shards(moe=checkpoint.spec.moe is not None)
     shard = next(s for s in shards if (s.tp, s.pp) == (ranks.tp, ranks.pp))
-    weights = load_weights(checkpoint, layout, shard, dtype=kind, device=where, ops=hardware.ops(), quantize=quantize)
-    decoder = Decoder(checkpoint.spec, weights, hardware.ops(), ranks, where)
+    matrices = Matrices(hardware.ops(), where, quantize, alone)
+    placed = placed_tensors(checkpoint, layout, shard)
+    hint = "take --dtype bf16, --quantize int8, or more processes or devices under torchrun"
+    check_fits("the weights", weights_bytes(placed, kind, quantize), free_bytes(hardware), hardware.name, hint)
+    with hardware_faults():
+        weights = load_weights(checkpoint, placed, dtype=kind, matrices=matrices)
+        decoder = Decoder(checkpoint.spec, weights, hardware.ops(), ranks, where)
     found = _tokenizer(tokenizer, checkpoint.extras)
     defaults = _defaults(checkpoint.extras, found)
     return Opened(
-        checkpoint,
         decoder,
         hardware,
         found,
@@ -97,25 +136,43 @@ def open_model(
     )
 
 
+def _why_transformers(path: Path, engine: str) -> str | None:
+    """Why transformers computes; None if it does not."""
+    if engine not in ENGINES:
+        raise ToolError(f"there is no engine {engine!r}", hint=f"choose among {', '.join(ENGINES)}", code=Exit.USAGE)
+    if engine != "auto":
+        return "as asked for" if engine == "transformers" else None
+    kind = read_json(path / "config.json").get("model_type")
+    return f"jumar has no model_type {kind!r}" if isinstance(kind, str) and kind not in families() else None
+
+
+def _open_transformers(path: Path, why: str, device: str, dtype: str, tokenizer: Path | None) -> Opened:
+    if find_spec("transformers") is None:
+        raise ToolError(
+            f"transformers is not installed, and would compute {path} ({why})",
+            hint="pip install 'jumar-infer[transformers]'",
+            code=Exit.ENVIRONMENT,
+        )
+    from jumar.infer import through_transformers as other
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ToolError(f"transformers runs in one process ({why})", hint="start it without torchrun", code=Exit.USAGE)
+    config = other.config_of(path)
+    hardware = open_device(device)
+    where = hardware.activate()
+    kind, chosen = _dtype(dtype, str(config.dtype or torch.float32).removeprefix("torch."), hardware)
+    found = _tokenizer(tokenizer, path) or other.tokenizer_of(path)
+    notes = f"{hardware.name}, {chosen}", f"through {other.VERSION}, one sequence after another: {why}"
+    decoder, context = other.load(path, kind, where), getattr(config, "max_position_embeddings", None) or UNLIMITED
+    return Opened(decoder, hardware, found, _defaults(path, found), context, notes)
+
+
 def _spread(ranks: Ranks) -> str:
     sizes = [f"{name} {size}" for name, size in (("tp", ranks.tp_size), ("pp", ranks.pp_size)) if size > 1]
     return f" over {' '.join(sizes)}" if sizes else ""
 
 
-def _with_adapter(path: Path, adapter: Path | None, options: OpenOptions) -> tuple[Checkpoint, list[str]]:
-    """The checkpoint, with an adapter (or that which it bears) merged into its weights as they are read."""
-    checkpoint = open_checkpoint(path, options=options)
-    if checkpoint.lora:
-        raise ToolError(f"{path} is an adapter, not a model", hint=f"jumar-infer ... MODEL --adapter {path}")
-    if adapter is not None:
-        merging = open_adapter(adapter, checkpoint, OpenOptions())
-        return merged(checkpoint, merging), [f"the adapter {adapter} is merged into the weights as they are read"]
-    if checkpoint.adapter is not None:
-        return merged(checkpoint), ["the LoRA that the shards bear is merged into the weights as they are read"]
-    return checkpoint, []
-
-
-def _dtype(name: str, spec: ModelSpec, device: Device) -> tuple[torch.dtype, str]:
+def _dtype(name: str, published: str, device: Device) -> tuple[torch.dtype, str]:
     if name != "auto" and name not in DTYPES:
         raise ToolError(f"there is no dtype {name!r}", hint=f"choose among {', '.join(DTYPES)}, auto", code=Exit.USAGE)
     if name != "auto":
@@ -123,13 +180,15 @@ def _dtype(name: str, spec: ModelSpec, device: Device) -> tuple[torch.dtype, str
     short = {v: k for k, v in DTYPES.items()}
     if device.name == "cpu":
         return torch.float32, "fp32: on most CPUs the others are emulated"
-    kind = NAMES.get(spec.dtype, torch.bfloat16)
+    kind = NAMES.get(published, torch.bfloat16)
+    if kind == torch.bfloat16 and not device.has_bf16():
+        return torch.float16, "fp16: published as bf16, which this device does not compute"
     return kind, f"{short[kind]} as published"
 
 
 def _context(spec: ModelSpec) -> int:
-    """Positions that the model knows: by its configuration, more under dynamic scaling."""
-    scaling, positions = spec.rope.scaling, spec.max_position_embeddings
+    """Positions that the model knows: by its configuration, more under dynamic scaling, UNLIMITED if it counts none."""
+    scaling, positions = spec.rope.scaling, spec.max_position_embeddings or UNLIMITED
     stretched = spec.position == "rope" and scaling is not None and scaling.kind == "dynamic"
     return int(positions * scaling.factor) if stretched and scaling is not None else positions
 
@@ -145,7 +204,7 @@ def _defaults(extras: Path | None, tokenizer: Tokenizer | None) -> Defaults:
     generation = read_json(extras / "generation_config.json") if extras is not None else {}
     config = read_json(extras / "config.json") if extras is not None else {}
     eos = generation.get("eos_token_id", config.get("eos_token_id"))
-    ids = tuple(eos) if isinstance(eos, list) else (eos,) if isinstance(eos, int) else tokenizer.eos_ids if tokenizer else ()
+    ids = tuple(eos) if isinstance(eos, list) else (eos,) if eos is not None else tokenizer.eos_ids if tokenizer else ()
     values: dict[str, Any] = {}
     if generation.get("do_sample"):
         values = {"temperature": 1.0, "top_k": 50}
@@ -153,4 +212,8 @@ def _defaults(extras: Path | None, tokenizer: Tokenizer | None) -> Defaults:
     for key in ("max_new_tokens", "repetition_penalty"):
         if generation.get(key) is not None:
             values[key] = generation[key]
+    for key, value in (*(("eos_token_id", i) for i in ids), *values.items()):
+        if not isinstance(value, int if key == "eos_token_id" else (int, float)):
+            what = f"{extras}: {key} is {value!r:.40}, expected a number"
+            raise ToolError(what, hint="see generation_config.json, and config.json for the end")
     return Defaults(ids, values)

@@ -101,7 +101,7 @@ class Work:
     def wanted(self) -> int:
         """How many of its last tokens' logits are asked for."""
         request = self.request
-        if request.scored is not None:
+        if request.scored is not None and self.stop <= len(request.prompt):
             return max(0, min(self.stop, len(request.prompt) - 1) - max(self.start, request.scored - 1)) + (
                 self.stop == len(request.prompt)
             )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import hmac
 import json
 import signal
 import socket
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from types import FrameType
@@ -20,7 +22,7 @@ from jumar.infer.engine import Engine
 from jumar.infer.generate import with_stops
 from jumar.infer.openai_api import Answers, Asked, ChatCompletion, Completion, Fault, Json, parse
 from jumar.infer.sampling import Sampling
-from jumar.infer.service import LOOK_S, QueueFull, Service, TooSlow, stopped
+from jumar.infer.service import LOOK_S, Ask, QueueFull, Service, TooSlow, stopped
 from jumar.schema.cli import say
 from jumar.schema.errors import Exit, ToolError
 
@@ -130,7 +132,8 @@ class App:
             raise Fault(401, "the API key is wrong or missing", code="invalid_api_key")
 
     async def page(self, request: Request) -> Response:
-        return HTMLResponse(files("jumar.infer").joinpath("page.html").read_text(encoding="utf-8"))
+        page = files("jumar.infer").joinpath("page.html").read_text(encoding="utf-8")
+        return HTMLResponse(page, headers={"content-security-policy": _policy(page), "x-content-type-options": "nosniff"})
 
     async def health(self, request: Request) -> Response:
         broken = self.service.fault is not None
@@ -147,8 +150,10 @@ class App:
         asked: Completion = parse(Completion, await self._body(request))
         with _as_faults():
             prompts = asked.prompts(self.engine)
-            sampling = self._sampling(asked, logprobs=asked.logprobs)
-        return await self._answer(request, asked, prompts, sampling, chat=False)
+            sampling = self._sampling(asked, least=0 if asked.echo else 1, logprobs=asked.logprobs)
+        scored = 0 if asked.echo and asked.logprobs is not None else None
+        each = [Ask(prompt, sampling, scored) for prompt in prompts]
+        return await self._answer(request, asked, each, chat=False, echoes=asked.echoes(self.engine, prompts))
 
     async def chat(self, request: Request) -> Response:
         asked: ChatCompletion = parse(ChatCompletion, await self._body(request))
@@ -156,12 +161,10 @@ class App:
             raise Fault(400, "this model has no chat template: start the server with --template, or use /v1/completions")
         if asked.max_completion_tokens is not None:
             asked.max_tokens = asked.max_completion_tokens
-        if asked.top_logprobs and not asked.logprobs:
-            raise Fault(400, "top_logprobs goes with logprobs: true", param="top_logprobs")
         with _as_faults():
             prompt = asked.prompt(self.template)
             sampling = self._sampling(asked, logprobs=(asked.top_logprobs or 0) if asked.logprobs else None)
-        return await self._answer(request, asked, [prompt], with_stops(sampling, self.template), chat=True)
+        return await self._answer(request, asked, [Ask(prompt, with_stops(sampling, self.template))], chat=True)
 
     async def _body(self, request: Request) -> bytes:
         most, body = self.settings.max_body_bytes, bytearray()
@@ -171,25 +174,23 @@ class App:
                 raise Fault(413, f"the body is larger than {most} bytes")
         return bytes(body)
 
-    def _sampling(self, asked: Asked, **more: Any) -> Sampling:
+    def _sampling(self, asked: Asked, *, least: int = 1, **more: Any) -> Sampling:
         if asked.model != self.settings.name:
             raise Fault(404, f"there is no model {asked.model!r}; here is {self.settings.name!r}", code="model_not_found")
-        if asked.max_tokens is not None and not 1 <= asked.max_tokens <= self.settings.max_tokens:
-            raise Fault(400, f"max_tokens is {asked.max_tokens}, expected 1 to {self.settings.max_tokens}", param="max_tokens")
+        if asked.max_tokens is not None and not least <= asked.max_tokens <= self.settings.max_tokens:
+            what = f"max_tokens is {asked.max_tokens}, expected {least} to {self.settings.max_tokens}"
+            raise Fault(400, what, param="max_tokens")
         if asked.n is not None and asked.n < 1:
             raise Fault(400, f"n is {asked.n}, expected at least 1", param="n")
         return asked.sampling(self.engine, self.settings.default_tokens, **more)
 
-    async def _answer(self, http: Request, asked: Asked, prompts: list[list[int]], sampling: Sampling, *, chat: bool) -> Response:
+    async def _answer(self, http: Request, asked: Asked, each: list[Ask], *, chat: bool, echoes: Sequence[str] = ()) -> Response:
         returns = asked.n or 1
-        if len(prompts) * returns > self.settings.max_returns:
-            raise Fault(
-                400, f"{len(prompts) * returns} answers are asked for, at most {self.settings.max_returns} are given", param="n"
-            )
-        seeds = [None if sampling.seed is None else sampling.seed + i for i in range(returns)]
-        each = [(prompt, replace(sampling, seed=seed)) for prompt in prompts for seed in seeds]
-        answers = Answers(self.engine, self.settings.name, chat=chat, returns=returns)
-        stream = self.service.answers(each, timeout_s=self.settings.timeout_s)
+        if len(each) * returns > self.settings.max_returns:
+            what = f"{len(each) * returns} answers are asked for, at most {self.settings.max_returns} are given"
+            raise Fault(400, what, param="n")
+        answers = Answers(self.engine, self.settings.name, chat=chat, returns=returns, echoes=echoes)
+        stream = self.service.answers([one.again(i) for one in each for i in range(returns)], timeout_s=self.settings.timeout_s)
         with _as_faults():
             requests = await anext(stream)
         if asked.stream:
@@ -229,6 +230,14 @@ async def _events(http: Request, stream: Any, answers: Answers, requests: Any, *
         if with_usage:
             yield _event(answers.last(requests))
         yield "data: [DONE]\n\n"
+
+
+def _policy(page: str) -> str:
+    """Browsers run the page's own script alone, and let it speak with this server alone (https://www.w3.org/TR/CSP3/)."""
+    script = page.partition("<script>")[2].partition("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    allowed = f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'"
+    return f"{allowed}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 
 def _event(value: Json) -> str:
@@ -275,7 +284,8 @@ class Server(uvicorn.Server):
 
 
 def serve(engine: Engine, template: Template | None, settings: Settings, *, host: str, port: int, max_waiting: int) -> None:
-    """Listens until SIGTERM or Ctrl-C, then lets answers be finished. Raises ToolError (1) if the engine fails on the way."""
+    """Listens until SIGTERM or Ctrl-C, then lets answers be finished. Raises ToolError if the engine fails on the way:
+    1, or 4 where memory is short or another process is gone."""
     with listen(host, port) as open_socket:
         where = f"http://{f'[{host}]' if ':' in host else host}:{open_socket.getsockname()[1]}"
         if host not in LOOPBACK and not settings.keys:
@@ -285,8 +295,10 @@ def serve(engine: Engine, template: Template | None, settings: Settings, *, host
         config = uvicorn.Config(
             app.api, log_config=None, lifespan="off", timeout_graceful_shutdown=int(settings.drain_s), access_log=False
         )
+        server = Server(config)
+        service.on_fault = lambda: setattr(server, "should_exit", True)
         say("serving", f"{settings.name} at {where} (chat page there; API at {where}/v1); Ctrl-C ends it", "bold cyan")
-        Server(config).run(sockets=[open_socket])
+        server.run(sockets=[open_socket])
         service.stop()
     if service.fault is not None:
         raise stopped(service.fault)

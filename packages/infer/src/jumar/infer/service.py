@@ -7,7 +7,7 @@ import threading
 import time
 import traceback
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from jumar.infer.engine import Engine
 from jumar.infer.sampling import Sampling
@@ -23,6 +23,20 @@ class QueueFull(Exception):
 
 class TooSlow(Exception):
     """An answer was not done in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One prompt; scored as of `Engine.add`."""
+
+    prompt: Sequence[int]
+    sampling: Sampling
+    scored: int | None = None
+
+    def again(self, number: int) -> Ask:
+        """The same, with a seed of its own."""
+        seed = self.sampling.seed
+        return self if seed is None else replace(self, sampling=replace(self.sampling, seed=seed + number))
 
 
 @dataclass(eq=False, slots=True)
@@ -49,11 +63,11 @@ class Counts:
 class Service:
     """Steps the engine while there is something to do. Requests come from one event loop.
 
-    max_waiting: requests that may wait for their turn
+    max_waiting: requests that may wait for their turn; on_fault: called when the engine has failed, and is not used any more
     """
 
-    def __init__(self, engine: Engine, *, max_waiting: int = 256) -> None:
-        self.engine, self.max_waiting, self.counts = engine, max_waiting, Counts()
+    def __init__(self, engine: Engine, *, max_waiting: int = 256, on_fault: Callable[[], object] = lambda: None) -> None:
+        self.engine, self.max_waiting, self.counts, self.on_fault = engine, max_waiting, Counts(), on_fault
         self.fault: BaseException | None = None
         self._listeners: dict[Request, Listener] = {}
         self._asked: dict[Request, float] = {}
@@ -81,11 +95,13 @@ class Service:
                     for request in moved:
                         self._note(request)
         except BaseException as fault:  # noqa: BLE001  # whatever it is, those who wait must hear of it
-            traceback.print_exc()
+            if not isinstance(fault, ToolError):
+                traceback.print_exc()
             with self._changed:
                 self.fault = fault
                 for listener in set(self._listeners.values()):
                     listener.wake()
+            self.on_fault()
 
     def _note(self, request: Request) -> None:
         if len(request.output) == 1 and request in self._asked:
@@ -95,11 +111,9 @@ class Service:
         if (listener := self._listeners.get(request)) is not None:
             listener.wake()
 
-    async def answers(
-        self, asked: Sequence[tuple[Sequence[int], Sampling]], *, timeout_s: float
-    ) -> AsyncGenerator[list[Request], None]:
-        """Yields the requests whenever one of them went on, and every LOOK_S, until all are done; they are forgotten when the
-        iterator is closed.
+    async def answers(self, asked: Sequence[Ask], *, timeout_s: float) -> AsyncGenerator[list[Request], None]:
+        """Yields the requests whenever one of them went on, and every LOOK_S, at the end once when all are done; they are
+        forgotten when the iterator is closed.
 
         The first is yielded at once, before anything is computed. Raises QueueFull, TooSlow, and ToolError as of `Engine.add`
         (then nothing is computed).
@@ -109,22 +123,25 @@ class Service:
         end = time.monotonic() + timeout_s
         try:
             yield requests
-            while any(request.finish is None for request in requests):
-                timer = loop.call_later(
-                    LOOK_S, changed.set
-                )  # not asyncio.wait_for: before Python 3.12 it can lose a cancellation
-                await changed.wait()
-                timer.cancel()
-                changed.clear()
+            done = False
+            while not done:
+                if any(request.finish is None for request in requests):
+                    timer = loop.call_later(
+                        LOOK_S, changed.set
+                    )  # not asyncio.wait_for: before Python 3.12 it can lose a cancellation
+                    await changed.wait()
+                    timer.cancel()
+                    changed.clear()
                 if time.monotonic() > end:
                     raise TooSlow
                 if self.fault is not None:
                     raise RuntimeError("the engine has stopped") from self.fault
+                done = all(request.finish is not None for request in requests)
                 yield requests
         finally:
             self._forget(requests)
 
-    def _add(self, asked: Sequence[tuple[Sequence[int], Sampling]], wake: Callable[[], object]) -> list[Request]:
+    def _add(self, asked: Sequence[Ask], wake: Callable[[], object]) -> list[Request]:
         if self.fault is not None:
             raise RuntimeError("the engine has stopped") from self.fault
         if len(self.engine.scheduler.waiting) + len(asked) > max(self.max_waiting, len(asked)):
@@ -132,8 +149,8 @@ class Service:
         requests: list[Request] = []
         with self._changed:
             try:
-                for prompt, sampling in asked:
-                    requests.append(self.engine.add(prompt, sampling))
+                for one in asked:
+                    requests.append(self.engine.add(one.prompt, one.sampling, scored=one.scored))  # noqa: PERF401  # kept on a fault
             except ToolError:
                 for request in requests:
                     self.engine.abort(request)
@@ -183,4 +200,6 @@ class Service:
 
 def stopped(fault: BaseException) -> ToolError:
     """What the command says when the engine failed."""
+    if isinstance(fault, ToolError):
+        return fault
     return ToolError(f"the engine has stopped: {fault}", hint="see the traceback above", code=Exit.BUG)

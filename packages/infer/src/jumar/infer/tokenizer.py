@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,25 +16,18 @@ if TYPE_CHECKING:
 
 @dataclass
 class Tokenizer:
-    """`tokenizer.json` of a directory and the files beside it. Raises ToolError (3) where it is missing or damaged."""
+    """`tokenizer.json` of a directory and the files beside it. Raises ToolError (3) where it is missing or damaged.
+
+    made: what stands in for a tokenizer.json
+    """
 
     directory: Path
+    made: InitVar[tokenizers.Tokenizer | None] = None
     special: dict[str, str] = field(init=False)
 
-    def __post_init__(self) -> None:
-        import tokenizers
-
+    def __post_init__(self, made: tokenizers.Tokenizer | None) -> None:
         self.special = special_tokens(self.directory)
-        file = self.directory / "tokenizer.json"
-        if not file.is_file():
-            raise ToolError(
-                f"{self.directory} has no tokenizer.json",
-                hint="give a directory that has one: --tokenizer DIR (transformers writes it from other files: save_pretrained)",
-            )
-        try:
-            self.inner: tokenizers.Tokenizer = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as fault:  # noqa: BLE001  # the library raises Exception itself
-            raise ToolError(f"{file}: {fault}", hint="fetch the tokenizer again, or upgrade tokenizers") from None
+        self.inner = _read(self.directory) if made is None else made
         self.inner.no_padding()
         self.inner.no_truncation()
 
@@ -62,6 +55,21 @@ class Tokenizer:
     def has_template(self) -> bool:
         """Whether the model has a chat template of its own."""
         return template_of(self.directory) is not None
+
+
+def _read(directory: Path) -> tokenizers.Tokenizer:
+    import tokenizers
+
+    file = directory / "tokenizer.json"
+    if not file.is_file():
+        raise ToolError(
+            f"{directory} has no tokenizer.json",
+            hint="give a directory that has one: --tokenizer DIR (transformers writes it from other files: save_pretrained)",
+        )
+    try:
+        return tokenizers.Tokenizer.from_file(str(file))
+    except Exception as fault:  # noqa: BLE001  # the library raises Exception itself
+        raise ToolError(f"{file}: {fault}", hint="fetch the tokenizer again, or upgrade tokenizers") from None
 
 
 class TextStream:

@@ -50,9 +50,13 @@ def sft(recipe: Recipe, nproc: Nproc = None, sets: Sets = None, dry_run: DryRun 
 def _start(
     task: Literal["pretrain", "sft"], recipe: Path, nproc: int | None, sets: list[str] | None, dry_run: bool, device: str
 ) -> None:
-    from jumar.train_core.start import start
+    from jumar.train_core.run.stop import interruptible
 
-    if code := start(task, recipe, sets or [], nproc=nproc, device=device, dry_run=dry_run):
+    with interruptible():
+        from jumar.train_core.start import start
+
+        code = start(task, recipe, sets or [], nproc=nproc, device=device, dry_run=dry_run)
+    if code:
         raise typer.Exit(code)
 
 

@@ -12,7 +12,7 @@ from jumar.schema.errors import ToolError
 from jumar.schema.manifest import read_manifest_file, template_sha256, tokenizer_sha256
 from jumar.train_core.data import tuning_plan
 from jumar.train_core.data.blends import PARTS, TEXT, Plan, draws, plan
-from jumar.train_core.data.conversations import Conversations
+from jumar.train_core.data.conversations import IGNORED, Conversations, first_outside, outside
 from jumar.train_core.features.base import Problem, without_effect
 from jumar.train_core.job import Job
 
@@ -65,6 +65,7 @@ def _check_tuning(job: Job, planned: tuning_plan.Plan) -> Iterator[Problem]:
                 seen.add(source.prefix)
                 yield from _check_rows(job, key, source)
                 yield from _check_manifest(job, key, source.prefix, source.manifest)
+                yield from _check_ids(job, key, source)
                 yield from _check_template(job, key, source)
             yield from _check_labels(key, share)
 
@@ -87,6 +88,16 @@ def _check_rows(job: Job, key: str, source: Conversations) -> Iterator[Problem]:
             f"{seq_len}; number {at} has {lengths[at]:,} tokens",
             f"set data.seq_len={int(lengths.max())}, or make it anew: jumar-data sft --seq-len {seq_len} --long truncate",
         )
+
+
+def _check_ids(job: Job, key: str, source: Conversations) -> Iterator[Problem]:
+    """Of files whose manifest does not tell their vocabulary, every number is looked at."""
+    if isinstance(source.manifest.get("vocab_size"), int):
+        return
+    for name, also in (("input_ids", None), ("labels", IGNORED)):
+        if found := first_outside(source.keys[name], job.spec.vocab_size, also):
+            fault = outside(source.prefix, name, found[1], found[0], job.spec.vocab_size)
+            yield Problem(f"{key}: {fault.message}", fault.hint or "")
 
 
 LABELS_READ = 1 << 26

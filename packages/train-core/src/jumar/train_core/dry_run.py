@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -9,18 +10,23 @@ from typing import Any
 import numpy as np
 
 from jumar.train_core.data import tuning_plan
-from jumar.train_core.data.blends import draws, plan
+from jumar.train_core.data.blends import PARTS, draws, plan
 from jumar.train_core.estimate import active_parameters, flops_per_token, ranks, whole_parameters
 from jumar.train_core.features import active, ddp, optimizer, settings
 from jumar.train_core.groups import rank_groups
 from jumar.train_core.job import Job
-from jumar.train_core.recipe import Recipe
+from jumar.train_core.recipe import Data, Recipe, Source
 
 
-def report(job: Job) -> dict[str, Any]:
-    """Plain values: recipe, derived sizes, features, groups, stages, parameters, data and steps."""
+def report(job: Job, given: Recipe | None = None) -> dict[str, Any]:
+    """Plain values: recipe, derived sizes, features, groups, stages, parameters, data and steps.
+
+    given: the recipe as it was written, where the job's has other words for it: prefixes for raw files, steps for epochs.
+    """
+    given = given or job.recipe
+    data = _tuning(job, _written(job.recipe.data, given.data)) if job.task == "sft" else _data(job)
     return {
-        "recipe": changed(job.recipe, Recipe()),
+        "recipe": changed(given, Recipe()),
         "derived": _derived(job),
         "features": [feature.name for feature in active(job)],
         "megatron": {"config": settings(job), "ddp": ddp(job), "optimizer": optimizer(job)},
@@ -31,8 +37,9 @@ def report(job: Job) -> dict[str, Any]:
             "active": active_parameters(job.family, job.spec),
             "flops_per_token": flops_per_token(job.spec, job.recipe.data.seq_len),
         },
-        "data": _tuning(job) if job.task == "sft" else _data(job),
-        "steps": _steps(job),
+        "data": data,
+        "steps": _steps(job)
+        | {"at_most": any(row.get("borders") == "none" for row in data["train"])},  # some samples are shorter
     }
 
 
@@ -100,7 +107,17 @@ def _data(job: Job) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def _tuning(job: Job) -> dict[str, list[dict[str, Any]]]:
+def _written(data: Data, given: Data) -> dict[Path, Path]:
+    """How the recipe calls what a prefix is of."""
+    pairs = ((getattr(data, name), getattr(given, name)) for name in PARTS)
+    return {mine: theirs for one, other in pairs for mine, theirs in zip(_paths(one), _paths(other), strict=True)}
+
+
+def _paths(given: Path | tuple[Source, ...] | None) -> list[Path]:
+    return [each.prefix for each in given] if isinstance(given, tuple) else [given] if given else []
+
+
+def _tuning(job: Job, written: Mapping[Path, Path]) -> dict[str, list[dict[str, Any]]]:
     """Likewise for conversations; `documents` are sequences as they lie in the files."""
     train = job.recipe.train
     drawn = {"train": train.steps * train.global_batch_size}
@@ -110,7 +127,8 @@ def _tuning(job: Job) -> dict[str, list[dict[str, Any]]]:
         samples = drawn.get(kind, min(whole, train.eval_batches * train.global_batch_size))
         for share in shares:
             weight = len(share) / whole if share.weight is None else share.weight
-            row = {"prefix": str(share.source.prefix), "documents": len(share), "borders": share.source.borders}
+            prefix = share.source.prefix
+            row = {"prefix": str(written.get(prefix, prefix)), "documents": len(share), "borders": share.source.borders}
             row |= {"tokens": int(share.source.lengths[share.first : share.last].sum(dtype=np.int64)), "samples": len(share)}
             row |= {"part": len(share) / len(share.source), "share": weight, "epochs": samples * weight / len(share)}
             found.setdefault(kind, []).append(row)

@@ -41,7 +41,7 @@ def mend(device: str, ops: Ops) -> None:
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
         _without_triton()
         if device != "cuda":
-            torch.compiler.set_stance("force_eager")  # its jit_fuser is torch.compile: twenty seconds for one forward
+            _without_compiler()
             _tensor_types()
         _megatron(device)
     _permute_by(ops)
@@ -59,6 +59,18 @@ def _without_triton() -> None:
         stand_in: Any = types.ModuleType(name)
         stand_in.tensor_get_slice_after = stand_in.tensor_masked_update = stand_in.tensor_merge = None
         sys.modules.setdefault(name, stand_in)
+
+
+def _without_compiler() -> None:
+    """Its jit_fuser is torch.compile: twenty seconds for one forward, and more modules to import than the rest of it has."""
+    name = "megatron.core.jit"
+    if name in sys.modules:  # and so have its decorators been
+        torch.compiler.set_stance("force_eager")
+        return
+    stand_in: Any = types.ModuleType(name)
+    stand_in.jit_fuser = stand_in.noop_decorator = lambda function: function
+    stand_in.enable_jit_fuser = stand_in.disable_jit_fuser = lambda: None
+    sys.modules[name] = stand_in
 
 
 def _megatron(device: str) -> None:

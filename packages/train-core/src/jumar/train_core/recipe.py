@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 Precision = Literal["fp32", "bf16", "fp16"]
+EITHER = (("train.steps", "train.epochs"),)
+"""Fields of which `--set` of one takes the other out of the recipe."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

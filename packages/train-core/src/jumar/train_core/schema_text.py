@@ -6,14 +6,13 @@ import re
 import types
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
-from pathlib import Path
 from textwrap import dedent
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from jumar.schema.recipe import type_text
 from jumar.train_core.recipe import Recipe
 
 ENTRY = re.compile(r"([a-z]\w*(?:, [a-z]\w*)*):\s+(\S.*)")
-NAMES: dict[Any, str] = {int: "int", float: "float", bool: "bool", str: "str", Path: "path", type(None): "null", Any: "any"}
 
 
 def schema_text() -> str:
@@ -77,22 +76,6 @@ def _section_of(kind: Any) -> type | None:
     """The dataclass that a field is (or may be), unless it is one in a list."""
     options = [kind, *get_args(kind)] if get_origin(kind) in (Union, types.UnionType) else [kind]
     return next((option for option in options if is_dataclass(option) and isinstance(option, type)), None)
-
-
-def type_text(kind: Any) -> str:
-    """`int`, `path or null`, `full | selective`, `list of float`."""
-    origin, args = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):
-        return " or ".join(type_text(option) for option in args)
-    if origin is Literal:
-        return " | ".join(map(str, args))
-    if origin is tuple:
-        return f"list of {type_text(args[0])}"
-    if origin is dict:
-        return "keys and values"
-    if is_dataclass(kind):
-        return "{" + ", ".join(f.name for f in fields(kind)) + "}"
-    return NAMES.get(kind, str(kind))
 
 
 def _yaml(value: Any) -> str:

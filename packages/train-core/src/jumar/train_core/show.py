@@ -114,11 +114,12 @@ def _data(rows: list[dict[str, Any]]) -> Table:
     return made
 
 
-def _steps(steps: dict[str, int]) -> str:
+def _steps(steps: dict[str, Any]) -> str:
+    most = "at most " if steps["at_most"] else ""
     plural = {name: f"{steps[name]:,} {name if steps[name] != 1 else name[:-1]}" for name in ("evaluations", "checkpoints")}
     return (
-        f"{steps['steps']:,} steps of {steps['samples_per_step']:,} samples = {steps['tokens_per_step']:,} tokens; "
-        f"{steps['tokens']:,} tokens in all; {plural['evaluations']}, {plural['checkpoints']}"
+        f"{steps['steps']:,} steps of {steps['samples_per_step']:,} samples = {most}{steps['tokens_per_step']:,} tokens; "
+        f"{most}{steps['tokens']:,} tokens in all; {plural['evaluations']}, {plural['checkpoints']}"
     )
 
 

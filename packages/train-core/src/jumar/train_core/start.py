@@ -14,13 +14,15 @@ from pathlib import Path
 from jumar.schema.cli import say, say_error
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.recipe import load_recipe
+from jumar.train_core.data import blends, tuning_plan
 from jumar.train_core.data.prepared import prepared
 from jumar.train_core.data.tuning_plan import with_steps
 from jumar.train_core.exit_file import Ended, ExitFile
 from jumar.train_core.job import Job, Task, find_model, resolve
-from jumar.train_core.launch import LAUNCHED, PATIENCE_S, Place, alone, launch, place
+from jumar.train_core.launch import LAUNCHED, PATIENCE_S, Place, alone, last_step, launch, place
 from jumar.train_core.nodes import Nodes, nodes
-from jumar.train_core.recipe import Recipe
+from jumar.train_core.recipe import EITHER, Recipe
+from jumar.train_core.run.beside import check_same_run
 from jumar.train_core.run.stop import die_with_parent
 
 
@@ -28,7 +30,7 @@ def start(task: Task, path: Path, sets: Sequence[str], *, nproc: int | None, dev
     """Everything of a command; returns the exit code. Raises ToolError for what is wrong, on rank 0 alone where all see it."""
     here, machines = place(os.environ), nodes(os.environ)
     if here is None or dry_run:
-        recipe = load_recipe(Recipe, path, sets)
+        recipe = load_recipe(Recipe, path, sets, instead=EITHER)
         world = here.world if here is not None and nproc is None else (nproc or machines.nproc or 1) * machines.count
         if dry_run:
             return _dry_run(task, recipe, world, device) if here is None or here.rank == 0 else 0
@@ -37,7 +39,12 @@ def start(task: Task, path: Path, sets: Sequence[str], *, nproc: int | None, dev
         raise ToolError(
             f"--nproc {nproc} under torchrun with {here.world} ranks", hint="leave --nproc out: torchrun starts the ranks"
         )
-    return _rank(task, here, path, sets, device)
+    try:
+        return _rank(task, here, path, sets, device)
+    except KeyboardInterrupt:
+        if here.rank or here.launched:  # it is said once
+            sys.exit(Exit.INTERRUPTED)
+        raise
 
 
 def _dry_run(task: Task, recipe: Recipe, world: int, device: str) -> int:
@@ -48,8 +55,23 @@ def _dry_run(task: Task, recipe: Recipe, world: int, device: str) -> int:
     known_devices(device)
     job = _resolve(task, recipe, world, device)
     _say_problems(job)
-    show.dry_run(report(job))
+    _say_going_on(job)
+    show.dry_run(report(job, recipe))
     return 0
+
+
+def _say_going_on(job: Job) -> None:
+    """What a run would find in its directory. Raises ToolError for a run of another model."""
+    root = job.recipe.save.path
+    step = last_step(root)
+    if root is None or step is None or not (root / f"iter_{step:07d}").is_dir():
+        return
+    inputs = tuning_plan.inputs(tuning_plan.plan(job)) if job.task == "sft" else blends.inputs(blends.plan(job))
+    for said in check_same_run(job, root, inputs):
+        say("warning", said)
+    steps = job.recipe.train.steps
+    left = f"a run goes on from there for {steps - step} steps" if step < steps else "nothing is left to do"
+    say("note", f"{root} is at step {step}, train.steps is {steps}: {left}; to begin anew, set another save.path")
 
 
 def _start(task: Task, recipe: Recipe, path: Path, sets: Sequence[str], world: int, device: str, machines: Nodes) -> int:
@@ -75,7 +97,7 @@ def _rank(task: Task, here: Place, path: Path, sets: Sequence[str], device: str)
         die_with_parent(signal.SIGTERM)
     ended = ExitFile(None)
     try:
-        recipe = load_recipe(Recipe, path, sets)
+        recipe = load_recipe(Recipe, path, sets, instead=EITHER)
         ended = ExitFile(recipe.save.path)
         job = _resolve(task, recipe, here.world, device)
         if not here.launched:
@@ -143,8 +165,6 @@ def _train(job: Job, device: str, rank: int, ended: ExitFile) -> int:
         raise ToolError(f"rank {rank}: {fault.message}" if rank else fault.message, hint=fault.hint, code=fault.code) from fault
     except KeyboardInterrupt:
         ended.write(Exit.INTERRUPTED, "stopped before the first step", rank)
-        if rank or LAUNCHED in os.environ:  # it is said once
-            sys.exit(Exit.INTERRUPTED)
         raise
     except BaseException as fault:
         ended.write(Exit.BUG, repr(fault), rank)

@@ -1,4 +1,5 @@
-"""Attention on Ascend: npu_fusion_attention for training and prefill, npu_incre_flash_attention over a paged cache."""
+"""Attention on Ascend: npu_fusion_attention for training, for inference npu_prompt_flash_attention over a prompt, and
+npu_incre_flash_attention over a paged cache."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from jumar.device.ops.npu_module import torch_npu, warn_slow
 COMPRESSED = 2048  # side of the one mask that modes 2, 3 and 4 want, whatever the lengths
 RIGHT_DOWN_CAUSAL = 3
 BAND = 4
+WIDEST = 512  # head of the two kernels for inference: latent attention's may be wider
 NO_LIMIT = 2**31 - 1  # the schema's default for pre_tockens and next_tockens
 
 
@@ -49,6 +51,8 @@ def attention(
         return reference.attention(
             q, k, v, scale=scale, causal=causal, window=window, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k
         )
+    if cu_seqlens_q is None and not torch.is_grad_enabled() and _in_prompt_kernel(q, k):
+        return _prompt(q, k, v, scale, causal, window)
     lengths: dict[str, list[int]] = {}
     longest = k.shape[1]
     if cu_seqlens_q is not None:
@@ -66,6 +70,27 @@ def attention(
         **_sparse(causal, window, longest, q.device),
         **lengths,
     )[0]
+    return out[..., :v_width]
+
+
+def _in_prompt_kernel(q: Tensor, k: Tensor) -> bool:
+    """What the prompt's kernel takes. Queries that see no key are left to the other one, whose zeros are documented."""
+    return q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] <= WIDEST and q.shape[1] <= k.shape[1]
+
+
+def _prompt(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool, window: int | None) -> Tensor:
+    """Dense sequences without gradient: no statistics of the softmax are kept."""
+    width, v_width = max(q.shape[-1], v.shape[-1]), v.shape[-1]
+    words = _sparse(causal, window, k.shape[1], q.device)
+    renamed = {name.replace("tockens", "tokens"): value for name, value in words.items()}
+    out: Tensor = torch_npu.npu_prompt_flash_attention(
+        *(_padded(t, width).contiguous() for t in (q, k, v)),
+        num_heads=q.shape[-2],
+        num_key_value_heads=k.shape[-2],
+        input_layout="BSND",
+        scale_value=scale,
+        **renamed,
+    )
     return out[..., :v_width]
 
 
@@ -107,7 +132,7 @@ def paged_attention(
 ) -> Tensor:
     """See `table.PagedAttention`. The kernel takes fp16 and bf16, pages of a multiple of 16, and lengths on the host."""
     blocks, block_size, kv_heads, dim = k_cache.shape
-    lacking = _not_in_kernel(q.dtype, block_size, window, softcap)
+    lacking = _not_in_kernel(q.dtype, dim, block_size, window, softcap)
     if lacking is not None:
         warn_slow(f"decode attention with {lacking} has no NPU kernel")
         return reference.paged_attention(q, k_cache, v_cache, block_table, lengths, scale=scale, window=window, softcap=softcap)
@@ -128,11 +153,13 @@ def paged_attention(
     return out.reshape(batch, heads, dim)
 
 
-def _not_in_kernel(dtype: torch.dtype, block_size: int, window: int | None, softcap: float | None) -> str | None:
+def _not_in_kernel(dtype: torch.dtype, dim: int, block_size: int, window: int | None, softcap: float | None) -> str | None:
     if softcap is not None:
         return "a softcap"
     if window is not None:
         return "a window"
     if dtype not in (torch.float16, torch.bfloat16):
         return str(dtype)
+    if dim > WIDEST:
+        return f"heads of {dim} elements, more than {WIDEST},"
     return f"pages of {block_size}, no multiple of 16," if block_size % 16 else None

@@ -13,7 +13,7 @@ def exercise(ops: Ops) -> None:
     _dense(ops)
     _attention(ops)
     _experts(ops)
-    _decode(ops)
+    _inference(ops)
 
 
 def _dense(ops: Ops) -> None:
@@ -53,9 +53,14 @@ def _experts(ops: Ops) -> None:
         ops.unpermute(permuted, order, probs, k=2)
 
 
-def _decode(ops: Ops) -> None:
+def _inference(ops: Ops) -> None:
     import torch
 
+    prompt = torch.randn(1, 4, 2, 8).bfloat16()
+    with torch.no_grad():
+        for causal in (True, False):
+            for window in (None, 2):
+                ops.attention(prompt, prompt, prompt, scale=0.5, causal=causal, window=window)
     q, cache = torch.randn(2, 4, 8).bfloat16(), torch.randn(3, 16, 2, 8).bfloat16()
     table, lengths = torch.tensor([[0, 1], [2, 0]], dtype=torch.int32), torch.tensor([20, 5], dtype=torch.int32)
     ops.paged_attention(q, cache, cache, table, lengths, scale=0.5)

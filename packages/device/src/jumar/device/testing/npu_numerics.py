@@ -133,6 +133,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "npu_rotary_mul_backward": rotary_mul_backward,
     "npu_fusion_attention": attention.fusion_attention,
     "npu_fusion_attention_grad": attention.fusion_attention_grad,
+    "npu_prompt_flash_attention": attention.prompt_flash_attention,
     "npu_incre_flash_attention": attention.incre_flash_attention,
     "npu_grouped_matmul": experts.grouped_matmul,
     "npu_moe_token_permute": experts.token_permute,
@@ -145,7 +146,10 @@ KERNELS: dict[str, Callable[..., Any]] = {
 RAN: Counter[str] = Counter()
 """How often each operator has run in this process, those of backward passes too: what a test looks at that wants to know."""
 
-NO_DERIVATIVE = ("npu_grouped_matmul", "npu_incre_flash_attention", "npu_weight_quant_batchmatmul")
+NO_DERIVATIVE = (
+    *("npu_grouped_matmul", "npu_prompt_flash_attention", "npu_incre_flash_attention"),
+    "npu_weight_quant_batchmatmul",
+)
 
 
 def register() -> Any:

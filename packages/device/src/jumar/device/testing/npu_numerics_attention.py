@@ -1,4 +1,4 @@
-"""npu_fusion_attention, its gradient and npu_incre_flash_attention, by the words of their documents, one head at a time."""
+"""Ascend's attention operators by the words of their documents, one head at a time."""
 
 from __future__ import annotations
 
@@ -181,6 +181,39 @@ def fusion_attention_grad(
     return dq.to(query.dtype), dk.to(query.dtype), dv.to(query.dtype), none, none
 
 
+def prompt_flash_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    atten_mask: Tensor | None = None,
+    num_heads: int = 1,
+    scale_value: float = 1.0,
+    pre_tokens: int = NO_LIMIT,
+    next_tokens: int = 0,
+    input_layout: str = "BSH",
+    num_key_value_heads: int = 0,
+    sparse_mode: int = 0,
+    **rest: Any,
+) -> Tensor:
+    """Whole prompts in BSND, without statistics."""
+    refuse(query.dtype not in (torch.float16, torch.bfloat16), f"dtype {query.dtype}")
+    refuse(input_layout != "BSND", f"layout {input_layout} (BSH, BNSD and others are not imitated)")
+    refuse(any(not t.is_contiguous() for t in (query, key, value)), "tensors that are not contiguous")
+    refuse((num_key_value_heads or num_heads) != key.shape[-2], f"num_key_value_heads {num_key_value_heads}")
+    refuse(query.shape[-1] > 512, f"head dim {query.shape[-1]}")
+    _check(query, key, value, num_heads, input_layout, sparse_mode, atten_mask, rest)
+    out = torch.zeros_like(query)
+    for b in range(len(query)):
+        masked = _masked(atten_mask, sparse_mode, pre_tokens, next_tokens, query.shape[1], key.shape[1])
+        for n in range(num_heads):
+            m = n // (num_heads // key.shape[-2])
+            scores = scale_value * (query[b, :, n].float() @ key[b, :, m].float().T)
+            weights = scores.masked_fill(masked, float("-inf")).softmax(1)
+            out[b, :, n] = (weights @ value[b, :, m].float()).to(out.dtype)
+    return out
+
+
 def incre_flash_attention(
     query: Tensor,
     key: Tensor,
@@ -210,6 +243,7 @@ def incre_flash_attention(
     refuse(len(actual_seq_lengths) != len(query), "one length for each sequence")
     kv_heads = num_key_value_heads or num_heads
     dim = query.shape[2] // num_heads
+    refuse(dim > 512, f"head dim {dim}")
     refuse(key.shape[2] != kv_heads * dim or num_heads % kv_heads != 0, "head counts that do not fit")
     out = torch.zeros_like(query)
     for b, length in enumerate(actual_seq_lengths):

@@ -18,6 +18,7 @@ import numpy as np
 
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.indexed import CHUNK, IndexedReader, strip_suffix
+from jumar.schema.manifest import identify
 from jumar.train_core.job import Job
 from jumar.train_core.recipe import Data, Source
 
@@ -49,6 +50,12 @@ class Plan:
     blends: tuple[Blend | None, ...]
     samples: tuple[int, ...]
     split: tuple[float, ...] | None
+
+
+def inputs(planned: Plan) -> tuple[dict[str, Any], ...]:
+    """The files of a plan, identified as manifests have it."""
+    readers = [reader for blend in planned.blends if blend for reader in blend.readers]
+    return tuple(identify(path) for reader in readers for path in (reader.idx, reader.bin))
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,6 +84,32 @@ class Conversations:
         return np.array([np.count_nonzero(row != IGNORED) for row in self.keys["labels"].sequences(first, last)], np.int64)
 
 
+def outside(prefix: Path, key: str, value: int, sequence: int, vocab_size: int) -> ToolError:
+    """A number that is no token of the model's. key: which of KEYS it is in."""
+    what, also = ("label", ", or -100 where nothing is trained") if key == "labels" else ("token id", "")
+    return ToolError(
+        f"{prefix}: {what} {value} in sequence {sequence}; the model's vocabulary is 0 to {vocab_size - 1}{also}",
+        hint="the data was made with another tokenizer: make it again with the model's (jumar-data sft --tokenizer)",
+    )
+
+
+def first_outside(reader: IndexedReader, vocab_size: int, also: int | None = None) -> tuple[int, int] | None:
+    """The first number of a file that is neither a token of the model's nor `also`, and its sequence; reads block by block."""
+    ends, start = reader.lengths.cumsum(dtype=np.int64), 0
+    while start < len(reader):
+        before = int(ends[start]) - int(reader.lengths[start])
+        stop = max(start + 1, int(np.searchsorted(ends, before + CHUNK, "right")))
+        values = reader.values(start, stop)
+        bad = (values < 0) | (values >= vocab_size)
+        if also is not None:
+            bad &= values != also
+        if bad.any():
+            at = int(bad.argmax())
+            return int(np.searchsorted(ends, before + at, "right")), int(values[at])
+        start = stop
+    return None
+
+
 def open_conversations(where: str, path: Path, borders: Borders | None = None) -> Conversations:
     """The tuning dataset of a prefix, with or without `_packed`, or with the name of one of its files.
 

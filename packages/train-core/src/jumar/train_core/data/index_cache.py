@@ -32,10 +32,11 @@ ELSEWHERE = "set data.cache to a directory that can be written, the same path on
 
 @dataclass(frozen=True, slots=True)
 class IndexCache:
-    """One set of index maps. root: where sets are kept; key: this one's name."""
+    """One set of index maps. root: where sets are kept; key: this one's name; what: it is, for errors."""
 
     root: Path
     key: str
+    what: str = "the index maps of the data"
 
     @property
     def folder(self) -> Path:
@@ -58,7 +59,7 @@ class IndexCache:
             self._write(staging, fill(staging))
             self._put_in_place(staging)
         except OSError as fault:
-            text = f"the index maps of the data cannot be written to {self.root}: {fault.strerror or fault}"
+            text = f"{self.what} cannot be written to {self.root}: {fault.strerror or fault}"
             raise ToolError(text, hint=ELSEWHERE, code=Exit.ENVIRONMENT) from None
         finally:
             shutil.rmtree(staging, ignore_errors=True)

@@ -23,8 +23,7 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from megatron.core.datasets.utils import Split
 
 from jumar.schema.errors import Exit, ToolError
-from jumar.schema.manifest import identify
-from jumar.train_core.data.blends import Plan, fingerprint, plan
+from jumar.train_core.data.blends import Plan, fingerprint, inputs, plan
 from jumar.train_core.data.end import eod_id
 from jumar.train_core.data.index_cache import IndexCache, builders
 from jumar.train_core.data.together import all_ranks
@@ -124,10 +123,8 @@ def _look(job: Job) -> _Found:
     assert planned.blends[0] is not None
     root = data.cache or planned.blends[0].readers[0].prefix.parent / "cache"
     key = fingerprint(planned, seed=job.recipe.train.seed, seq_len=data.seq_len, megatron=megatron.core.__version__)
-    readers = [reader for blend in planned.blends if blend for reader in blend.readers]
-    inputs = tuple(identify(path) for reader in readers for path in (reader.idx, reader.bin))
     end = eod_id(job, "data.eod_mask_loss") if data.eod_mask_loss else None
-    return _Found(planned, IndexCache(root, key), inputs, TokenIds(end))
+    return _Found(planned, IndexCache(root, key), inputs(planned), TokenIds(end))
 
 
 def same_everywhere(seen: list[tuple[str, tuple[dict[str, Any], ...]]]) -> None:

@@ -13,12 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from jumar.schema.errors import ToolError
-from jumar.schema.manifest import identify
-from jumar.train_core.data.conversations import IGNORED, Sample
+from jumar.train_core.data.conversations import IGNORED, Sample, outside
 from jumar.train_core.data.pretrain import Datasets, same_everywhere
 from jumar.train_core.data.together import all_ranks
-from jumar.train_core.data.tuning_plan import Plan, Share, plan
+from jumar.train_core.data.tuning_plan import Plan, Share, inputs, plan
 from jumar.train_core.job import Job
 
 Numbers = npt.NDArray[np.int64]
@@ -142,13 +140,9 @@ class Tuning:
         at, sequence = self.order[number]
         share = self.shares[at]
         sample = share.source[share.first + sequence]
-        ids = np.concatenate((sample.tokens, sample.targets[sample.targets != IGNORED]))
-        if len(bad := ids[(ids < 0) | (ids >= vocab_size)]):
-            raise ToolError(
-                f"{share.source.prefix}: token id {bad[0]} in sequence {share.first + sequence}; the model's vocabulary is "
-                f"0 to {vocab_size - 1}",
-                hint="the data was made with another tokenizer: make it again with the model's (jumar-data sft --tokenizer)",
-            )
+        for key, ids in (("input_ids", sample.tokens), ("labels", sample.targets[sample.targets != IGNORED])):
+            if len(bad := ids[(ids < 0) | (ids >= vocab_size)]):
+                raise outside(share.source.prefix, key, int(bad[0]), share.first + sequence, vocab_size)
         return sample
 
 
@@ -180,9 +174,8 @@ def datasets(job: Job) -> Datasets:
         def look() -> tuple[str, tuple[dict[str, Any], ...]]:
             found.append(plan(job))
             shares = [share for part in found[0].values() for share in part]
-            readers = {reader.idx: reader for share in shares for reader in share.source.keys.values()}
             seen = [(os.path.abspath(share.source.prefix), share.first, share.last) for share in shares]
-            return str(seen), tuple(identify(path) for reader in readers.values() for path in (reader.idx, reader.bin))
+            return str(seen), inputs(found[0])
 
         everyone = ranks.gather(look)
         same_everywhere(everyone)

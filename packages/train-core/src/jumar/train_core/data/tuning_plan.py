@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil, inf
 from pathlib import Path
+from typing import Any
 
 from jumar.schema.errors import Exit, ToolError
+from jumar.schema.manifest import identify
 from jumar.train_core.data.blends import PARTS, split_shares, weights_of
 from jumar.train_core.data.conversations import Conversations, open_conversations
 from jumar.train_core.data.end import eod_id
@@ -78,6 +80,12 @@ def _whole(data: Data, kind: str, given: Path | tuple[Source, ...]) -> tuple[Sha
     return tuple(Share(each, 0, len(each), weight) for each, weight in zip(opened, weights, strict=True))
 
 
+def inputs(planned: Plan) -> tuple[dict[str, Any], ...]:
+    """The files of a plan, identified as manifests have it."""
+    readers = {reader.idx: reader for part in planned.values() for share in part for reader in share.source.keys.values()}
+    return tuple(identify(path) for reader in readers.values() for path in (reader.idx, reader.bin))
+
+
 def with_steps(recipe: Recipe) -> Recipe:
     """train.steps from train.epochs: as many as give every training sequence that often, the last step perhaps from the next one.
 
@@ -89,7 +97,8 @@ def with_steps(recipe: Recipe) -> Recipe:
     if not 0 < epochs < inf or batch < 1:
         raise ToolError(f"train.epochs is {epochs:g}, expected more than 0", hint="set train.epochs=1", code=Exit.USAGE)
     if recipe.train.steps != type(recipe.train)().steps:
-        raise ToolError("train.epochs and train.steps both say how long to train", hint="leave out one", code=Exit.USAGE)
+        hint = "leave one out of the recipe, or set one: --set train.epochs=2 takes train.steps out"
+        raise ToolError("train.epochs and train.steps both say how long to train", hint=hint, code=Exit.USAGE)
     train = plan_of(recipe.data)["train"]
     if any(share.weight is not None for share in train):
         raise ToolError("train.epochs: data drawn by weights has none", hint="set train.steps, or leave the weights out")

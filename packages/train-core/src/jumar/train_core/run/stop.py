@@ -6,7 +6,8 @@ import ctypes
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 PR_SET_PDEATHSIG = 1
@@ -53,6 +54,17 @@ class Stop:
         first, self.asked, self.signal = not self.asked, True, signal.Signals(number)
         if first and not self.holds:
             raise KeyboardInterrupt
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Where no Stop listens, as long as a run is looked at and imports, each of its signals is a KeyboardInterrupt."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in Stop.SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _end_at_second(pipe: int) -> None:
