@@ -11,7 +11,7 @@ from jumar.eval import computing, scoring
 from jumar.eval.local import LocalModel, Opening
 from jumar.eval.requests import Request, Response
 from jumar.eval.scoring import Text, score
-from jumar.infer import Engine
+from jumar.infer import Engine, Sampling
 from jumar.infer.engine import Limits
 from jumar.schema.errors import ToolError
 
@@ -69,6 +69,22 @@ def responses(model: LocalModel, requests: list[Request]) -> list[Response]:
     found: dict[int, Response] = {}
     model.answer(requests, found.__setitem__)
     return [found[number] for number in range(len(requests))]
+
+
+@pytest.mark.parametrize("model_type, options", [("mamba2", {}), ("llama", {"engine": "transformers"})])
+def test_models_whose_beginnings_cannot_be_shared(model_type: str, options: dict, tmp_path: Path) -> None:
+    """They keep states, or another engine computes them: the same requests, each with all of its context."""
+    infer_models.make(tmp_path / "hf", model_type, vocab_size=infer_models.VOCAB, eos_token_id=infer_models.VOCAB - 1)
+    infer_models.add_tokenizer(tmp_path / "hf")
+    model = LocalModel(tmp_path / "hf", Opening(device="cpu", cache_tokens=2048, max_batch=2, **options))
+    asked = [Request("loglikelihood", "a rope and ", rest, head="a rope ") for rest in ("a", "the knot")]
+    asked += [Request("generate", f"a rope {word}", head="a rope ", max_new_tokens=5) for word in ("up", "down", "on the wall")]
+    found = responses(model, asked)
+    for request, response in zip(asked[:2], found[:2], strict=True):
+        (whole,) = model.engine.score([model.pair(request.context, request.rest)])
+        assert response.value[0] == pytest.approx(sum(s.logprob for s in whole.scores), abs=1e-5)
+    texts = [model.engine.generate([r.context], Sampling(max_new_tokens=5))[0].text for r in asked[2:]]
+    assert [response.value for response in found[2:]] == texts
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Greedy answers by an engine: what prompts begin with is computed once, an answer that is done makes room for the next.
 
-Keys of the shared beginning are copied into each prompt's own pages, side by side: read at every step, they are not gathered then.
+Keys of the shared beginning are copied into each prompt's own pages, side by side: read at every step, they need no gathering.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ def answer_all(
     waiting = deque(sorted(prompts, key=lambda prompt: -len(prompt.request.prompt)))
     cache, running = engine.cache, list[Answering]()
     shared = list(head) if any(prompt.shared for prompt in waiting) else []
-    held = cache.take(needed(engine, pages_of(engine, len(shared))))
+    held = cache.take(needed(engine, pages_of(engine, len(shared)))) if shared else []
     try:
         compute_runs(engine, [Run(shared, 0, held, [])])
         while waiting or running:
             new = _admitted(engine, waiting, at_once - len(running), first=not running)
-            for prompt in new:
+            for prompt in (p for p in new if p.shared):
                 count = pages_of(engine, prompt.shared)
                 cache.copy([held[:count]], [prompt.request.pages[:count]], prompt.shared)
             running += new

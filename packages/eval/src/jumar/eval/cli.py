@@ -81,6 +81,7 @@ def run_(
     iteration: Iteration = None,
     family: FamilyName = None,
     pp: Stages = 1,
+    engine: Annotated[str, typer.Option(help="auto, jumar or transformers, as of jumar-infer.", rich_help_panel=HOW)] = "auto",
     batch: Annotated[int, typer.Option("--batch", min=2, help="Answers at once.", rich_help_panel=HOW)] = 16,
     cache_tokens: Annotated[
         int | None,
@@ -96,7 +97,14 @@ def run_(
     from jumar.eval.run import Settings, evaluate, first_rank
 
     opening: dict[str, Any] = {"device": device, "dtype": dtype, "quantize": quantize, "tokenizer": tokenizer, "adapter": adapter}
-    opening |= {"iteration": iteration, "family": family, "pp": pp, "max_batch": batch, "cache_tokens": cache_tokens}
+    opening |= {
+        "iteration": iteration,
+        "family": family,
+        "pp": pp,
+        "engine": engine,
+        "max_batch": batch,
+        "cache_tokens": cache_tokens,
+    }
     settings = Settings(
         tasks=tuple(name.strip() for name in tasks.split(",") if name.strip()),
         data=data,

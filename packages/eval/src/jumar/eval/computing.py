@@ -37,6 +37,11 @@ class Run:
     done: int = 0
 
 
+def shares(engine: Engine) -> bool:
+    """Whether what texts begin with can be shared: keys are all that is kept of a text, and it may be computed piece by piece."""
+    return engine.cache.states is None and engine.decoder.in_chunks
+
+
 def pages_of(engine: Engine, tokens: int) -> int:
     """Pages that so many tokens fill."""
     return -(-tokens // engine.cache.page_size)
@@ -54,18 +59,19 @@ def needed(engine: Engine, pages: int) -> int:
 @torch.inference_mode()
 def compute_runs(engine: Engine, runs: Sequence[Run]) -> None:
     """Every run, in chunks of its own; whoever asked is told."""
+    most = CHUNK if engine.decoder.in_chunks else engine.context
     left = [run for run in runs if run.tokens]
     while left:
         parts: list[Part] = []
         asked, tokens = list[list[Ask]](), 0
         for run in left:
-            chunk = run.tokens[run.done : run.done + CHUNK]
-            if parts and tokens + len(chunk) > max(TOKENS, CHUNK):
+            chunk = run.tokens[run.done : run.done + most]
+            if parts and tokens + len(chunk) > max(TOKENS, most):
                 break
             start, stop = run.start + run.done, run.start + run.done + len(chunk)
             asks = [ask for ask in run.asks if start <= ask[0] < stop]
             wanted = stop - min((at for at, _, _ in asks), default=stop)
-            parts.append(Part(chunk, start, run.pages, stop, wanted))
+            parts.append(Part(chunk, start, run.pages, stop, wanted, engine.cache.place(run.pages)))
             asked.append([(at - stop + wanted, token, told) for at, token, told in asks])
             run.done += len(chunk)
             tokens += len(chunk)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jumar.eval.answering import Answering, answer_all
+from jumar.eval.computing import shares
 from jumar.eval.requests import Done, Request, Response
 from jumar.eval.scoring import Text, score
 from jumar.infer import Engine, Sampling
@@ -30,6 +31,7 @@ class Opening:
     iteration: str | None = None
     family: str | None = None
     pp: int = 1
+    engine: str = "auto"
     max_batch: int = 8
     cache_tokens: int | None = None
 
@@ -84,6 +86,10 @@ class LocalModel:
         begins = self._prefix_text
         return tuple(self.tokenizer.encode(text, special=not (begins and text.startswith(begins))))
 
+    def _head(self, head: str) -> list[int]:
+        """Tokens of what contexts begin with, where that is of use."""
+        return list(self._encode(head.rstrip())) if head.strip() and shares(self.engine) else []
+
     @property
     def prefix(self) -> int:
         """BOS, else EOS: what a text without context comes after. Raises ToolError where the tokenizer names neither."""
@@ -126,7 +132,7 @@ class LocalModel:
     # --- log-likelihoods
 
     def _score(self, head: str, numbered: Sequence[tuple[int, Request]], done: Done) -> None:
-        head_ids = list(self._encode(head.rstrip())) if head.strip() else []
+        head_ids = self._head(head)
         texts: dict[tuple[int, ...], Text] = {}
         owners: dict[int, list[tuple[int, int]]] = {}  # of a text: (request, window)
         parts: dict[int, list[float | None]] = {}
@@ -182,7 +188,7 @@ class LocalModel:
     # --- texts
 
     def _generate(self, head: str, numbered: Sequence[tuple[int, Request]], done: Done) -> None:
-        head_ids = list(self._encode(head.rstrip())) if head.strip() else []
+        head_ids = self._head(head)
         owners: dict[int, tuple[int, bool]] = {}
         prompts = []
         for number, request in numbered:

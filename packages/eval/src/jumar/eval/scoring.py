@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from jumar.eval.computing import TOKENS, Run, compute_runs, needed, pages_of
+from jumar.eval.computing import TOKENS, Run, compute_runs, needed, pages_of, shares
 
 if TYPE_CHECKING:
     from jumar.infer import Engine
@@ -37,10 +37,13 @@ def score(engine: Engine, head: Sequence[int], texts: Iterable[Text], done: Call
 
     Raises ToolError (4) for a text that the whole cache cannot hold.
     """
+    if not shares(engine):
+        _plainly(engine, texts, done)
+        return
     ordered = sorted(texts, key=lambda text: -len(text.context))
     cache = engine.cache
     shared = list(head) if any(text.shared for text in ordered) else []  # the whole of it: what is computed at once matters
-    held = cache.take(needed(engine, pages_of(engine, len(shared))))
+    held = cache.take(needed(engine, pages_of(engine, len(shared)))) if shared else []
     try:
         compute_runs(engine, [Run(shared, 0, held, [])])
         for wave in _waves(engine, ordered):
@@ -49,6 +52,20 @@ def score(engine: Engine, head: Sequence[int], texts: Iterable[Text], done: Call
                 done(text)
     finally:
         cache.give_back(held)
+
+
+def _plainly(engine: Engine, texts: Iterable[Text], done: Callable[[Text], None]) -> None:
+    """Every continuation with all of its context, one after another."""
+    for text in texts:
+        for rest, scores in zip(text.rests, text.scores, strict=True):
+            tokens, last = [*text.context, *rest[:-1]], len(text.context) - 1
+            pages = engine.cache.take(needed(engine, pages_of(engine, len(tokens))))
+            asks = [(last + i, token, _into(scores, token)) for i, token in enumerate(rest)]
+            try:
+                compute_runs(engine, [Run(tokens, 0, pages, asks)])
+            finally:
+                engine.cache.give_back(pages)
+        done(text)
 
 
 def _own_pages(engine: Engine, text: Text) -> int:
