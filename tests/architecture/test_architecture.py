@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = sorted(path.parent for path in ROOT.glob("packages/*/pyproject.toml"))
 SOURCES = sorted(ROOT.glob("packages/*/src/**/*.py"))
 HEAVY = ("megatron", "pyarrow", "safetensors", "tokenizers", "torch", "torch_npu", "transformers")
-SLOW = ("asyncio", "hypothesis", "jinja2", "ml_dtypes", "numpy", "orjson", "yaml")
+SLOW = ("asyncio", "httpx", "hypothesis", "jinja2", "ml_dtypes", "numpy", "orjson", "yaml")
 
 
 def relative(path: Path) -> str:
@@ -60,6 +60,7 @@ COMMANDS = {
         *("", "pretrain", "sft", "pairwise", "process-reward", "prompts"),
         *("inspect", "merge", "split", "blend", "report", "templates"),
     ],
+    "jumar.eval.cli": ["", "run", "list", "compare", "report"],
     "jumar.infer.cli": ["", "generate", "chat", "serve", "score"],
     "jumar.train_core.cli": ["", "pretrain", "schema", "doctor"],
 }

@@ -23,7 +23,6 @@ def main(directory: str, seconds: str) -> None:
             time.sleep(float(seconds))
             for prompts in ([[1, 2, 3], [4, 5]], [[1, 2, 3]]):  # the third has the place of one that is done
                 print([r.output for r in engine.generate(prompts, Sampling(max_new_tokens=8, ignore_eos=True))])
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

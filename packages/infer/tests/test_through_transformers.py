@@ -58,8 +58,13 @@ def test_greedy_answers_are_those_of_generate(model_type: str, tmp_path: Path) -
     """Three prompts through two places."""
     model = make(tmp_path / "hf", model_type)
     engine = Engine.open(tmp_path / "hf", Limits(max_batch=2), device="cpu")
-    answers = engine.generate(PROMPTS, Sampling(max_new_tokens=12, ignore_eos=True))
+    answers = engine.generate(PROMPTS, Sampling(max_new_tokens=12, ignore_eos=True, logprobs=0))
     assert [a.output for a in answers] == [generated(model, p, max_new_tokens=12)[0] for p in PROMPTS]
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
+        with torch.no_grad():
+            logs = model(torch.tensor([prompt + answer.output])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        wanted = logs.gather(1, torch.tensor(answer.output)[:, None])[:, 0].tolist()
+        assert [entry.logprob for entry in answer.logprobs] == pytest.approx(wanted, abs=1e-4)
     assert engine.cache.in_use == 0
 
 

@@ -72,13 +72,6 @@ class Cache:
         """Of a sequence by its pages; 0 where nothing is kept beside keys."""
         return 0 if self.states is None else self._place_of[pages[0]]
 
-    def adopt(self, pages: Sequence[int], place: int, *, new: bool) -> None:
-        """Another rank gives out pages and places: these pages have this place, which is cleared for a new sequence."""
-        if self.states is not None:
-            self._place_of[pages[0]] = place
-            if new:
-                self.states.clear(place)
-
     def take(self, count: int) -> list[int]:
         """`count` pages, side by side if there are so many. At most `room`."""
         assert count <= self.room

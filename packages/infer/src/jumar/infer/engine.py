@@ -152,7 +152,7 @@ class Engine:
         """Logits of the tokens that are asked for, [rows, vocab]; the keys of all are in the cache then."""
         with hardware_faults():
             if self.leads:
-                self.decoder.ranks.tell((parts, [self.cache.place(part.pages) for part in parts]))
+                self.decoder.ranks.tell(parts)
             batch = make_batch(parts, self.cache, self.decoder.device, paged=self.paged)
             return self.decoder(batch, self.cache)
 

@@ -1,0 +1,3 @@
+from jumar.eval.cli import main
+
+main()

@@ -1,0 +1,242 @@
+"""jumar-eval: parse, call one function, print."""
+
+# Without `from __future__ import annotations`: typer would compile the text of every annotation, for help too.
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jumar.schema.cli import make_app, print_json, run, say
+from jumar.schema.errors import Exit, ToolError
+
+if TYPE_CHECKING:
+    from jumar.eval.requests import Model
+
+app = make_app(
+    "jumar-eval",
+    "jumar-eval",
+    "Benchmark scores of any checkpoint, Hugging Face or Megatron, or of an OpenAI-compatible endpoint; from local files, "
+    "equal to lm-eval's request by request.",
+    epilog="Example: jumar-eval run hf/ --tasks mmlu,gsm8k --data benchmarks/",
+)
+HOW, WHAT, WHERE = "How it runs", "What is asked", "Where it goes"
+DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or npu.", rich_help_panel=HOW)]
+Dtype = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.", rich_help_panel=HOW)]
+Quantize = Annotated[
+    str | None, typer.Option(metavar="KIND", help="Matrices as int8 or int8-dynamic.", show_default="no", rich_help_panel=HOW)
+]
+TokenizerDir = Annotated[
+    Path | None, typer.Option("--tokenizer", metavar="DIR", help="tokenizer.json's.", show_default="MODEL's", rich_help_panel=HOW)
+]
+Adapter = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="A LoRA of this model, PEFT's or Megatron's.", rich_help_panel=HOW)
+]
+Iteration = Annotated[
+    str | None, typer.Option(help="Of a Megatron directory.", show_default="the tracker's", rich_help_panel=HOW)
+]
+FamilyName = Annotated[
+    str | None, typer.Option("--family", help="model_type of a Megatron directory without a config.", rich_help_panel=HOW)
+]
+Stages = Annotated[
+    int, typer.Option("--pp", min=1, help="Stages under torchrun; the processes of each share its layers.", rich_help_panel=HOW)
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+
+
+@app.command("run")
+def run_(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A Hugging Face or Megatron directory, or http://HOST/v1.")],
+    tasks: Annotated[str, typer.Option("--tasks", metavar="A,B", help="Names, or YAML files of your own.", rich_help_panel=WHAT)],
+    data: Annotated[
+        Path, typer.Option("--data", metavar="DIR", help="Holds the benchmarks' files.", rich_help_panel=WHAT)
+    ] = Path("."),
+    shots: Annotated[
+        int | None, typer.Option(min=0, help="Worked examples.", show_default="the task's", rich_help_panel=WHAT)
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Documents of each task or subject.", show_default="all", rich_help_panel=WHAT)
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Through the model's chat template.", rich_help_panel=WHAT)] = False,
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="A system message before all.", show_default="none", rich_help_panel=WHAT)
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", metavar="OUT", help="For results and samples.", show_default="none", rich_help_panel=WHERE),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with OUT.", rich_help_panel=WHERE)] = False,
+    force: Annotated[bool, typer.Option("--force", help="Remove the run in OUT first.", rich_help_panel=WHERE)] = False,
+    fail_under: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TASK.METRIC=X", help="Exit 5 below it; may be repeated.", rich_help_panel=WHERE),
+    ] = None,
+    device: DeviceName = "auto",
+    dtype: Dtype = "auto",
+    quantize: Quantize = None,
+    tokenizer: TokenizerDir = None,
+    adapter: Adapter = None,
+    iteration: Iteration = None,
+    family: FamilyName = None,
+    pp: Stages = 1,
+    engine: Annotated[str, typer.Option(help="auto, jumar or transformers, as of jumar-infer.", rich_help_panel=HOW)] = "auto",
+    batch: Annotated[int, typer.Option("--batch", min=2, help="Answers at once.", rich_help_panel=HOW)] = 16,
+    cache_tokens: Annotated[
+        int | None,
+        typer.Option(min=32, help="Tokens whose keys are held.", show_default="by the free memory", rich_help_panel=HOW),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The model's name at an endpoint.", show_default="its only one", rich_help_panel=HOW)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Score a model on benchmarks."""
+    from jumar.eval.results import check
+    from jumar.eval.run import Settings, evaluate, first_rank
+
+    opening: dict[str, Any] = {"device": device, "dtype": dtype, "quantize": quantize, "tokenizer": tokenizer, "adapter": adapter}
+    opening |= {
+        "iteration": iteration,
+        "family": family,
+        "pp": pp,
+        "engine": engine,
+        "max_batch": batch,
+        "cache_tokens": cache_tokens,
+    }
+    settings = Settings(
+        tasks=tuple(name.strip() for name in tasks.split(",") if name.strip()),
+        data=data,
+        shots=shots,
+        limit=limit,
+        chat=chat,
+        system=system,
+        out=out,
+        resume=resume,
+        force=force,
+        arguments=_asked(model, shots, limit, chat, system, opening),
+    )
+    if not first_rank():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
+    results = evaluate(_opener(model, name, opening), settings, _say if first_rank() else lambda word, text: None)
+    print_json(results) if as_json else _table(results)
+    for wanted in fail_under or ():
+        check(results, wanted)
+
+
+def _asked(
+    model: str, shots: int | None, limit: int | None, chat: bool, system: str | None, opening: dict[str, Any]
+) -> dict[str, Any]:
+    """What a run must share with one that it goes on with: all that may change an answer."""
+    same = {key: str(value) for key, value in opening.items() if value is not None and key not in ("max_batch", "cache_tokens")}
+    return {
+        "model": model,
+        "num_fewshot": shots,
+        "limit": limit,
+        "apply_chat_template": chat,
+        "system_instruction": system,
+        **same,
+    }
+
+
+def _opener(model: str, name: str | None, opening: dict[str, Any]) -> "Callable[[], Model]":
+    def remote() -> "Model":
+        from jumar.eval.remote import RemoteModel
+
+        return RemoteModel(model, name=name, at_once=opening["max_batch"])
+
+    def local() -> "Model":
+        try:
+            from jumar.eval.local import LocalModel, Opening
+        except ModuleNotFoundError as fault:
+            if fault.name is None or not fault.name.startswith(("jumar.infer", "torch")):
+                raise
+            raise ToolError(
+                "scoring a checkpoint needs jumar-infer, which is not installed",
+                hint='pip install "jumar-eval[local]"; an endpoint (http://HOST/v1) needs no more than is here',
+                code=Exit.ENVIRONMENT,
+            ) from None
+        return LocalModel(Path(model), Opening(**opening))
+
+    return remote if model.startswith(("http://", "https://")) else local
+
+
+def _say(word: str, text: str) -> None:
+    say(word, text, "bold cyan" if word == "note" else "bold yellow")
+
+
+def _table(results: dict[str, Any]) -> None:
+    from jumar.eval.results import rows
+
+    _print(["task", "answer", "shots", "metric", "value", "stderr"], rows(results), right=4)
+
+
+def _print(head: list[str], rows: "Sequence[tuple[str, ...]]", right: int) -> None:
+    """A table whose columns from `right` on are numbers; no line is folded."""
+    lines = [head, *map(list, rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    for line in lines:
+        cells = [c.rjust(w) if i >= right else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]
+        print("  ".join(cells).rstrip())
+
+
+@app.command("list")
+def list_(
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="DIR", help="Where to look for their files.", show_default="nowhere")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Every task, where its files are, or what to fetch from where."""
+    from jumar.eval.listing import lines, listing
+
+    found = listing(data)
+    if as_json:
+        print_json({"tasks": found})
+        return
+    for line in lines(found):
+        print(line)
+
+
+@app.command("compare")
+def compare_(
+    first: Annotated[Path, typer.Argument(metavar="OUT1", help="Results of a run, ours or lm-eval's.")],
+    second: Annotated[Path, typer.Argument(metavar="OUT2", help="Those of another one.")],
+    show: Annotated[int, typer.Option(min=0, help="Documents of each score that flipped, with both answers.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Differences of two runs, with their significance, and which documents flipped."""
+    from dataclasses import asdict
+
+    from jumar.eval.compare import compare, flips, table
+
+    compared = compare(first, second)
+    flipped = flips(first, second, compared, show) if show or as_json else []
+    if as_json:
+        print_json({"differences": [asdict(d) for d in compared.differences], "notes": list(compared.notes), "flips": flipped})
+        return
+    for note in compared.notes:
+        _say("note", note)
+    _print(
+        ["task", "answer", "metric", "documents", "first", "second", "change", "stderr", "p", "flips"], table(compared), right=3
+    )
+    for flip in flipped:
+        answers = " -> ".join(map(repr, flip["answers"]))
+        print(f"{flip['task']} document {flip['doc_id']} ({flip['why']}): {answers}, right is {flip['target']!r}")
+
+
+@app.command()
+def report(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Results of a run, ours or lm-eval's.")],
+    errors: Annotated[int, typer.Option(min=0, help="Of each task that are shown.")] = 50,
+) -> None:
+    """OUT/report.html: scores, subjects as bars, errors to be read one by one."""
+    from jumar.eval.report import write_report
+
+    print(write_report(out, errors))
+
+
+def main() -> None:
+    """The command."""
+    run(app, "jumar-eval")

@@ -1,0 +1,169 @@
+"""Two runs side by side: differences with their significance, document by document, and which documents flipped."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jumar.eval import results
+from jumar.eval.journal import Sample, read_samples
+from jumar.eval.metrics import mean, stderr
+from jumar.schema.errors import ToolError
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Of one score: the values of both runs over the documents that both have, the second less the first.
+
+    error: standard error of the difference, paired; p: how probable so large a difference is by chance; None: no spread
+    gained, lost: documents that were wrong and are right now, and the reverse; prompts: of how many the prompt is another
+    """
+
+    task: str
+    answer: str
+    metric: str
+    documents: int
+    first: float
+    second: float
+    error: float | None
+    p: float | None
+    gained: tuple[int, ...] = ()
+    lost: tuple[int, ...] = ()
+    prompts: int = 0
+
+    @property
+    def change(self) -> float:
+        return self.second - self.first
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """differences, and what was not compared."""
+
+    differences: tuple[Difference, ...]
+    notes: tuple[str, ...] = field(default=())
+
+
+def compare(first: Path, second: Path) -> Compared:
+    """Two directories of results, ours or lm-eval's. Raises ToolError (3) where they have no task in common."""
+    for path in (first, second):
+        results.read(path)
+    ours, theirs = sample_files(first), sample_files(second)
+    both = [name for name in ours if name in theirs]
+    if not both:
+        raise ToolError(f"{first} and {second} have no task in common", hint=f"the first has {', '.join(ours) or 'no samples'}")
+    notes = [f"only in {path}: {', '.join(names)}" for path, names in _alone(first, second, ours, theirs) if names]
+    found: list[Difference] = []
+    for name in both:
+        pairs = [read_samples(files[name]) for files in (ours, theirs)]
+        found += _task(name, pairs[0], pairs[1], notes)
+    return Compared(tuple(found), tuple(notes))
+
+
+def sample_files(out: Path) -> dict[str, Path]:
+    """Task -> its newest samples file."""
+    found = {}
+    for path in sorted(out.glob("**/samples_*.jsonl")):
+        name = re.sub(r"_\d{4}-\d\d-\d\dT[\d.:-]+$", "", path.stem.removeprefix("samples_"))
+        found[name] = path
+    return found
+
+
+def _alone(first: Path, second: Path, ours: Mapping[str, Path], theirs: Mapping[str, Path]) -> list[tuple[Path, list[str]]]:
+    return [(first, [n for n in ours if n not in theirs]), (second, [n for n in theirs if n not in ours])]
+
+
+def _task(name: str, first: Sequence[Sample], second: Sequence[Sample], notes: list[str]) -> list[Difference]:
+    ours, theirs = ({(s["filter"], s["doc_hash"], s["doc_id"]): s for s in samples} for samples in (first, second))
+    by_number = not any(key in theirs for key in ours)
+    if by_number:  # the same documents, written by another tool
+        ours, theirs = ({(s["filter"], "", s["doc_id"]): s for s in samples} for samples in (first, second))
+    common = [key for key in ours if key in theirs]
+    if not common:
+        notes.append(f"{name}: no document and answer in common")
+        return []
+    if len(common) < max(len(ours), len(theirs)):
+        notes.append(f"{name}: {len(common)} answers in common, of {len(ours)} and {len(theirs)}")
+    out = []
+    for answer in dict.fromkeys(key[0] for key in common):
+        pairs = [(ours[key], theirs[key]) for key in common if key[0] == answer]
+        metrics = [m for m in pairs[0][0]["metrics"] if m in pairs[0][1] and isinstance(pairs[0][0][m], int | float)]
+        out += [_difference(name, answer, metric, pairs) for metric in metrics]
+    return out
+
+
+def _difference(name: str, answer: str, metric: str, pairs: Sequence[tuple[Sample, Sample]]) -> Difference:
+    first, second = ([float(s[metric]) for s in side] for side in zip(*pairs, strict=True))
+    changes = [b - a for a, b in zip(first, second, strict=True)]
+    gained = tuple(s["doc_id"] for (s, _), change in zip(pairs, changes, strict=True) if change > 0)
+    lost = tuple(s["doc_id"] for (s, _), change in zip(pairs, changes, strict=True) if change < 0)
+    prompts = sum(a.get("prompt_hash") != b.get("prompt_hash") for a, b in pairs)
+    error = stderr(changes)
+    p = chance(changes, error)
+    return Difference(name, answer, metric, len(pairs), mean(first), mean(second), error, p, gained, lost, prompts)
+
+
+def chance(changes: Sequence[float], error: float | None) -> float | None:
+    """Two-sided p: of flips of right and wrong exact (McNemar's test, binomial), else by the normal distribution."""
+    if not any(changes):
+        return 1.0 if changes else None
+    if all(change in (-1.0, 0.0, 1.0) for change in changes):
+        up, down = changes.count(1.0), changes.count(-1.0)
+        count, least = up + down, min(up, down)
+        if count < 1000:
+            return float(min(1.0, 2 * sum(math.comb(count, k) for k in range(least + 1)) / 2**count))
+    if not error:
+        return None
+    return math.erfc(abs(mean(changes)) / error / math.sqrt(2))
+
+
+def table(compared: Compared) -> list[tuple[str, ...]]:
+    """A row for each difference, as people read it."""
+    out: list[tuple[str, ...]] = []
+    for d in compared.differences:
+        error = "" if d.error is None else f"±{d.error:.4f}"
+        p = "" if d.p is None else f"{d.p:.3f}" if d.p >= 0.001 else "<0.001"
+        flips = f"+{len(d.gained)} -{len(d.lost)}"
+        out.append(
+            (
+                d.task,
+                d.answer,
+                d.metric,
+                str(d.documents),
+                f"{d.first:.4f}",
+                f"{d.second:.4f}",
+                f"{d.change:+.4f}",
+                error,
+                p,
+                flips,
+            )
+        )
+    return out
+
+
+def flips(first: Path, second: Path, compared: Compared, most: int) -> list[dict[str, Any]]:
+    """Documents whose score changed, with both answers; at most `most` of each task."""
+    ours, theirs = sample_files(first), sample_files(second)
+    out = []
+    for d in compared.differences:
+        sides = [{(s["filter"], s["doc_id"]): s for s in read_samples(files[d.task])} for files in (ours, theirs)]
+        for number in sorted((*d.gained, *d.lost))[:most]:
+            a, b = (side[d.answer, number] for side in sides)
+            row = {"task": d.task, "doc_id": number, "metric": d.metric, "first": a[d.metric], "second": b[d.metric]}
+            why = "another prompt" if a.get("prompt_hash") != b.get("prompt_hash") else "the same prompt"
+            out.append({**row, "target": a["target"], "answers": [answer_of(a), answer_of(b)], "why": why})
+    return out
+
+
+def answer_of(sample: Sample) -> str:
+    """What was answered: the text, or the most probable choice with how much more probable it is than the next."""
+    read = sample["filtered_resps"]
+    if read and isinstance(read[0], list):
+        order = sorted(range(len(read)), key=lambda i: -float(read[i][0]))
+        lead = float(read[order[0]][0]) - float(read[order[1]][0]) if len(order) > 1 else 0.0
+        return f"choice {order[0]}, by {lead:.3f}"
+    return str(read[0]) if read else ""

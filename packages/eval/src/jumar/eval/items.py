@@ -1,0 +1,196 @@
+"""Documents to requests: worked examples, prompts, choices."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jumar.eval.data import Doc, Found, documents
+from jumar.eval.requests import Request
+from jumar.eval.task import Task
+from jumar.eval.template import text_of, value_of
+from jumar.schema.errors import Exit, ToolError
+
+Messages = list[dict[str, str]]
+Render = Callable[[Sequence[dict[str, str]]], str]
+SEED = 1234
+"""Of drawn worked examples; lm-eval's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One document with what is asked of it.
+
+    target: the right answer, or a list of several; of a choice its number, -1 where the document names none of the choices
+    """
+
+    number: int
+    doc: Doc
+    target: Any
+    choices: tuple[str, ...]
+    requests: tuple[Request, ...]
+
+    @property
+    def targets(self) -> list[Any]:
+        """All right answers."""
+        return list(self.target) if isinstance(self.target, list) else [self.target]
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What has a score of its own: a task, or one subject of it."""
+
+    name: str
+    task: Task
+    items: tuple[Item, ...]
+    total: int
+    shots: int
+    notes: tuple[str, ...] = ()
+    files: tuple[Path, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class How:
+    """Settings that change requests.
+
+    shots: None for the task's own; render: by a chat template; examples: in place of the data's
+    """
+
+    shots: int | None = None
+    limit: int | None = None
+    render: Render | None = None
+    system: str | None = None
+    examples: Sequence[Doc] | None = None
+
+
+def unit_of(task: Task, found: Found, how: How) -> Unit:
+    """All requests of a subject.
+
+    Raises ToolError (3) for documents that do not fit, (2) for more worked examples than there are.
+    """
+    name = task.task if found.subject is None else f"{task.task}_{found.subject}"
+    docs, pool = documents(task, found)
+    pool = docs if how.examples is None and not found.shots else list(how.examples or pool)
+    shots = task.shots if how.shots is None else how.shots
+    asked = docs if how.limit is None else docs[: how.limit]
+    own = how.examples is None and not found.shots
+    draw = _drawn(task, pool, shots, own=own)
+    builder = _Builder(task, how)
+    items = tuple(builder.item(number, doc, draw(doc), f"{name}, document {number}") for number, doc in enumerate(asked))
+    return Unit(name, task, items, len(docs), shots, tuple(_notes(items)), found.test)
+
+
+def _drawn(task: Task, pool: list[Doc], shots: int, *, own: bool) -> Callable[[Doc], list[Doc]]:
+    """The worked examples of each document, asked for in order. own: they are taken from the documents: never the one itself."""
+    most = len(pool) - own
+    if shots > most:
+        raise ToolError(
+            f"{task.task}: {shots} worked examples are asked for, and there are {most}", hint=f"--shots {most}", code=Exit.USAGE
+        )
+    generator = random.Random(SEED)
+
+    def first(doc: Doc) -> list[Doc]:
+        return [d for d in pool[: shots + 1] if d != doc][:shots] if own else pool[:shots]
+
+    def drawn(doc: Doc) -> list[Doc]:
+        if not shots:
+            return []
+        if not own:
+            return generator.sample(pool, shots)
+        found = [d for d in generator.sample(pool, shots + 1) if d != doc][:shots]
+        return found if len(found) == shots else generator.sample([d for d in pool if d != doc], shots)
+
+    return first if task.fewshot == "first" else drawn
+
+
+class _Builder:
+    """Prompts of one task. The text before the question is made once for equal worked examples."""
+
+    def __init__(self, task: Task, how: How) -> None:
+        self.task, self.how = task, how
+        self._made: dict[tuple[int, ...], Messages] = {}
+
+    def item(self, number: int, doc: Doc, examples: list[Doc], where: str) -> Item:
+        """Raises ToolError (3) that says which document is at fault."""
+        try:
+            choices, target = self._choices(doc), self._target(doc)
+            if self.task.kind == "choice" and target not in range(len(choices)) and not isinstance(target, list):
+                target = -1
+            return Item(number, doc, target, choices, tuple(self._requests(doc, choices, examples)))
+        except ToolError as fault:
+            raise ToolError(f"{where}: {fault.message}", hint=fault.hint, code=fault.code) from None
+
+    def _choices(self, doc: Doc) -> tuple[str, ...]:
+        choices = self.task.choices
+        found = value_of(choices)(doc) if isinstance(choices, str) else choices
+        return tuple("" if c is None else str(c) for c in found)
+
+    def _target(self, doc: Doc, expression: str | None = None) -> Any:
+        return value_of(expression or self.task.target)(doc)
+
+    def _requests(self, doc: Doc, choices: tuple[str, ...], examples: list[Doc]) -> Iterator[Request]:
+        task = self.task
+        if task.kind == "rolling":
+            yield Request("rolling", "", text_of(task.prompt)(doc))
+            return
+        before = self._before(doc, examples)
+        if task.ending is not None:
+            ending, delimiter = str(value_of(task.ending)(doc)), task.delimiter
+            for choice in choices:
+                context, head = self._context(before, choice)
+                yield Request("loglikelihood", context, delimiter + ending, head)
+            return
+        context, head = self._context(before, text_of(task.prompt)(doc))
+        if task.kind == "choice":
+            delimiter = task.delimiter if self.how.render is None else ""
+            for choice in choices:
+                yield Request("loglikelihood", context, delimiter + choice, head)
+            return
+        until = task.until or (task.separator,)
+        yield Request("generate", context, "", head, until, task.max_new_tokens)
+
+    def _before(self, doc: Doc, examples: list[Doc]) -> Messages:
+        """Description and worked examples, as messages."""
+        key = tuple(map(id, examples))
+        if key not in self._made:
+            messages: Messages = []
+            description = text_of(self.task.description)({**doc, **(examples[0] if examples else {})})
+            if system := "".join(filter(None, (self.how.system, description))):
+                messages.append({"role": "system", "content": system})
+            for example in examples:
+                question, answer = self._example(example)
+                messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+            self._made = {key: messages}  # of drawn examples none comes again
+        return self._made[key]
+
+    def _example(self, doc: Doc) -> tuple[str, str]:
+        task, choices = self.task, self._choices(doc)
+        target = self._target(doc, task.shot_target)
+        if task.ending is not None:
+            return choices[target], str(value_of(task.ending)(doc))
+        question = text_of(task.shot_prompt or task.prompt)(doc)
+        return question, choices[target] if task.kind == "choice" else str(target)
+
+    def _context(self, before: Messages, question: str) -> tuple[str, str]:
+        """(context, its beginning that is the same for equal worked examples)."""
+        if self.how.render is not None:
+            asked = [*before, {"role": "user", "content": question}]
+            rendered = self.how.render(asked)
+            return rendered, rendered.rpartition(question)[0]
+        text = []
+        for message in before:
+            delimiter = {"system": "", "user": self.task.delimiter, "assistant": self.task.separator}[message["role"]]
+            text.append(message["content"] + delimiter)
+        head = "".join(text)
+        return head + question, head
+
+
+def _notes(items: Sequence[Item]) -> Iterator[str]:
+    """What is odd about documents, and counted."""
+    if items and (empty := sum(any(not c for c in item.choices) for item in items)):
+        yield f"{empty} documents have a choice without text; they are asked as they are"
+    if items and items[0].choices and (astray := sum(item.target == -1 for item in items)):
+        yield f"{astray} documents name as the right answer none of their choices; they count as answered wrongly"

@@ -1,0 +1,129 @@
+"""samples_NAME.jsonl: a line for every document and answer, in lm-eval's form; while a run goes on, also what it resumes from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from jumar.eval.items import Item
+from jumar.eval.metrics import measured
+from jumar.eval.requests import Response
+from jumar.eval.task import Task
+from jumar.schema.errors import ToolError
+
+Sample = dict[str, Any]
+
+
+def samples_of(task: Task, item: Item, responses: Sequence[Response]) -> list[Sample]:
+    """What is written of one document: one object for each way in which its answers are read."""
+    values = [r.value for r in responses]
+    arguments = [request.arguments() for request in item.requests]
+    base: Sample = {
+        "doc_id": item.number,
+        "doc": item.doc,
+        "target": str(item.target),
+        "arguments": {f"gen_args_{i}": {f"arg_{j}": a for j, a in enumerate(args)} for i, args in enumerate(arguments)},
+        "resps": [[_plain(value)] for value in values],
+    }
+    hashes = {
+        "doc_hash": _hash(json.dumps(item.doc, indent=2, ensure_ascii=False, default=str)),
+        "prompt_hash": _hash(arguments[0][0]),
+        "target_hash": _hash(str(item.target)),
+    }
+    cut = {"truncated": True} if any(r.truncated for r in responses) else {}
+    return [
+        {**base, "filtered_resps": [_plain(v) for v in read], "filter": name, "metrics": list(found), **hashes, **cut, **found}
+        for name, read, found in measured(task, item, values)
+    ]
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+class Journal:
+    """The samples of one unit. `add` writes a document's lines at once; `close` puts all in the order of the documents.
+
+    path: None where nothing is kept. answers: lines of a document. writes: whether this process is the one that does.
+    Raises ToolError (3) where what is there is damaged; a line that was torn at the end is not.
+    """
+
+    def __init__(self, path: Path | None, answers: int, *, writes: bool = True) -> None:
+        self.samples: dict[int, list[Sample]] = {}
+        self._file: BinaryIO | None = None
+        self.path = path
+        end = self._read(path, answers) if path is not None and path.exists() else 0
+        if path is not None and writes:
+            self._file = path.open("r+b" if path.exists() else "wb")
+            self._file.truncate(end)
+            self._file.seek(end)
+
+    def _read(self, path: Path, answers: int) -> int:
+        """What an earlier run has written; returns where its last whole document ends."""
+        end = at = 0
+        for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+            at += len(line)
+            if not line.endswith(b"\n"):
+                break
+            try:
+                sample = json.loads(line)
+                known = self.samples.setdefault(sample["doc_id"], [])
+            except (ValueError, KeyError, TypeError):
+                raise ToolError(f"{path}:{number} is damaged", hint="remove the file, or start again with --force") from None
+            known.append(sample)
+            if len(known) == answers:
+                end = at
+        self.samples = {doc: known for doc, known in self.samples.items() if len(known) == answers}
+        return end
+
+    def add(self, samples: Sequence[Sample]) -> None:
+        """One document's lines, in one write."""
+        self.samples[samples[0]["doc_id"]] = list(samples)
+        if self._file is not None:
+            self._file.write("".join(_line(sample) for sample in samples).encode())
+            self._file.flush()
+
+    def close(self) -> None:
+        """The same documents give the same bytes, in whatever order they were answered."""
+        if self._file is None or self.path is None:
+            return
+        self._file.close()
+        ordered = "".join(_line(sample) for doc in sorted(self.samples) for sample in self.samples[doc]).encode()
+        if self.path.read_bytes() != ordered:
+            part = self.path.with_name(self.path.name + ".part")
+            part.write_bytes(ordered)
+            os.replace(part, self.path)
+
+    def values(self, metrics: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
+        """answer -> metric -> value of each document, in their order."""
+        out: dict[str, dict[str, list[Any]]] = {}
+        names = list(metrics)
+        for doc in sorted(self.samples):
+            for sample in self.samples[doc]:
+                for name in names:
+                    out.setdefault(sample["filter"], {}).setdefault(name, []).append(sample[name])
+        return out
+
+
+def _line(sample: Mapping[str, Any]) -> str:
+    return json.dumps(sample, ensure_ascii=False, default=str) + "\n"
+
+
+def read_samples(path: Path) -> list[Sample]:
+    """A samples file, ours or lm-eval's. Raises ToolError (3) for what is damaged."""
+    out = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                out.append(json.loads(line))
+            except ValueError as fault:
+                raise ToolError(f"{path}:{number}: not JSON: {fault}", hint="was the run stopped? --resume ends it") from None
+    return out

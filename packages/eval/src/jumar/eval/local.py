@@ -1,0 +1,234 @@
+"""A checkpoint as the model: jumar-infer's engine, in this process."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from jumar.eval.answering import Answering, answer_all
+from jumar.eval.computing import shares
+from jumar.eval.requests import Done, Request, Response
+from jumar.eval.scoring import Text, score
+from jumar.infer import Engine, Sampling
+from jumar.infer.engine import Limits
+from jumar.schema.errors import ToolError
+from jumar.schema.templates import ChatTemplate, special_tokens, template_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """How a checkpoint is opened; as jumar-infer's options."""
+
+    device: str = "auto"
+    dtype: str = "auto"
+    quantize: str | None = None
+    tokenizer: Path | None = None
+    adapter: Path | None = None
+    iteration: str | None = None
+    family: str | None = None
+    pp: int = 1
+    engine: str = "auto"
+    max_batch: int = 8
+    cache_tokens: int | None = None
+
+
+class LocalModel:
+    """Answers requests by an engine. Raises ToolError as `Engine.open`, and for a checkpoint without a tokenizer."""
+
+    def __init__(self, path: Path, opening: Opening) -> None:
+        options = {name: getattr(opening, name) for name in Opening.__slots__ if name not in ("max_batch", "cache_tokens")}
+        limits = Limits(max_batch=max(opening.max_batch, 2), cache_tokens=opening.cache_tokens)
+        self.path, self.engine = path, Engine.open(path, limits, **options)
+        if self.engine.tokenizer is None:
+            raise ToolError(f"{path} has no tokenizer", hint="give one: --tokenizer DIR")
+        self.tokenizer, self.opening = self.engine.tokenizer, opening
+        self.context = self.engine.context
+        self._context_ids = lru_cache(maxsize=4)(self._encode)  # choices ask for the same context one after another
+
+    def facts(self) -> dict[str, Any]:
+        names = ("dtype", "quantize", "adapter", "iteration", "family", "tokenizer")
+        said = {name: getattr(self.opening, name) for name in names}
+        arguments = {"path": str(self.path), **{k: str(v) for k, v in said.items() if v not in (None, "auto")}}
+        return {
+            "model_source": "jumar",
+            "model_name": self.path.resolve().name,
+            "model_args": ",".join(f"{k}={v}" for k, v in arguments.items()),
+            "batch_size": self.opening.max_batch,
+            "device": self.engine.device.name,
+            "max_length": self.context,
+            "notes": list(self.engine.notes),
+        }
+
+    def render(self, messages: Sequence[dict[str, str]]) -> str:
+        return self._template.render(list(messages), None, prompt=True)
+
+    @property
+    def _template(self) -> ChatTemplate:
+        return chat_template(self.tokenizer.directory)
+
+    def answer(self, requests: Sequence[Request], done: Done) -> None:
+        """Log-likelihoods first, then texts; `done` is told as they come."""
+        scored = [(number, r) for number, r in enumerate(requests) if r.kind != "generate"]
+        asked = [(number, r) for number, r in enumerate(requests) if r.kind == "generate"]
+        for head in dict.fromkeys(r.head for _, r in scored):
+            self._score(head, [(n, r) for n, r in scored if r.head == head], done)
+        for head in dict.fromkeys(r.head for _, r in asked):
+            self._generate(head, [(n, r) for n, r in asked if r.head == head], done)
+
+    # --- tokens
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        """As lm-eval: with what the tokenizer puts around a text, but not twice where a text begins with it already."""
+        begins = self._prefix_text
+        return tuple(self.tokenizer.encode(text, special=not (begins and text.startswith(begins))))
+
+    def _head(self, head: str) -> list[int]:
+        """Tokens of what contexts begin with, where that is of use."""
+        return list(self._encode(head.rstrip())) if head.strip() and shares(self.engine) else []
+
+    @property
+    def prefix(self) -> int:
+        """BOS, else EOS: what a text without context comes after. Raises ToolError where the tokenizer names neither."""
+        for name in ("bos_token", "eos_token"):
+            text = self.tokenizer.special.get(name)
+            found = None if text is None else self.tokenizer.inner.token_to_id(text)
+            if found is not None:
+                return int(found)
+        raise ToolError(
+            f"{self.tokenizer.directory} names neither bos_token nor eos_token, and a text is to be scored from its beginning",
+            hint="add one of them to tokenizer_config.json",
+        )
+
+    @property
+    def _prefix_text(self) -> str | None:
+        return self.tokenizer.special.get("bos_token") or self.tokenizer.special.get("eos_token")
+
+    def pair(self, context: str, rest: str) -> tuple[list[int], list[int]]:
+        """Tokens of a context, and of what comes after it, as lm-eval cuts them: spaces at the border belong to the rest."""
+        if not context:
+            after = self.tokenizer.encode(rest, special=False)
+            return ([self.prefix], after) if after[:1] != [self.prefix] else (after[:1], after[1:])
+        stripped = context.rstrip()
+        if not stripped:  # nothing but spaces: lm-eval would have an empty context
+            return self.pair("", context + rest)
+        rest = context[len(stripped) :] + rest
+        ids = self._context_ids(stripped)
+        return list(ids), list(self._encode(stripped + rest))[len(ids) :]
+
+    def windows(self, text: str) -> list[tuple[list[int], list[int]]]:
+        """A text longer than the context in windows, each token predicted once, with as much before it as fits (lm-eval's)."""
+        tokens, size = list(self._encode(text)), self.context
+        first = min(size, len(tokens))
+        found = [([self.prefix], tokens[:first])] if tokens else []
+        for start in range(first, len(tokens), size):
+            stop = min(start + size, len(tokens))
+            found.append((tokens[stop - size - 1 : start], tokens[start:stop]))
+        return found
+
+    # --- log-likelihoods
+
+    def _score(self, head: str, numbered: Sequence[tuple[int, Request]], done: Done) -> None:
+        head_ids = self._head(head)
+        texts: dict[tuple[int, ...], Text] = {}
+        owners: dict[int, list[tuple[int, int]]] = {}  # of a text: (request, window)
+        parts: dict[int, list[float | None]] = {}
+        cut: set[int] = set()
+        for number, request in numbered:
+            pairs = self.windows(request.rest) if request.kind == "rolling" else [self.pair(request.context, request.rest)]
+            parts[number] = [None] * len(pairs)
+            if not pairs:
+                done(number, Response(0.0))
+            for window, (context, rest) in enumerate(pairs):
+                if request.kind == "loglikelihood" and (over := len(context) + len(rest) - 1 - self.context) > 0:
+                    context = self._cut(context, over, rest)
+                    cut.add(number)
+                self._join(texts, owners, context, rest, head_ids, (number, window))
+
+        def told(text: Text) -> None:
+            for scores, (number, window) in zip(text.scores, owners[id(text)], strict=True):
+                total = math.fsum(value for value, _ in scores)
+                parts[number][window] = total
+                if len(parts[number]) == 1 and requests[number].kind == "loglikelihood":
+                    done(number, Response((total, all(best for _, best in scores)), number in cut))
+                elif all(p is not None for p in parts[number]):
+                    done(number, Response(math.fsum(p for p in parts[number] if p is not None)))
+
+        requests = dict(numbered)
+        score(self.engine, head_ids, texts.values(), told)
+
+    def _cut(self, context: list[int], over: int, rest: list[int]) -> list[int]:
+        if over >= len(context):
+            what = f"a continuation has {len(rest)} tokens, and the model's context is {self.context}"
+            raise ToolError(what, hint="measure it as a perplexity, which goes by windows")
+        return context[over:]
+
+    def _join(
+        self,
+        texts: dict[tuple[int, ...], Text],
+        owners: dict[int, list[tuple[int, int]]],
+        context: list[int],
+        rest: list[int],
+        head: list[int],
+        owner: tuple[int, int],
+    ) -> None:
+        """A continuation to the text with its context."""
+        key = tuple(context)
+        text = texts.get(key)
+        if text is None:
+            text = texts[key] = Text(context, [], _common(head, context[:-1]))
+            owners[id(text)] = []
+        text.rests.append(rest)
+        text.scores.append([])
+        owners[id(text)].append(owner)
+
+    # --- texts
+
+    def _generate(self, head: str, numbered: Sequence[tuple[int, Request]], done: Done) -> None:
+        head_ids = self._head(head)
+        owners: dict[int, tuple[int, bool]] = {}
+        prompts = []
+        for number, request in numbered:
+            ids, most = list(self._encode(request.context)), self.context - request.max_new_tokens
+            if most < 1:
+                raise ToolError(
+                    f"{request.max_new_tokens} new tokens are asked for, and the model's context is {self.context}",
+                    hint="give the task a smaller max_new_tokens",
+                )
+            if request.beams > 1:
+                done(number, Response(self._beams(ids[-most:], request), len(ids) > most))
+                continue
+            sampling = Sampling(max_new_tokens=request.max_new_tokens, stop=request.until)
+            asked = self.engine.request(ids[-most:], sampling)
+            owners[asked.number] = number, len(ids) > most
+            prompts.append(Answering(asked, _common(head_ids, asked.prompt[:-1])))
+
+        def told(prompt: Answering) -> None:
+            number, truncated = owners[prompt.request.number]
+            done(number, Response(prompt.request.text, truncated))
+
+        answer_all(self.engine, head_ids, prompts, told, at_once=max(self.opening.max_batch, 2))
+
+    def _beams(self, ids: list[int], request: Request) -> str:
+        from jumar.infer.beams import search
+
+        sampling = Sampling(max_new_tokens=request.max_new_tokens, stop=request.until)
+        found = search(self.engine, ids, sampling, num_beams=request.beams, length_penalty=0.7, returns=1)
+        return found[0].text
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two texts begin with alike."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+@lru_cache(maxsize=4)
+def chat_template(directory: Path) -> ChatTemplate:
+    """A model's own chat template. Raises ToolError (3) where there is none."""
+    source = template_of(directory)
+    if source is None:
+        raise ToolError(f"{directory} has no chat template", hint="leave --chat out")
+    return ChatTemplate(source, special_tokens(directory))

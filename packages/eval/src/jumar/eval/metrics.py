@@ -1,0 +1,178 @@
+"""What is measured of a document, and how a task's score and its standard error come of it. Definitions are lm-eval 0.4.13's."""
+
+from __future__ import annotations
+
+import math
+import re
+import string
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jumar.eval.items import Item
+from jumar.eval.task import Extract, Match, Task
+from jumar.eval.template import value_of
+
+WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
+Value = float | tuple[float, int]
+"""Of one document: a number, or a log-likelihood and how many words or bytes it is of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """name: in results. of: (task, item, response values) -> Value. higher: whether more is better."""
+
+    name: str
+    of: Callable[[Task, Item, Sequence[Any]], Value]
+    total: Callable[[Sequence[Any]], float]
+    higher: bool = True
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def stderr(values: Sequence[float]) -> float | None:
+    """Of a mean, with Bessel's correction; None of fewer than two values."""
+    if len(values) < 2:
+        return None
+    middle = mean(values)
+    return math.sqrt(sum((v - middle) ** 2 for v in values) / (len(values) - 1)) / math.sqrt(len(values))
+
+
+def pooled_stderr(stderrs: Sequence[float], sizes: Sequence[int]) -> float | None:
+    """Of a mean over several sets of documents, weighted by size; None where too few documents are left.
+
+    https://en.wikipedia.org/wiki/Pooled_variance
+    """
+    freedom = sum(sizes) - len(sizes)
+    if freedom <= 0:
+        return None
+    variance = sum((size - 1) * error**2 * size for error, size in zip(stderrs, sizes, strict=True)) / freedom
+    return math.sqrt(variance / sum(sizes))
+
+
+def _weighted(values: Sequence[tuple[float, int]]) -> float:
+    return sum(a for a, _ in values) / sum(b for _, b in values)
+
+
+# --- choices
+
+
+def _best(scores: Sequence[float]) -> int:
+    """The number of the first highest."""
+    return max(range(len(scores)), key=lambda i: (scores[i], -i))
+
+
+def _right(task: Task, item: Item, responses: Sequence[Any]) -> float:
+    return float(_best([value for value, _ in responses]) in item.targets)
+
+
+def _by(length: Callable[[str], int]) -> Callable[[Task, Item, Sequence[Any]], float]:
+    def right(task: Task, item: Item, responses: Sequence[Any]) -> float:
+        scores = [v / length(c) if length(c) else -math.inf for (v, _), c in zip(responses, item.choices, strict=True)]
+        return float(_best(scores) in item.targets)
+
+    return right
+
+
+def _true_mass(task: Task, item: Item, responses: Sequence[Any]) -> float:
+    """The share of true answers in the probability of all (`labels`: 1 for each that is true)."""
+    weights = [math.exp(value) for value, _ in responses]
+    return sum(w for w, label in zip(weights, item.doc["labels"], strict=True) if label == 1) / sum(weights)
+
+
+# --- texts
+
+
+def extract(how: Extract, text: str) -> str:
+    """What of a text counts as the answer."""
+    if how.find is None:
+        return text.strip() if how.strip else text
+    found = re.findall(how.find, text)
+    if not found or not -len(found) <= how.take < len(found):
+        return how.otherwise
+    chosen = found[how.take]
+    if isinstance(chosen, tuple):
+        chosen = next(filter(None, chosen), how.otherwise)
+    return str(chosen).strip()
+
+
+def alike(match: Match, text: str) -> str:
+    """What two texts are compared by."""
+    for pattern in match.ignore:
+        text = re.sub(pattern, "", text)
+    text = text.lower() if match.ignore_case else text
+    return text.translate(WITHOUT_PUNCTUATION) if match.ignore_punctuation else text
+
+
+def _exact(task: Task, item: Item, responses: Sequence[Any]) -> float:
+    return float(any(alike(task.match, responses[0]) == alike(task.match, str(t)) for t in item.targets))
+
+
+def _begins(task: Task, item: Item, responses: Sequence[Any]) -> float:
+    return float(alike(task.match, responses[0]).strip().startswith(alike(task.match, str(item.target)).strip()))
+
+
+def _keywords(task: Task, item: Item, responses: Sequence[Any]) -> float:
+    """The share of the words that are asked for (a list, or one) which are in the answer."""
+    return mean([float(alike(task.match, str(w)) in alike(task.match, responses[0])) for w in item.targets])
+
+
+# --- whole texts
+
+
+def _words(task: Task, item: Item, responses: Sequence[Any]) -> tuple[float, int]:
+    return responses[0], len(re.split(r"\s+", _whole(task, item)))
+
+
+def _bytes(task: Task, item: Item, responses: Sequence[Any]) -> tuple[float, int]:
+    return responses[0], len(_whole(task, item).encode())
+
+
+def _whole(task: Task, item: Item) -> str:
+    """What words and bytes are counted of: the text before it was mended for the model, if the task says where that is."""
+    return str(value_of(task.target)(item.doc)) or item.requests[0].rest
+
+
+def _perplexity(values: Sequence[tuple[float, int]]) -> float:
+    return math.exp(-_weighted(values))
+
+
+def _bits(values: Sequence[tuple[float, int]]) -> float:
+    return -_weighted(values) / math.log(2)
+
+
+METRICS: dict[str, Metric] = {
+    "acc": Metric("acc", _right, mean),
+    "acc_norm": Metric("acc_norm", _by(len), mean),
+    "acc_bytes": Metric("acc_bytes", _by(lambda text: len(text.encode())), mean),
+    "true_mass": Metric("acc", _true_mass, mean),
+    "exact_match": Metric("exact_match", _exact, mean),
+    "begins_with": Metric("begins_with", _begins, mean),
+    "keywords": Metric("keywords", _keywords, mean),
+    "word_perplexity": Metric("word_perplexity", _words, _perplexity, higher=False),
+    "byte_perplexity": Metric("byte_perplexity", _bytes, _perplexity, higher=False),
+    "bits_per_byte": Metric("bits_per_byte", _bytes, _bits, higher=False),
+}
+
+
+def measured(task: Task, item: Item, values: Sequence[Any]) -> list[tuple[str, list[Any], dict[str, Value]]]:
+    """(name of the answer, what counts as the answer, metric -> value) of each way in which answers are read."""
+    out = []
+    for how in task.answers or (Extract(name="none"),):
+        read = [extract(how, value) for value in values] if task.kind == "generate" else list(values)
+        out.append((how.name, read, {METRICS[m].name: METRICS[m].of(task, item, read) for m in task.metrics}))
+    return out
+
+
+def scores(task: Task, values: Mapping[str, Mapping[str, Sequence[Any]]]) -> dict[str, Any]:
+    """ "acc,none" -> score and "acc_stderr,none" -> its standard error ("N/A"), of each answer's and metric's values."""
+    out: dict[str, Any] = {}
+    for answer, of_metric in values.items():
+        for metric in (METRICS[name] for name in task.metrics):
+            of_docs = of_metric[metric.name]
+            out[f"{metric.name},{answer}"] = metric.total(of_docs)
+            error = stderr(of_docs) if metric.total is mean else None
+            out[f"{metric.name}_stderr,{answer}"] = "N/A" if error is None else error
+    return out

@@ -1,0 +1,157 @@
+"""An OpenAI-compatible endpoint as the model: what is asked goes over HTTP, several requests at once.
+
+Log-likelihoods need `echo` with `logprobs` in /v1/completions (jumar-infer serve, vLLM, llama.cpp give it). Needs neither torch
+nor a tokenizer: the border between context and continuation is found by the offsets of tokens in the text.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any
+
+import httpx
+
+from jumar.eval.requests import Done, Request, Response
+from jumar.schema.errors import Exit, ToolError
+
+KEY = "OPENAI_API_KEY"
+TRIES = 4
+AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)
+
+
+class RemoteModel:
+    """Answers requests by POST URL/completions. Raises ToolError: 4 where there is no server, 3 for what it refuses.
+
+    name: the model's; None for the only one that the server lists
+    """
+
+    def __init__(self, url: str, *, name: str | None = None, at_once: int = 8, timeout_s: float = 600) -> None:
+        self.url, self.at_once = url.rstrip("/"), at_once
+        key = os.environ.get(KEY)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self.client = httpx.Client(headers=headers, timeout=timeout_s, limits=httpx.Limits(max_connections=at_once))
+        self.name = name or self._only_model()
+
+    def _only_model(self) -> str:
+        names = [str(model["id"]) for model in self._send("GET", "models").get("data", [])]
+        if len(names) != 1:
+            listed = ", ".join(names) or "none"
+            raise ToolError(f"{self.url} lists models: {listed}", hint="name one: --name NAME", code=Exit.USAGE)
+        return names[0]
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "model_source": "openai-completions",
+            "model_name": self.name,
+            "model_args": f"base_url={self.url},model={self.name}",
+            "batch_size": self.at_once,
+        }
+
+    def render(self, messages: Sequence[dict[str, str]]) -> str:
+        raise ToolError("--chat needs the model's template, which an endpoint does not give", hint="score the checkpoint itself")
+
+    def answer(self, requests: Sequence[Request], done: Done) -> None:
+        """`done` is called in this thread."""
+        kinds: dict[str, Callable[[Request], Response]] = {
+            "loglikelihood": self._loglikelihood,
+            "generate": self._generate,
+            "rolling": self._rolling,
+        }
+        with ThreadPoolExecutor(self.at_once) as pool:
+            running = {pool.submit(kinds[request.kind], request): number for number, request in enumerate(requests)}
+            try:
+                for future in as_completed(running):
+                    done(running[future], future.result())
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    # --- one request
+
+    def _loglikelihood(self, request: Request) -> Response:
+        context, rest = request.context, request.rest
+        if not context.strip():
+            raise ToolError("a continuation without context cannot be scored by an endpoint", hint="score the checkpoint itself")
+        stripped = context.rstrip()
+        scored = self._scored(stripped + context[len(stripped) :] + rest, len(stripped))
+        return Response((math.fsum(value for value, _ in scored), all(best for _, best in scored)))
+
+    def _rolling(self, request: Request) -> Response:
+        """Without what would stand before the first token, whose log-probability no endpoint gives."""
+        return Response(math.fsum(value for value, _ in self._scored(request.rest, 1)))
+
+    def _scored(self, text: str, start: int) -> list[tuple[float, bool]]:
+        """(log-probability, whether it was the most probable one) of each token that ends behind character `start`."""
+        answer = self._completion({"prompt": text, "max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1})
+        logs = answer.get("logprobs") or {}
+        try:
+            tokens, values, offsets, tops = (logs[k] for k in ("tokens", "token_logprobs", "text_offset", "top_logprobs"))
+        except KeyError:
+            raise ToolError(
+                f"{self.url} does not give log-probabilities of prompts",
+                hint="it must take echo with logprobs in /v1/completions, as jumar-infer serve does",
+            ) from None
+        out = []
+        for token, value, offset, top in zip(tokens, values, offsets, tops, strict=True):
+            if offset >= len(text):
+                break  # what it added
+            if offset >= start and value is not None:
+                out.append((float(value), value >= max((top or {token: value}).values()) - 1e-6))
+        if not out:
+            raise ToolError(
+                f"{self.url} gave no token behind character {start} of {text[-80:]!r}", hint="score the checkpoint itself"
+            )
+        return out
+
+    def _generate(self, request: Request) -> Response:
+        if request.beams > 1:
+            raise ToolError("beam search is not asked of endpoints", hint="score the checkpoint itself")
+        asked = {"prompt": request.context, "max_tokens": request.max_new_tokens, "temperature": 0}
+        stops = [stop for stop in request.until if stop]
+        answer = self._completion({**asked, **({"stop": stops[:4]} if stops else {})})
+        text = str(answer.get("text", ""))
+        for stop in stops:  # OpenAI's takes four at most
+            text = text.partition(stop)[0]
+        return Response(text)
+
+    # --- HTTP
+
+    def _completion(self, body: dict[str, Any]) -> dict[str, Any]:
+        choices = self._send("POST", "completions", {"model": self.name, **body}).get("choices")
+        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+            raise ToolError(f"{self.url}/completions gave no choices", hint="is it an OpenAI-compatible server?")
+        return choices[0]
+
+    def _send(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Tries again where the server is busy, waiting longer each time."""
+        url = f"{self.url}/{path}"
+        for attempt in range(1, TRIES + 1):
+            try:
+                answer = self.client.request(method, url, json=body)
+            except httpx.HTTPError as fault:
+                if attempt == TRIES:
+                    what = f"{url}: {fault or type(fault).__name__}"
+                    raise ToolError(what, hint="is the server running there?", code=Exit.ENVIRONMENT) from None
+            else:
+                if answer.status_code not in AGAIN or attempt == TRIES:
+                    return self._read(answer, url)
+            time.sleep(0.25 * 4**attempt / 4)
+        raise AssertionError
+
+    def _read(self, answer: httpx.Response, url: str) -> dict[str, Any]:
+        try:
+            loaded = answer.json()
+        except ValueError:
+            loaded = None
+        if answer.status_code >= 400:
+            said = loaded.get("error", loaded) if isinstance(loaded, dict) else answer.text
+            said = said.get("message", said) if isinstance(said, dict) else said
+            hint = f"put the key into {KEY}" if answer.status_code in (401, 403) else "see the server's own output"
+            raise ToolError(f"{url}: {answer.status_code}: {str(said)[:500]}", hint=hint)
+        if not isinstance(loaded, dict):
+            raise ToolError(f"{url} gave no JSON object", hint="is it an OpenAI-compatible server? the address ends in /v1")
+        return loaded

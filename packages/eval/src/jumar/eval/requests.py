@@ -1,0 +1,62 @@
+"""What a model is asked, and what it answers: log-likelihoods of continuations, texts, log-likelihoods of whole texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+Kind = Literal["loglikelihood", "generate", "rolling"]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One question to a model.
+
+    context: what stands before; of `rolling` empty
+    rest:    the continuation whose log-likelihood is asked for, of `rolling` the whole text; of `generate` empty
+    head:    a beginning of the context that other requests have too (the worked examples)
+    until, max_new_tokens, beams: of `generate`
+    """
+
+    kind: Kind
+    context: str
+    rest: str = ""
+    head: str = ""
+    until: tuple[str, ...] = ()
+    max_new_tokens: int = 256
+    beams: int = 1
+
+    def arguments(self) -> list[Any]:
+        """As lm-eval writes them into its samples."""
+        if self.kind == "generate":
+            return [self.context, {"until": list(self.until), "do_sample": False, "max_gen_toks": self.max_new_tokens}]
+        return [self.context, self.rest] if self.kind == "loglikelihood" else [self.rest]
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """value: (log-likelihood, whether each token was the most probable one); a text; a log-likelihood.
+
+    truncated: the prompt was longer than the model's context, and lost its beginning
+    """
+
+    value: Any
+    truncated: bool = False
+
+
+Done = Callable[[int, Response], None]
+"""Is told the number of a request and its response, in whatever order they come."""
+
+
+class Model(Protocol):
+    """What answers: an engine here, or an endpoint elsewhere."""
+
+    def answer(self, requests: Sequence[Request], done: Done) -> None:
+        """Answers all requests."""
+
+    def render(self, messages: Sequence[dict[str, str]]) -> str:
+        """A conversation by the model's chat template, up to where the answer begins. ToolError where there is none."""
+
+    def facts(self) -> dict[str, Any]:
+        """What the results say of the model: source, arguments, context length."""

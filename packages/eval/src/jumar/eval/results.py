@@ -1,0 +1,168 @@
+"""results.json in lm-eval's schema, and the table of it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jumar.eval.items import Unit
+from jumar.eval.journal import Journal
+from jumar.eval.metrics import METRICS, pooled_stderr, scores
+from jumar.eval.task import Task, plain
+from jumar.schema.errors import Exit, ToolError
+
+Scores = dict[str, Any]
+RESULTS = "results.json"
+
+
+def collect(units: Sequence[tuple[Unit, Journal]], facts: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """The results of a run. facts: of the model; config: how it was asked."""
+    results, members = {}, dict[str, list[str]]()
+    for unit, journal in units:
+        of_metric = scores(unit.task, journal.values(METRICS[m].name for m in unit.task.metrics))
+        results[unit.name] = {"name": unit.name, "alias": unit.name, "sample_len": len(journal.samples), **of_metric}
+    for task in dict.fromkeys(unit.task.task for unit, _ in units):
+        own = [unit for unit, _ in units if unit.task.task == task]
+        if own[0].task.by_subject and own[0].name != task:
+            members |= _groups(own)
+    groups = {name: _together(name, [results[n] for n in _leaves(name, members)]) for name in members}
+    cut = {unit.name: n for unit, journal in units if (n := _truncated(journal))}
+    by_name = {unit.name: unit for unit, _ in units}
+    return {
+        "results": {**results, **groups},
+        **({"groups": groups} if groups else {}),
+        "group_subtasks": members | {name: [] for name in results},
+        "configs": {name: plain(unit.task) for name, unit in sorted(by_name.items())},
+        "versions": {name: unit.task.version for name, unit in sorted(by_name.items())},
+        "n-shot": {name: unit.shots for name, unit in sorted(by_name.items())},
+        "higher_is_better": {name: _higher(unit.task) for name, unit in sorted(by_name.items())},
+        "n-samples": {unit.name: {"original": unit.total, "effective": len(j.samples)} for unit, j in units},
+        **({"n-truncated": cut} if cut else {}),
+        "config": dict(config),
+        **facts,
+    }
+
+
+def _higher(task: Task) -> dict[str, bool]:
+    return {METRICS[m].name: METRICS[m].higher for m in task.metrics}
+
+
+def _truncated(journal: Journal) -> int:
+    """Documents whose prompt was longer than the model's context."""
+    return sum(any(s.get("truncated") for s in known) for known in journal.samples.values())
+
+
+def _groups(units: Sequence[Unit]) -> dict[str, list[str]]:
+    """Group -> what is in it: the task, and those that it names."""
+    task, there = units[0].task, {unit.name for unit in units}
+    out = {}
+    for group, subjects in task.groups.items():
+        if names := [name for s in subjects if (name := f"{task.task}_{s}") in there]:
+            out[f"{task.task}_{group}"] = names
+    grouped = {name for names in out.values() for name in names}
+    return {task.task: [*out, *sorted(there - grouped)], **out}
+
+
+def _leaves(name: str, members: Mapping[str, Sequence[str]]) -> list[str]:
+    return [leaf for member in members[name] for leaf in _leaves(member, members)] if name in members else [name]
+
+
+def _together(name: str, parts: Sequence[Scores]) -> Scores:
+    """Means over all documents, and their standard errors."""
+    sizes = [part["sample_len"] for part in parts]
+    out: Scores = {"name": name, "alias": name, "sample_len": sum(sizes)}
+    for key in (k for k in parts[0] if "," in k and "_stderr," not in k):
+        error_key = key.replace(",", "_stderr,")
+        out[key] = sum(part[key] * size for part, size in zip(parts, sizes, strict=True)) / sum(sizes)
+        errors = [part[error_key] for part in parts]
+        error = None if "N/A" in errors else pooled_stderr(errors, sizes)
+        out[error_key] = "N/A" if error is None else error
+    return out
+
+
+def write(results: Mapping[str, Any], out: Path) -> None:
+    """Beside its place, then renamed."""
+    part = out / (RESULTS + ".part")
+    part.write_text(json.dumps(results, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    os.replace(part, out / RESULTS)
+
+
+def read(out: Path) -> dict[str, Any]:
+    """The results of a directory, ours or lm-eval's (its newest). Raises ToolError (3) where there are none."""
+    found = [out] if out.is_file() else [out / RESULTS] if (out / RESULTS).is_file() else sorted(out.glob("**/results_*.json"))
+    if not found:
+        hint = "jumar-eval run ... --resume ends a run that was stopped" if out.is_dir() else "give the directory of -o"
+        raise ToolError(f"{out} holds no results", hint=hint)
+    try:
+        loaded = json.loads(found[-1].read_text(encoding="utf-8"))
+    except (OSError, ValueError) as fault:
+        raise ToolError(f"{found[-1]} cannot be read: {fault}", hint="run it again") from None
+    if not isinstance(loaded, dict) or not isinstance(loaded.get("results"), dict):
+        raise ToolError(f"{found[-1]} is no file of results", hint="give the directory of -o")
+    return loaded
+
+
+def rows(results: Mapping[str, Any]) -> list[tuple[str, str, str, str, str, str]]:
+    """(task, answer, shots, metric, value, standard error) of each score; subjects behind their groups."""
+    out = []
+    for name in _ordered(results):
+        of_task = results["results"][name]
+        shots = results["n-shot"].get(name, "")
+        depth = _depth(name, results["group_subtasks"])
+        for key, value in of_task.items():
+            metric, comma, answer = key.partition(",")
+            if not comma or metric.endswith("_stderr"):
+                continue
+            error = of_task.get(f"{metric}_stderr,{answer}")
+            text = f"{error:.4f}" if isinstance(error, float) else ""
+            out.append(("  " * depth + name, answer, str(shots), metric, f"{value:.4f}", text))
+    return out
+
+
+def _ordered(results: Mapping[str, Any]) -> list[str]:
+    members = results.get("group_subtasks", {})
+    inside = {name for names in members.values() for name in names}
+    out: list[str] = []
+
+    def visit(name: str) -> None:
+        if name in results["results"] and name not in out:
+            out.append(name)
+        for member in members.get(name, ()):
+            visit(member)
+
+    for name in results["results"]:
+        if name not in inside and members.get(name):
+            visit(name)
+    for name in results["results"]:
+        if name not in inside:
+            visit(name)
+    return out
+
+
+def _depth(name: str, members: Mapping[str, Sequence[str]]) -> int:
+    return next((1 + _depth(group, members) for group, names in members.items() if name in names), 0)
+
+
+def check(results: Mapping[str, Any], wanted: str) -> None:
+    """`mmlu.acc=0.4`. Raises ToolError: 5 for a score below, 2 for one that is not there."""
+    name, equals, least = wanted.partition("=")
+    task, _, metric = name.rpartition(".")
+    try:
+        bound = float(least)
+    except ValueError:
+        equals = ""
+    if not equals or not task:
+        raise ToolError(f"--fail-under {wanted}: expected TASK.METRIC=NUMBER", hint="mmlu.acc=0.4", code=Exit.USAGE)
+    of_task = results["results"].get(task, {})
+    found = {key: value for key, value in of_task.items() if key == metric or key.partition(",")[0] == metric}
+    if not found:
+        known = ", ".join(k for k in of_task if "," in k and "_stderr" not in k) or f"tasks: {', '.join(results['results'])}"
+        raise ToolError(f"--fail-under {wanted}: there is no such score", hint=f"there are {known}", code=Exit.USAGE)
+    higher = results["higher_is_better"].get(task, {}).get(metric.partition(",")[0], True)
+    for key, value in found.items():
+        if (value < bound) if higher else (value > bound):
+            side = "below" if higher else "above"
+            raise ToolError(f"{task}.{key} is {value:.4f}, {side} {bound:g}", code=Exit.CHECK_FAILED)

@@ -1,0 +1,182 @@
+"""The run: tasks to requests, requests to the model, responses to the journal, the journal to results."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jumar.eval import results
+from jumar.eval.data import find
+from jumar.eval.items import How, Item, Unit, unit_of
+from jumar.eval.journal import Journal, samples_of
+from jumar.eval.requests import Model, Request, Response
+from jumar.eval.task import Task, load_task, plain
+from jumar.schema.cli import dist_version
+from jumar.schema.errors import Exit, ToolError
+from jumar.schema.manifest import NAME, manifest_text, read_manifest
+
+Say = Callable[[str, str], None]
+"""Is told (word, text) for people."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What is asked of a model.
+
+    tasks: names or YAML files; data: where the benchmarks lie
+    shots, limit: None for the task's own, and for all documents
+    chat: prompts go through the model's chat template, worked examples as turns
+    out: where results go; None: nowhere. resume: go on with what is there. force: remove what is there
+    """
+
+    tasks: tuple[str, ...]
+    data: Path
+    shots: int | None = None
+    limit: int | None = None
+    chat: bool = False
+    system: str | None = None
+    out: Path | None = None
+    resume: bool = False
+    force: bool = False
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+def evaluate(open_model: Callable[[], Model], settings: Settings, say: Say = lambda word, text: None) -> dict[str, Any]:
+    """Results as of lm-eval. The model is opened once all documents are read, or before, for its chat template.
+
+    Raises ToolError (3) for data that is missing or does not fit, (2) for settings that do not fit.
+    """
+    tasks = [load_task(name) for name in settings.tasks]
+    model = open_model() if settings.chat else None
+    how = How(
+        shots=settings.shots, limit=settings.limit, render=model.render if model is not None else None, system=settings.system
+    )
+    units = [unit_of(task, found, how) for task in tasks for found in find(task, settings.data)]
+    for unit in units:
+        for note in unit.notes:
+            say("note", f"{unit.name}: {note}")
+    folder = _prepare(settings, units)
+    start = time.time()
+    model = model or open_model()
+    for note in model.facts().get("notes", ()):
+        say("note", note)
+    journals = [_answer(model, unit, folder) for unit in units]
+    return _finish(model, units, journals, settings, start, say)
+
+
+def _finish(
+    model: Model, units: Sequence[Unit], journals: Sequence[Journal], settings: Settings, start: float, say: Say
+) -> dict[str, Any]:
+    facts = {key: value for key, value in model.facts().items() if key != "notes"}
+    inner = ("model_args", "batch_size", "device")
+    config = {
+        "model": facts.get("model_source"),
+        **{key: facts[key] for key in inner if key in facts},
+        "limit": settings.limit,
+        "fewshot_seed": 1234,
+        **settings.arguments,
+    }
+    found = results.collect(list(zip(units, journals, strict=True)), {k: v for k, v in facts.items() if k not in inner}, config)
+    for name, count in found.get("n-truncated", {}).items():
+        say("warning", f"{name}: {count} prompts were longer than the model's context, and lost their beginning")
+    found |= {
+        "date": start,
+        "total_evaluation_time_seconds": str(time.time() - start),
+        "jumar_eval_version": dist_version("jumar-eval"),
+    }
+    if settings.out is not None and first_rank():
+        results.write(found, settings.out)
+    return found
+
+
+# --- where it goes
+
+
+def recipe_of(settings: Settings, units: Sequence[Unit]) -> dict[str, Any]:
+    """What must be the same for a run to be gone on with."""
+    tasks: dict[str, Task] = {unit.task.task: unit.task for unit in units}
+    return {
+        "tasks": {name: _digest(plain(task)) for name, task in tasks.items()},
+        "documents": {unit.name: _digest([[r.arguments() for r in item.requests] for item in unit.items]) for unit in units},
+        **settings.arguments,
+    }
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _prepare(settings: Settings, units: Sequence[Unit]) -> Path | None:
+    """The directory of a run, with its manifest. Raises ToolError: 2 where there is something that is not to be gone on with."""
+    out = settings.out
+    if out is None:
+        if settings.resume:
+            raise ToolError("--resume goes on with a directory", hint="give it with -o", code=Exit.USAGE)
+        return None
+    recipe = recipe_of(settings, units)
+    there = read_manifest(out) if out.is_dir() else None
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        ours = there is not None and there.get("tool") == "jumar-eval"
+        if not ours:
+            raise ToolError(f"{out} is there, and is no run of jumar-eval", hint="give another directory", code=Exit.USAGE)
+        if settings.force:
+            _remove(out)
+        elif not settings.resume:
+            raise ToolError(f"{out} holds a run", hint="--resume goes on with it, --force removes it", code=Exit.USAGE)
+        elif (was := there.get("recipe", {}) if there else {}) != recipe:
+            differing = ", ".join(sorted(key for key in {*was, *recipe} if was.get(key) != recipe.get(key)))
+            hint = "ask as it did, or give another directory"
+            raise ToolError(f"{out} was begun with other settings: {differing}", hint=hint, code=Exit.USAGE)
+    out.mkdir(parents=True, exist_ok=True)
+    text = manifest_text(tool="jumar-eval", version=dist_version("jumar-eval"), recipe=recipe)
+    part = out / (NAME + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, out / NAME)
+    return out
+
+
+def _remove(out: Path) -> None:
+    """What a run has written, and nothing else."""
+    for pattern in ("samples_*.jsonl", "samples_*.jsonl.part", results.RESULTS, NAME, "report.html"):
+        for path in out.glob(pattern):
+            path.unlink()
+
+
+# --- asking
+
+
+def _answer(model: Model, unit: Unit, folder: Path | None) -> Journal:
+    """Asks what the journal does not have yet."""
+    path = None if folder is None else folder / f"samples_{unit.name}.jsonl"
+    journal = Journal(path, max(len(unit.task.answers), 1), writes=first_rank())
+    left = [item for item in unit.items if item.number not in journal.samples]
+    requests, owners = list[Request](), list[tuple[Item, int]]()
+    waiting: dict[int, list[Response | None]] = {}
+    for item in left:
+        waiting[item.number] = [None] * len(item.requests)
+        for place, request in enumerate(item.requests):
+            requests.append(request)
+            owners.append((item, place))
+
+    def done(number: int, response: Response) -> None:
+        item, place = owners[number]
+        waiting[item.number][place] = response
+        if all(r is not None for r in waiting[item.number]):
+            journal.add(samples_of(unit.task, item, [r for r in waiting.pop(item.number) if r is not None]))
+
+    if requests:
+        model.answer(requests, done)
+    assert not waiting, f"{len(waiting)} documents of {unit.name} were not answered"
+    journal.close()
+    return journal
+
+
+def first_rank() -> bool:
+    """Whether this process speaks and writes: of those that torchrun started, the first."""
+    return os.environ.get("RANK", "0") == "0"

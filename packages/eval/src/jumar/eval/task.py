@@ -1,0 +1,156 @@
+"""A task is data: a YAML file that says where documents lie, how they become prompts, and what is measured."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Literal
+
+from jumar.schema.errors import Exit, ToolError
+from jumar.schema.recipe import read_file, validate
+
+METRICS_OF = {
+    "choice": ("acc", "acc_norm", "acc_bytes", "true_mass"),
+    "generate": ("exact_match", "begins_with", "keywords"),
+    "rolling": ("word_perplexity", "byte_perplexity", "bits_per_byte"),
+}
+FOLDER = Path(__file__).parent / "tasks"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """How the documents of a task lie on disk. Patterns are below the task's folder; {subject} is what subjects differ in.
+
+    test, shots: the documents, and those that worked examples are taken from (none: from the documents themselves)
+    columns:     of a CSV file that has no header
+    rows:        of a JSON file: the key under which the documents are
+    fields:      name -> expression over a row's columns; none: the columns as they are
+    """
+
+    test: str
+    shots: str | None = None
+    columns: tuple[str, ...] = ()
+    rows: str | None = None
+    fields: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extract:
+    """What of a text counts as the answer: of the matches of `find` the one numbered `take` (its first group with text)."""
+
+    name: str
+    find: str | None = None
+    take: int = 0
+    otherwise: str = "[invalid]"
+    strip: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Match:
+    """How two texts are compared: what is left out of both before."""
+
+    ignore: tuple[str, ...] = ()
+    ignore_case: bool = False
+    ignore_punctuation: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One benchmark.
+
+    kind:     choice (the most probable of some continuations), generate (a text), rolling (the log-likelihood of a text)
+    folders:  names under which its data is looked for in the data directory
+    prompt, target: what is asked, a template; the answer, an expression (of `choice` its number)
+    choices:  texts, or an expression that gives them
+    ending:   an expression: choices stand before it, and it is what is scored (WinoGrande)
+    description: a template, before everything
+    delimiter, separator: between question and answer, between worked examples
+    shots, fewshot: how many worked examples, the first ones or drawn for every document
+    answers:  what of a generated text counts; several are measured side by side
+    subjects: name in files -> name in prompts; groups: name -> subjects that have a score together
+    without:  subjects that are there, and are no task of this kind
+    code:     answers are programs, which are run
+    """
+
+    task: str
+    title: str
+    source: str = ""
+    kind: Literal["choice", "generate", "rolling"]
+    metrics: tuple[str, ...]
+    layouts: tuple[Layout, ...]
+    folders: tuple[str, ...] = ()
+    version: float = 1.0
+    prompt: str = ""
+    target: str = "''"
+    choices: tuple[str, ...] | str = ()
+    ending: str | None = None
+    description: str = ""
+    delimiter: str = " "
+    separator: str = "\n\n"
+    shots: int = 0
+    fewshot: Literal["first", "random"] = "first"
+    shot_prompt: str | None = None
+    shot_target: str | None = None
+    until: tuple[str, ...] = ()
+    max_new_tokens: int = 256
+    answers: tuple[Extract, ...] = ()
+    match: Match = field(default_factory=Match)
+    subjects: Mapping[str, str] = field(default_factory=dict)
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    without: tuple[str, ...] = ()
+    code: bool = False
+
+    @property
+    def by_subject(self) -> bool:
+        """Whether it is made of several sets of documents."""
+        return any("{subject}" in layout.test for layout in self.layouts)
+
+
+@cache
+def task_files() -> dict[str, Path]:
+    """Name -> file: our own, and those of folders that entry points `jumar.eval_tasks` name."""
+    folders = [FOLDER]
+    for point in entry_points(group="jumar.eval_tasks"):
+        module = point.load()
+        folders.append(Path(module if isinstance(module, str) else module.__path__[0]))
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
+
+
+def load_task(name: str) -> Task:
+    """A task by its name, or by the path of its YAML file. Raises ToolError (2) where there is none, or a key is wrong."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else task_files().get(name)
+    if path is None:
+        near = difflib.get_close_matches(name, task_files(), 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ToolError(f"there is no task {name!r}", hint=hint + "jumar-eval list names all", code=Exit.USAGE)
+    task = validate(Task, read_file(path), str(path))
+    _check(task, path)
+    return task
+
+
+def _check(task: Task, path: Path) -> None:
+    def wrong(what: str, hint: str) -> ToolError:
+        return ToolError(f"{path}: {what}", hint=hint, code=Exit.USAGE)
+
+    for metric in task.metrics:
+        if metric not in METRICS_OF[task.kind]:
+            what = f"{metric!r} is no metric of a task of kind {task.kind}"
+            raise wrong(what, f"choose among {', '.join(METRICS_OF[task.kind])}")
+    if task.kind == "choice" and not task.choices:
+        raise wrong("a task of kind choice has choices", "give choices: [A, B, C, D], or an expression")
+    if task.kind != "rolling" and not task.prompt and task.ending is None:
+        raise wrong("it has no prompt", 'give prompt: "Question: {{ question }}\\nAnswer:"')
+    if not task.layouts:
+        raise wrong("it has no layouts", "give layouts: [{test: FILE.jsonl}]")
+
+
+def plain(task: Task) -> dict[str, Any]:
+    """A task as the results hold it."""
+    from dataclasses import asdict
+
+    defaults = {name: f.default for name, f in Task.__dataclass_fields__.items()}
+    return {key: value for key, value in asdict(task).items() if value not in ((), {}, None) and value != defaults[key]}

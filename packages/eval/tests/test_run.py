@@ -1,0 +1,241 @@
+"""Runs: results, the journal, resuming, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from eval_files import Maker
+from jumar.ckpt_convert import open_checkpoint, plan_megatron, run_plan
+from jumar.eval.local import LocalModel, Opening
+from jumar.eval.report import report_html, write_report
+from jumar.eval.requests import Done, Request
+from jumar.eval.run import Settings, evaluate
+from jumar.eval.task import FOLDER
+from jumar.schema.errors import ToolError
+from jumar.schema.parallel import ParallelLayout
+
+REQUESTS = 8 * 4 + 6 * 2 + 2 + 2
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    make = Maker(tmp_path_factory.mktemp("benchmarks"))
+    make.mmlu("anatomy", count=5)
+    make.mmlu("astronomy", count=3)
+    make.piqa()
+    make.gsm8k(count=2)
+    make.texts()
+    short = yaml.safe_load((FOLDER / "gsm8k.yaml").read_text()) | {"shots": 1, "max_new_tokens": 8}
+    (make.folder / "short.yaml").write_text(yaml.safe_dump(short))
+    return make.folder
+
+
+@pytest.fixture(scope="module")
+def model(hf: Path) -> LocalModel:
+    return LocalModel(hf, Opening(device="cpu", cache_tokens=8192))
+
+
+@pytest.fixture(scope="module")
+def whole(model: LocalModel, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of everything."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    evaluate(lambda: model, asked(data, out))
+    return out
+
+
+def asked(data: Path, out: Path, **words: Any) -> Settings:
+    tasks = ("mmlu", "piqa", str(data / "short.yaml"), "perplexity")
+    return Settings(tasks=tasks, data=data, out=out, arguments={"model": "hf"}, **words)
+
+
+def samples(out: Path) -> dict[str, bytes]:
+    found = {path.name: path.read_bytes() for path in out.glob("samples_*")}
+    assert len(found) > 1
+    return found
+
+
+def files(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in out.glob("samples_*")} | {"results": stable(out)}
+
+
+def stable(out: Path) -> bytes:
+    """Results without what tells when they were made."""
+    found = json.loads((out / "results.json").read_text())
+    for key in ("date", "total_evaluation_time_seconds"):
+        del found[key]
+    return json.dumps(found).encode()
+
+
+def test_results_and_samples(whole: Path) -> None:
+    found = json.loads((whole / "results.json").read_text())
+    results, group = found["results"], found["results"]["mmlu"]
+    parts = [results["mmlu_anatomy"], results["mmlu_astronomy"]]
+    assert group["acc,none"] == pytest.approx((5 * parts[0]["acc,none"] + 3 * parts[1]["acc,none"]) / 8)
+    assert found["group_subtasks"]["mmlu"] == ["mmlu_stem"]
+    assert found["group_subtasks"]["mmlu_stem"] == ["mmlu_anatomy", "mmlu_astronomy"]
+    assert found["n-samples"]["mmlu_anatomy"] == {"original": 5, "effective": 5}
+    assert found["n-shot"] == {"gsm8k": 1, "mmlu_anatomy": 5, "mmlu_astronomy": 5, "perplexity": 0, "piqa": 0}
+    samples = [json.loads(line) for line in (whole / "samples_gsm8k.jsonl").open()]
+    assert [(s["doc_id"], s["filter"]) for s in samples] == [
+        (doc, way) for doc in (0, 1) for way in ("strict-match", "flexible-extract")
+    ]
+    assert results["gsm8k"]["exact_match,flexible-extract"] == sum(s["exact_match"] for s in samples[1::2]) / 2
+
+
+def test_a_megatron_directory_scores_the_same(hf: Path, whole: Path, data: Path, tmp_path: Path) -> None:
+    run_plan(plan_megatron(open_checkpoint(hf), ParallelLayout(tp=2, pp=2)), tmp_path / "mcore")
+    evaluate(lambda: LocalModel(tmp_path / "mcore", Opening(device="cpu")), asked(data, tmp_path / "out"))
+    assert samples(tmp_path / "out") == samples(whole)
+
+
+class Stopping:
+    """A model that is gone after so many responses."""
+
+    def __init__(self, inner: LocalModel, after: int) -> None:
+        self.inner, self.left, self.asked = inner, after, 0
+        self.facts = inner.facts
+
+    def answer(self, requests: list[Request], done: Done) -> None:
+        self.asked += len(requests)
+
+        def counted(number: int, response: Any) -> None:
+            if not self.left:
+                raise KeyboardInterrupt
+            self.left -= 1
+            done(number, response)
+
+        self.inner.answer(requests, counted)
+
+
+@pytest.mark.parametrize("after, torn", [(5, 0), (15, 40), (35, 1), (47, 0)])
+def test_a_run_that_was_stopped_is_gone_on_with(
+    model: LocalModel, whole: Path, data: Path, tmp_path: Path, after: int, torn: int
+) -> None:
+    """torn: bytes that are missing of the journal's last line. The same bytes as of a run that was not stopped."""
+    out, stopping = tmp_path / "out", Stopping(model, after)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(lambda: stopping, asked(data, out))
+    assert not (out / "results.json").exists()
+    last = max(out.glob("samples_*"), key=lambda path: path.stat().st_mtime_ns)
+    last.write_bytes(last.read_bytes()[: -torn or None])
+    again = Stopping(model, REQUESTS)
+    evaluate(lambda: again, asked(data, out, resume=True))
+    assert files(out) == files(whole)
+    assert REQUESTS - after <= again.asked < REQUESTS
+
+
+def test_what_is_there_is_not_written_over(model: LocalModel, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    evaluate(lambda: model, Settings(tasks=("piqa",), data=data, out=out))
+    before = files(out)
+    for words, said in (
+        ({}, "holds a run"),
+        ({"resume": True, "limit": 2}, "begun with other settings: documents"),
+        ({"resume": True, "arguments": {"model": "other"}}, "begun with other settings: model"),
+    ):
+        with pytest.raises(ToolError, match=said):
+            evaluate(lambda: model, Settings(tasks=("piqa",), data=data, out=out, **words))
+    evaluate(lambda: model, Settings(tasks=("piqa",), data=data, out=out, resume=True))
+    assert files(out) == before
+    evaluate(lambda: model, Settings(tasks=("piqa",), data=data, out=out, limit=2, force=True))
+    assert len((out / "samples_piqa.jsonl").read_text().splitlines()) == 2
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.tex").write_text("years of work")
+    with pytest.raises(ToolError, match="is no run of jumar-eval"):
+        evaluate(lambda: model, Settings(tasks=("piqa",), data=data, out=other, force=True))
+    assert (other / "thesis.tex").exists()
+
+
+def test_a_damaged_journal_is_refused(model: LocalModel, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    evaluate(lambda: model, Settings(tasks=("piqa",), data=data, out=out))
+    lines = (out / "samples_piqa.jsonl").read_text().splitlines(keepends=True)
+    (out / "samples_piqa.jsonl").write_text(lines[0] + "{\n" + lines[2])
+    with pytest.raises(ToolError, match=r"samples_piqa.jsonl:2 is damaged"):
+        evaluate(lambda: model, Settings(tasks=("piqa",), data=data, out=out, resume=True))
+
+
+def test_limit_changes_no_score(model: LocalModel, whole: Path, data: Path, tmp_path: Path) -> None:
+    evaluate(lambda: model, asked(data, tmp_path / "two", limit=2))
+    for path in (tmp_path / "two").glob("samples_*"):
+        lines = path.read_text().splitlines()
+        assert len(lines) in (2, 4)
+        assert lines == (whole / path.name).read_text().splitlines()[: len(lines)]
+
+
+def test_chat_prompts_go_through_the_template(model: LocalModel, data: Path, tmp_path: Path) -> None:
+    settings = Settings(tasks=("mmlu",), data=data, out=tmp_path / "out", chat=True, shots=1, limit=1, system="Be brief.")
+    evaluate(lambda: model, settings)
+    (sample,) = map(json.loads, (tmp_path / "out/samples_mmlu_anatomy.jsonl").open())
+    prompt, choice = sample["arguments"]["gen_args_0"].values()
+    assert prompt.startswith("<|im_start|>system\nBe brief.The following are multiple choice questions")
+    assert prompt.count("<|im_start|>assistant\n") == 2
+    assert prompt.endswith("Answer:<|im_end|>\n<|im_start|>assistant\n")
+    assert choice == "A"
+
+
+COMMAND = [sys.executable, "-m", "jumar.eval", "run"]
+
+
+def command(hf: Path, data: Path, out: Path, *more: str) -> list[str]:
+    return [*COMMAND, str(hf), "--tasks", "piqa,mmlu", "--data", str(data), "-o", str(out), "--device", "cpu", *more]
+
+
+def test_the_command_prints_a_table_and_fails_under(hf: Path, data: Path, tmp_path: Path) -> None:
+    done = subprocess.run(command(hf, data, tmp_path / "out", "--fail-under", "piqa.acc=1.01"), capture_output=True, text=True)
+    assert done.returncode == 5, done.stderr
+    assert "below 1.01" in done.stderr
+    first, *lines = done.stdout.splitlines()
+    assert first.split() == ["task", "answer", "shots", "metric", "value", "stderr"]
+    assert [line.split()[0] for line in lines] == ["mmlu", "mmlu_stem", "mmlu_anatomy", "mmlu_astronomy", "piqa", "piqa"]
+    done = subprocess.run([*COMMAND, str(hf), "--tasks", "piqa", "--data", str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 3
+    assert "no data of piqa" in done.stderr
+
+
+@pytest.mark.slow
+def test_killed_and_gone_on_with(hf: Path, make: Maker, tmp_path: Path) -> None:
+    """kill -9 in the middle, twice, as the machine would."""
+    make.piqa(count=400)
+    make.mmlu(count=200)
+    subprocess.run(command(hf, make.folder, tmp_path / "whole"), check=True, capture_output=True)
+    out = tmp_path / "out"
+    for name, more in (("piqa", ()), ("mmlu_anatomy", ("--resume",))):
+        running = subprocess.Popen(command(hf, make.folder, out, *more), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        journal = out / f"samples_{name}.jsonl"
+        while not journal.exists() or journal.stat().st_size < 50_000:
+            assert running.poll() is None
+            time.sleep(0.01)
+        os.kill(running.pid, signal.SIGKILL)
+        running.wait()
+    subprocess.run(command(hf, make.folder, out, "--resume"), check=True, capture_output=True)
+    assert files(out) == files(tmp_path / "whole")
+
+
+def test_the_report_is_one_page_without_markup_of_others(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "out")
+    page = write_report(tmp_path / "out").read_text()
+    for wanted in ("mmlu_astronomy", "exact_match", "gsm8k: errors", "log-likelihood", "expected"):
+        assert wanted in page
+    assert page.count('<svg height="18"') == 3
+    for outside in ("<script", "http://", "https://", "url("):
+        assert outside not in page
+    sample = json.loads((tmp_path / "out/samples_piqa.jsonl").open().readline())
+    sample |= {"acc": 0.0, "arguments": {"gen_args_0": {"arg_0": "<img src=x>\u202e", "arg_1": "</pre>"}}}
+    sample |= {"filtered_resps": [[-1.0, False]]}
+    found = json.loads((tmp_path / "out/results.json").read_text())
+    page = report_html(found, {"piqa": [sample]})
+    assert "&lt;img src=x&gt;\\u202e" in page
+    assert "<img" not in page

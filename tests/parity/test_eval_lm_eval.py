@@ -1,0 +1,117 @@
+"""jumar-eval against lm-eval's own tasks and Hugging Face model, request by request."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import infer_models
+import lm_eval_peer as peer
+from eval_files import Maker
+from jumar.eval.local import LocalModel, Opening
+from jumar.eval.run import Settings, evaluate
+
+DEMO = Path(__file__).resolve().parents[2] / "runs/demo/hf"
+SHOTS = {"mmlu_anatomy": 5, "gsm8k": 5}
+NAMES = ["boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "truthfulqa_mc1", "truthfulqa_mc2", "mmlu_anatomy", "gsm8k"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its context is too short for some of the prompts."""
+    path = tmp_path_factory.mktemp("llama") / "hf"
+    infer_models.llama_with_tokenizer(path, max_position_embeddings=600)
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every task in its published layout, and in `peer` as lm-eval's tasks expect it."""
+    folder = tmp_path_factory.mktemp("benchmarks")
+    make = Maker(folder)
+
+    def task(name: str, include: str, **splits: list[dict[str, Any]]) -> None:
+        files = {split: make.lines(f"peer/{name}.{split}.jsonl", rows) for split, rows in splits.items()}
+        changes = {"description": "The following are multiple choice questions (with answers) about anatomy.\n\n"}
+        peer.write_task(folder / "peer", name, include, files, **(changes if name.startswith("mmlu") else {}))
+
+    def both(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+        return {"train": rows, "validation": rows}
+
+    labelled = [{**row, "label": int(row["answer"])} for row in make.boolq()]
+    task("boolq", "super_glue/boolq/default.yaml", **both(labelled))
+    task("piqa", "piqa/piqa.yaml", **both(make.piqa()))
+    task("hellaswag", "hellaswag/hellaswag.yaml", **both(make.hellaswag()))
+    task("winogrande", "winogrande/default.yaml", **both(make.winogrande()))
+    rows = make.arc()
+    task("arc_easy", "arc/arc_easy.yaml", train=rows, validation=rows, test=rows)
+    rows = make.truthfulqa()
+    for name in ("truthfulqa_mc1", "truthfulqa_mc2"):
+        task(name, f"truthfulqa/{name}.yaml", validation=rows)
+    made = make.mmlu(count=12)
+    task("mmlu_anatomy", "mmlu/default/_default_template_yaml", **made)
+    task("gsm8k", "gsm8k/gsm8k.yaml", **make.gsm8k())
+    pages = [{"page": row["text"]} for row in make.texts((20, 700))]
+    task("perplexity", "wikitext/wikitext.yaml", train=pages, validation=pages, test=pages)
+    return folder
+
+
+def lm_evals(model: Path, data: Path, names: list[str], **words: Any) -> dict[str, Any]:
+    """Of tasks that ask for different numbers of worked examples."""
+    out: dict[str, Any] = {"results": {}, "samples": {}}
+    for shots in dict.fromkeys(SHOTS.get(name, 0) for name in names):
+        found = peer.evaluate(model, data / "peer", [n for n in names if SHOTS.get(n, 0) == shots], shots=shots, **words)
+        for kind in out:
+            out[kind] |= {name.removeprefix("peer_"): value for name, value in found[kind].items()}
+    return out
+
+
+def ours(model: Path, data: Path, names: list[str], out: Path, **words: Any) -> dict[str, Any]:
+    tasks = tuple(dict.fromkeys("mmlu" if name.startswith("mmlu") else name for name in names))
+    opening = Opening(device="cpu", cache_tokens=8192)
+    found = evaluate(lambda: LocalModel(model, opening), Settings(tasks=tasks, data=data, out=out, **words))
+    samples = {name: [json.loads(line) for line in (out / f"samples_{name}.jsonl").open()] for name in names}
+    return {"results": found["results"], "samples": samples}
+
+
+def pairs(found: dict[str, Any], expected: dict[str, Any], name: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    keyed = {(s["filter"], s["doc_id"]): s for s in expected["samples"][name]}
+    assert len(keyed) == len(found["samples"][name]) > 0
+    for sample in found["samples"][name]:
+        yield sample, keyed[sample["filter"], sample["doc_id"]]
+
+
+def check(found: dict[str, Any], expected: dict[str, Any], name: str) -> float:
+    """The largest difference of a log-likelihood; everything else is equal."""
+    worst = 0.0
+    for sample, theirs in pairs(found, expected, name):
+        asked = [list(a.values()) for a in sample["arguments"].values()]
+        assert [a[0] for a in asked] == [a[0] for a in theirs["arguments"]]
+        for mine, other in zip(sample["resps"], theirs["resps"], strict=True):
+            if isinstance(mine[0], str):
+                assert mine == other
+            elif isinstance(mine[0], float):
+                worst = max(worst, abs(mine[0] - other[0]) / max(1, abs(other[0])))
+            else:
+                assert mine[0][1] == other[0][1]
+                worst = max(worst, abs(mine[0][0] - other[0][0]))
+    scores = {key: value for key, value in expected["results"][name].items() if "," in key}
+    for key, value in scores.items():
+        assert found["results"][name][key] == (value if isinstance(value, str) else pytest.approx(value, abs=1e-4, rel=1e-4)), key
+    return worst
+
+
+def test_every_kind_of_task_equals_lm_eval(model: Path, data: Path, tmp_path: Path) -> None:
+    """Prompts, log-likelihoods, texts, metrics and standard errors, of prompts that are too long as well."""
+    torch.set_num_threads(1)
+    expected = lm_evals(model, data, [*NAMES, "perplexity"])
+    found = ours(model, data, [*NAMES, "perplexity"], tmp_path)
+    for name in (*NAMES, "perplexity"):
+        assert check(found, expected, name) < 1e-4, name
+    assert any(sample.get("truncated") for sample in found["samples"]["mmlu_anatomy"])
+    assert len({sample["resps"][0][0] for sample in found["samples"]["gsm8k"]}) > 1
