@@ -1,4 +1,4 @@
-"""Start the converter and the Megatron worker as their users do: as commands."""
+"""The converter and the Megatron worker as their users start them: as commands."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from jumar.ckpt_convert import cli
 
 WORKER = Path(__file__).with_name("megatron_worker.py")
 DIST_WORKER = Path(__file__).with_name("dist_worker.py")
@@ -20,13 +25,20 @@ def run(*command: object) -> None:
     assert done.returncode == 0, done.stderr[-8000:]
 
 
+def jumar_convert(*words: object) -> None:
+    """`jumar-convert WORDS`, in this process: a hundred of them would start as many interpreters."""
+    with mock.patch.object(sys, "argv", ["jumar-convert", *map(str, words)]), pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code, words
+
+
 def size_flags(layout: Layout) -> list[str]:
     return [word for name, size in layout.items() if name != "grouped" for word in (f"--{name}", str(size))]
 
 
 def convert(hf_dir: Path, out: Path, layout: Layout) -> None:
     experts = "grouped" if layout.get("grouped") else "sequential"
-    run("-m", "jumar.ckpt_convert", "to-megatron", hf_dir, out, *size_flags(layout), "--expert-layout", experts)
+    jumar_convert("to-megatron", hf_dir, out, *size_flags(layout), "--expert-layout", experts)
 
 
 def launch(pairs: list[tuple[Path, Path]], layout: Layout, report: Path) -> list[dict]:

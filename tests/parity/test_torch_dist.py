@@ -22,10 +22,6 @@ def slow(name: str, layout: harness.Layout, models: list[str]):
     return pytest.param(layout, models, id=name, marks=pytest.mark.slow)
 
 
-def jumar(*args: object) -> None:
-    harness.run("-m", "jumar.ckpt_convert", *args)
-
-
 def plain_tensors(iteration: Path) -> dict[str, torch.Tensor]:
     """Every tensor, by torch's own reader, without a process group."""
     reader = dcp.FileSystemReader(iteration)
@@ -77,7 +73,7 @@ def test_megatron_core_on_both_sides(layout, models, hf, tmp_path, subtests):
         jobs.append(dict(do="save", shards=f"{tmp_path}/{name}-shards", hf=str(hf(name)), out=f"{root}/iter_0000001"))
         for flags in ("", "--tp 2 --pp 2"):
             out = tmp_path / f"{name}-written{'-cut' if flags else ''}"
-            jumar("to-megatron", hf(name), out, "--format", "torch_dist", *flags.split())
+            harness.jumar_convert("to-megatron", hf(name), out, "--format", "torch_dist", *flags.split())
             jobs.append(dict(do="load", dist=f"{out}/iter_0000001", hf=str(hf(name))))
     if "mixtral" in models:
         for spelling, option in (("singleton", "singleton"), ("stacked", "every_layer")):
@@ -85,14 +81,16 @@ def test_megatron_core_on_both_sides(layout, models, hf, tmp_path, subtests):
             shards = f"{tmp_path}/mixtral-shards"
             jobs.append(dict(do="save", shards=shards, hf=str(hf("mixtral")), out=f"{root}/iter_0000001") | {option: True})
         stacked = tmp_path / "mixtral-written-stacked"
-        jumar("to-megatron", hf("mixtral"), stacked, "--format", "torch_dist", "--dist-layers", "stacked", "--ep", "2")
+        harness.jumar_convert(
+            "to-megatron", hf("mixtral"), stacked, "--format", "torch_dist", "--dist-layers", "stacked", "--ep", "2"
+        )
         jobs.append(dict(do="load", dist=f"{stacked}/iter_0000001", hf=str(hf("mixtral")), every_layer=True))
     rows = harness.launch_jobs(jobs, layout, tmp_path)
     for job, row in zip(jobs, rows, strict=True):
         with subtests.test(f"{job['do']} {Path(job.get('dist') or job['out']).parent.name}"):
             assert "error" not in row, row["error"]
             if job["do"] == "save":
-                jumar("verify", job["hf"], Path(job["out"]).parent)
+                harness.jumar_convert("verify", job["hf"], Path(job["out"]).parent)
             else:
                 assert row["scale"] > 0.5
                 assert row["max_diff"] < 1e-5
@@ -103,7 +101,7 @@ def test_what_is_written_is_what_megatron_core_writes(name, hf, tmp_path):
     """Same tensors, shapes, dtypes, objects and values at the same layout; torch's own reader finds them."""
     layout = {"tp": 2}
     harness.convert(hf(name), tmp_path / "shards", layout)
-    jumar("to-megatron", hf(name), tmp_path / "ours", "--format", "torch_dist", "--tp", 2)
+    harness.jumar_convert("to-megatron", hf(name), tmp_path / "ours", "--format", "torch_dist", "--tp", 2)
     job = dict(do="save", shards=str(tmp_path / "shards"), hf=str(hf(name)), out=f"{tmp_path}/theirs/iter_0000001")
     harness.launch_jobs([job], layout, tmp_path)
     ours, theirs = (tmp_path / side / "iter_0000001" for side in ("ours", "theirs"))
@@ -122,6 +120,7 @@ RUNS = {
     "distributed-bf16": {"bf16": True},
     "plain-bf16": {"bf16": True, "distributed": False},
 }
+FEW_RUNS = ["plain", "distributed-bf16"]
 
 
 @pytest.mark.compat(
@@ -139,11 +138,12 @@ RUNS = {
     "`torch_dist`, optimizer state as `dp_reshardable`",
     "flat buffers of the run's ranks; the weights are converted, with a note before",
 )
-def test_a_run_goes_on_at_another_layout(hf, tmp_path, subtests):
+@pytest.mark.parametrize("names", [pytest.param(FEW_RUNS, id="few"), pytest.param(list(RUNS), id="all", marks=pytest.mark.slow)])
+def test_a_run_goes_on_at_another_layout(names, hf, tmp_path, subtests):
     """TP2 DP2 -> jumar -> PP2 DP2, where megatron-core loads it and saves it again: every state is what it was."""
     harness.convert(hf("llama"), tmp_path / "llama-shards", {"tp": 2})
     harness.convert(hf("mixtral"), tmp_path / "mixtral-shards", {"tp": 2})
-    runs = {name: ("llama", options) for name, options in RUNS.items()} | {"experts": ("mixtral", {})}
+    runs = {name: ("llama", RUNS[name]) for name in names} | {"experts": ("mixtral", {})}
     jobs = []
     for name, (model, options) in [*runs.items(), ("flat", ("llama", {"sharding": "dp_reshardable"}))]:
         root = checkpoint(tmp_path / name, hf(model), 7)
@@ -152,7 +152,7 @@ def test_a_run_goes_on_at_another_layout(hf, tmp_path, subtests):
     harness.launch_jobs(jobs, {"tp": 2, "dp": 2}, tmp_path)
     jobs = []
     for name, (model, options) in runs.items():
-        jumar("to-megatron", tmp_path / name, tmp_path / f"{name}-cut", "--format", "torch_dist", "--pp", 2)
+        harness.jumar_convert("to-megatron", tmp_path / name, tmp_path / f"{name}-cut", "--format", "torch_dist", "--pp", 2)
         dist = f"{tmp_path}/{name}-cut/iter_0000007"
         out = f"{tmp_path}/{name}-again/iter_0000007"
         jobs.append(dict(do="resume", dist=dist, hf=str(hf(model)), out=out, **options))
