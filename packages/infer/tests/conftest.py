@@ -28,16 +28,16 @@ class Done:
 
     @property
     def lines(self) -> list[dict]:
-        return [json.loads(line) for line in self.out.splitlines()]
+        return [json.loads(line) for line in self.out.split("\n") if line]
 
 
 @pytest.fixture
 def infer(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     """Runs the command in this process."""
 
-    def run(*words: object, stdin: str = "") -> Done:
+    def run(*words: object, stdin: str | bytes = "") -> Done:
         monkeypatch.setattr(sys, "argv", ["jumar-infer", *map(str, words)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode() if isinstance(stdin, str) else stdin)))
         monkeypatch.setenv("COLUMNS", "200")
         capfd.readouterr()
         with pytest.raises(SystemExit) as end:

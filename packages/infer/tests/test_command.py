@@ -160,10 +160,17 @@ def test_bad_rows(infer, hf: Path, tmp_path: Path) -> None:
         ("{", "not JSON"),
         ("[1]", "a list, expected an object"),
         ("{}", "one of prompt and messages"),
-        ('{"prompt": 1}', "prompt is a int"),
+        ('{"prompt": 1}', "prompt is of type int"),
         ('{"messages": []}', "messages is empty"),
         ('{"messages": [{"role": "nobody", "content": ""}]}', "role 'nobody'"),
         (json.dumps({"prompt": "x" * 200}), "context is 128"),
+        (r'{"prompt": "\ud800"}', "not valid Unicode: U+D800"),
+        (r'{"messages": [{"role": "user", "content": "a\udc00"}]}', "not valid Unicode: U+DC00"),
+        ('{"prompt": "x", "id": NaN}', "not JSON: NaN"),
+        ('{"prompt": "x", "id": 1e400}', "not JSON: 1e400"),
+        ('{"prompt": "x", "tools": []}', "tools go with messages"),
+        ('{"messages": [{"role": "user", "content": "x"}], "tools": "foo"}', "tools is no list"),
+        ("[" * 100_000, "nested too deeply"),
     ):
         (tmp_path / "rows.jsonl").write_text('{"prompt": "fine"}\n\n' + line + "\n")
         done = infer("generate", hf, tmp_path / "rows.jsonl", *FAST)
@@ -184,7 +191,7 @@ def test_bad_rows(infer, hf: Path, tmp_path: Path) -> None:
         (("generate", "nowhere", "-p", "x"), 3, "does not exist"),
         (("generate", "EMPTY", "-p", "x"), 3, "no checkpoint"),
         (("generate", "HF", "rows.jsonl"), 3, "cannot be read"),
-        (("chat", "HF", "--template", "no-such"), 3, "no-such"),
+        (("chat", "HF", "--template", "no-such"), 2, "no-such"),
         (("score", "HF", "-"), 3, "no lines"),
     ],
     ids=str,

@@ -30,7 +30,7 @@ class Beam:
 def check_beams(sampling: Sampling, num_beams: int, returns: int) -> None:
     """Raises ToolError (2) for what beams do not do."""
     for wrong, what, hint in (
-        (sampling.temperature != 0, "beams take the most probable answers, and draw none", "leave --temperature out, or give 0"),
+        (sampling.temperature != 0, "beams take the most probable answers, and draw none", "give --temperature 0"),
         (bool(sampling.stop), "beams do not end at stop texts", "leave --stop out"),
         (sampling.logprobs is not None, "beams have no log-probabilities of tokens", "leave --logprobs out"),
         (returns > num_beams, f"{num_beams} beams have no {returns} answers", f"give --num-return {num_beams} or less"),

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TextIO
 
 from jumar.infer.conversation import Message, Template
 from jumar.infer.engine import Engine
 from jumar.infer.sampling import Sampling
+from jumar.infer.tokenizer import check_unicode
 from jumar.schema.cli import say_error
-from jumar.schema.errors import ToolError
+from jumar.schema.errors import Exit, ToolError
+
+QUOTES = '"""'
 
 HELP = """\
 /system TEXT  another system message, and a new conversation; without TEXT: none
@@ -21,7 +26,7 @@ HELP = """\
 /save FILE    the conversation as JSON
 /quit         (or Ctrl-D) the end
 Ctrl-C        stops an answer
-Lines that end with \\ go on; \"\"\" begins and ends several lines."""
+Lines that end with \\ go on; \"\"\" at the beginning of a line begins several, and at the end of one ends them."""
 
 
 @dataclass
@@ -29,6 +34,7 @@ class Chat:
     """A conversation, and what is said in it. Answers go to `out`, all else to `err`.
 
     stops: Ctrl-C stops an answer, else it ends the conversation: torchrun kills all that has not ended soon after
+    code: that of the first fault; OK if there was none
     """
 
     engine: Engine
@@ -39,6 +45,8 @@ class Chat:
     err: TextIO = field(default_factory=lambda: sys.stderr)
     messages: list[Message] = field(default_factory=list)
     stops: bool = True
+    code: Exit = Exit.OK
+    saved: set[Path] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.clear()
@@ -49,15 +57,22 @@ class Chat:
 
     def run(self) -> None:
         """Reads from the terminal until the end."""
+        if isinstance(sys.stdin, TextIOWrapper):  # bytes that are no UTF-8 are a fault of one message, not of all
+            sys.stdin.reconfigure(errors="surrogateescape")
         while (text := self.read()) is not None:
             try:
+                check_unicode(text, "the message")
                 if text.startswith("/"):
                     if self.command(text):
                         return
                 elif text.strip():
                     self.say(text)
             except ToolError as fault:
-                say_error(fault)
+                self._fault(fault)
+
+    def _fault(self, fault: ToolError) -> None:
+        self.code = self.code or fault.code
+        say_error(fault)
 
     def read(self) -> str | None:
         """One input, of several lines where the person says so; None at the end of input. Ctrl-C forgets what was typed."""
@@ -73,25 +88,33 @@ class Chat:
                 lines, quoted = [], False
                 continue
             except EOFError:
-                return "\n".join(lines) if lines else None
-            if line.strip() == '"""':
                 if quoted:
-                    return "\n".join(lines)
-                quoted = True
-            elif quoted:
-                lines.append(line)
+                    self._fault(ToolError(f"the input ends within {QUOTES}", hint=f"end several lines with {QUOTES}"))
+                return "\n".join(lines) if lines and not quoted else None
+            begins = not quoted and line.lstrip().startswith(QUOTES)
+            if begins:
+                quoted, line = True, line.lstrip().removeprefix(QUOTES)
+            if quoted and line.rstrip().endswith(QUOTES):
+                line = line.rstrip().removesuffix(QUOTES)
+                return "\n".join([*lines, line] if line else lines)
+            if quoted:
+                lines += [line] if line or not begins else []
             elif line.endswith("\\"):
                 lines.append(line[:-1])
             else:
                 return "\n".join([*lines, line])
 
     def _line(self, prompt: str) -> str:
-        if not sys.stdin.isatty():
-            line = sys.stdin.readline()
-            if not line:
-                raise EOFError
-            return line.rstrip("\n")
-        return input(prompt)
+        if sys.stdin.isatty() and sys.stdout.isatty():
+            with suppress(ImportError):  # not on every system
+                import readline  # noqa: F401  # from here on `input` lets lines be edited
+            return input(prompt)
+        if sys.stdin.isatty():
+            print(prompt, end="", file=self.err, flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            raise EOFError
+        return line.rstrip("\n")
 
     def command(self, text: str) -> bool:
         """Carries out what begins with a slash. True: the end."""
@@ -126,10 +149,15 @@ class Chat:
         if not name:
             self._tell("(/save FILE)")
             return
+        path = Path(name).absolute()
         try:
-            Path(name).write_text(json.dumps(self.messages, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+            with path.open("w" if path in self.saved else "x", encoding="utf-8") as file:
+                file.write(json.dumps(self.messages, ensure_ascii=False, indent=2) + "\n")
+        except FileExistsError:
+            raise ToolError(f"{name} is there already", hint="give another path: /save FILE") from None
         except OSError as fault:
             raise ToolError(f"{name} cannot be written: {fault.strerror}", hint="give another path: /save FILE") from None
+        self.saved.add(path)
         self._tell(f"(saved {name})")
 
     def say(self, text: str) -> None:

@@ -90,10 +90,24 @@ class Asked:
     stop: Annotated[list[str] | None, what(metavar="TEXT", help="End before this text; may be repeated.")] = None
     seed: Annotated[int | None, what(help="The same answers again.", show_default="another each time")] = None
 
+    def _given(self, more: dict[str, Any]) -> dict[str, Any]:
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**given, "stop": tuple(self.stop or ()), **more}
+
+    def typed(self, **more: Any) -> "Sampling":
+        """What was typed alone, before a model is opened. Raises ToolError (2), in the words of options."""
+        from jumar.infer.sampling import LIMITS, Sampling
+
+        try:
+            return Sampling(**{name: value for name, value in self._given(more).items() if value is not None})
+        except ToolError as fault:
+            options = {name: "--" + name.replace("_", "-") for name, _, _ in LIMITS}
+            words = [" ".join(options.get(word, word) for word in text.split(" ")) for text in (fault.message, fault.hint or "")]
+            raise ToolError(words[0], hint=words[1], code=fault.code) from None
+
     def sampling(self, engine: "Engine", **more: Any) -> "Sampling":
         """The model's own settings under these."""
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
-        return engine.defaults.sampling(**{**given, "stop": tuple(self.stop or ()), **more})
+        return engine.defaults.sampling(**self._given(more))
 
 
 @app.command()
@@ -108,7 +122,7 @@ def generate(
     chat_prompt: Annotated[bool, typer.Option("--chat", help="-p is a user's message: through the chat template.")] = False,
     asked: Asked,
     num_return: Annotated[int, typer.Option(min=1, help="Answers to each prompt.", rich_help_panel=WHAT)] = 1,
-    num_beams: Annotated[int, typer.Option(min=1, help="Beam search; 1: none.", rich_help_panel=WHAT)] = 1,
+    num_beams: Annotated[int, typer.Option(min=1, max=64, help="Beam search; 1: none.", rich_help_panel=WHAT)] = 1,
     length_penalty: Annotated[
         float, typer.Option(help="Of beams: more than 0 is for longer answers.", rich_help_panel=WHAT)
     ] = 1.0,
@@ -125,15 +139,19 @@ def generate(
         raise ToolError("give one of -p TEXT and a file", hint='jumar-infer generate MODEL -p "..."', code=Exit.USAGE)
     if chat_prompt and prompt is None:
         raise ToolError("--chat goes with -p", hint='in a file write {"messages": [...]}', code=Exit.USAGE)
+    if prompt is not None and not chat_prompt and template != "auto":
+        raise ToolError("--template goes with --chat, or a file", hint="give --chat as well, or leave it out", code=Exit.USAGE)
     from jumar.infer import generate as work
 
     _check_input(source)
+    how = work.How(num_return, num_beams, length_penalty)
+    how.check(asked.typed(logprobs=logprobs), final=asked.temperature is not None)
+    _check_typed(template, prompt)
     batch = max(max_batch if prompt is None else num_return, num_beams)
     engine = run.open(model, batch)
     if asked.seed is None and _world() > 1:  # ranks draw the same tokens
         asked.seed = engine.decoder.ranks.same(secrets.randbits(40))
     sampling = asked.sampling(engine, logprobs=logprobs)
-    how = work.How(num_return, num_beams, length_penalty)
     how.check(sampling)
     if prompt is None:
         assert source is not None
@@ -168,6 +186,8 @@ def chat(
     from jumar.infer.followers import follow, leading
     from jumar.infer.generate import chat_template, with_stops
 
+    asked.typed()
+    _check_typed(template, system)
     engine = run.open(model)
     if _rank():
         follow(engine)
@@ -175,7 +195,10 @@ def chat(
     with leading(engine):
         opened = chat_template(engine, template)
         sampling = with_stops(asked.sampling(engine), opened)
-        Chat(engine, opened, sampling, system, stops=_world() == 1).run()
+        talk = Chat(engine, opened, sampling, system, stops=_world() == 1)
+        talk.run()
+    if talk.code and not sys.stdin.isatty():  # on a terminal it was seen, and mended
+        raise typer.Exit(talk.code)
 
 
 @app.command()
@@ -204,6 +227,7 @@ def serve(
     if _rank():
         follow(run.open(model, max_batch))
         return
+    _check_typed(template, None)
     keys = work.read_keys(api_key_file)
     with work.listen(host, port):
         pass  # a port that is taken is told before the model is read
@@ -258,6 +282,15 @@ def _rank() -> int:
 def _check_input(source: str | None) -> None:
     if _world() > 1 and source == "-":
         raise ToolError("standard input cannot be shared by several processes", hint="give a file", code=Exit.USAGE)
+
+
+def _check_typed(template: str, text: str | None) -> None:
+    """Before a model is opened: a template's name, and a text from the command line."""
+    from jumar.infer.conversation import check_template
+    from jumar.infer.tokenizer import check_unicode
+
+    check_template(template)
+    check_unicode(text or "", "what was typed", Exit.USAGE)
 
 
 def main() -> None:

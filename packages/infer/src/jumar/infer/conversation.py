@@ -9,11 +9,12 @@ from typing import Any
 
 from jumar.infer.tokenizer import Tokenizer
 from jumar.schema.chat import ROLES, ChatRecord, Turn
-from jumar.schema.errors import ToolError
+from jumar.schema.errors import Exit, ToolError
 from jumar.schema.slots import Piece, SlotTemplate, Token, named_template
 from jumar.schema.templates import ChatTemplate, TemplateFault, template_of
 
 Message = dict[str, Any]
+JINJA = (".jinja", ".jinja2")
 
 
 @dataclass
@@ -52,25 +53,41 @@ class Template:
 def open_template(tokenizer: Tokenizer, name: str = "auto") -> Template:
     """name: "auto" for the model's own, a Jinja file, or the name of a template (`jumar-data templates` lists them).
 
-    Raises ToolError (3) where there is none.
+    Raises ToolError: 2 for a name that is none, 3 where the model or the file has none.
     """
     today = datetime.datetime.now(tz=datetime.timezone.utc).date()
-    if name == "auto" or name.endswith((".jinja", ".jinja2")):
+    if name == "auto" or name.endswith(JINJA):
         source = template_of(tokenizer.directory) if name == "auto" else _read(Path(name))
         if source is None:
             raise ToolError(
                 f"{tokenizer.directory} has no chat template", hint="name one: --template chatml, or --template FILE.jinja"
             )
         return Template(tokenizer, ChatTemplate(source, dict(tokenizer.special), date=today))
-    slots = named_template(name)
+    slots = _named(name)
     return Template(tokenizer, slots, tuple(_token_id(tokenizer, word) for word in slots.stop_words))
+
+
+def check_template(name: str) -> None:
+    """Whether there is a template of this name, before a model is opened; raises ToolError as `open_template`."""
+    if name.endswith(JINJA):
+        _read(Path(name))
+    elif name != "auto":
+        _named(name)
+
+
+def _named(name: str) -> SlotTemplate:
+    try:
+        return named_template(name)
+    except ToolError as fault:
+        raise ToolError(fault.message, hint=fault.hint, code=Exit.USAGE) from None
 
 
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as fault:
-        raise ToolError(f"{path} cannot be read: {fault}", hint="give the path of a Jinja file") from None
+        why = fault.strerror if isinstance(fault, OSError) else f"it is not UTF-8: {fault.reason}"
+        raise ToolError(f"{path} cannot be read: {why}", hint="give the path of a Jinja file") from None
 
 
 def _token_id(tokenizer: Tokenizer, text: str) -> int:

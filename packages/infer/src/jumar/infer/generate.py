@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from jumar.infer.engine import Engine
 from jumar.infer.rows import Row, read_rows
 from jumar.infer.sampling import LogProb, Sampling
 from jumar.infer.scheduler import Request
+from jumar.schema.cli import json_text
 from jumar.schema.errors import Exit, ToolError
 
 
@@ -25,14 +25,17 @@ class How:
     num_beams: int = 1
     length_penalty: float = 1.0
 
-    def check(self, sampling: Sampling) -> None:
-        """Raises ToolError (2) where all answers to a prompt would be the same, and for what beams do not do."""
+    def check(self, sampling: Sampling, *, final: bool = True) -> None:
+        """Raises ToolError (2) where all answers to a prompt would be the same, and for what beams do not do.
+
+        final: the temperature is not still to come from the model's own settings
+        """
         if self.num_beams > 1:
             check_beams(sampling, self.num_beams, self.returns)
             return
         if self.length_penalty != 1:
             raise ToolError("--length-penalty goes with beams", hint="give --num-beams as well", code=Exit.USAGE)
-        if self.returns > 1 and sampling.temperature == 0:
+        if final and self.returns > 1 and sampling.temperature == 0:
             what = f"--num-return {self.returns}: the answers would be the same"
             raise ToolError(what, hint="give --temperature 1 as well, or --num-beams", code=Exit.USAGE)
 
@@ -65,17 +68,26 @@ def prompts_of(engine: Engine, rows: list[Row], sampling: Sampling, template: st
         prompt, messages = row.values.get("prompt"), row.values.get("messages")
         if (prompt is None) == (messages is None):
             raise row.fault("expected one of prompt and messages", 'for example {"prompt": "..."}')
+        if (tools := row.values.get("tools")) is not None:
+            _check_tools(row, tools)
         if prompt is not None and not isinstance(prompt, str):
-            raise row.fault(f"prompt is a {type(prompt).__name__}, expected a text", 'for example {"prompt": "..."}')
+            raise row.fault(f"prompt is of type {type(prompt).__name__}, expected a text", 'for example {"prompt": "..."}')
         try:
             if prompt is not None:
                 prompts.append((engine.encode(prompt), sampling))
             else:
                 opened = opened or chat_template(engine, template)
-                prompts.append((opened.prompt(messages or [], row.values.get("tools")), with_stops(sampling, opened)))
+                prompts.append((opened.prompt(messages or [], tools), with_stops(sampling, opened)))
         except ToolError as fault:
             raise ToolError(f"{row.where}: {fault.message}", hint=fault.hint, code=fault.code) from None
     return prompts
+
+
+def _check_tools(row: Row, tools: Any) -> None:
+    if row.values.get("messages") is None:
+        raise row.fault("tools go with messages", "leave them out, or give messages instead of prompt")
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise row.fault("tools is no list of objects", 'for example [{"type": "function", "function": {...}}]')
 
 
 def chat_template(engine: Engine, name: str) -> Template:
@@ -155,7 +167,7 @@ def write_lines(objects: Iterator[dict[str, Any]]) -> int:
     """One JSON object a line on standard output. Returns how many."""
     count = 0
     for value in objects:
-        sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+        sys.stdout.write(json_text(value) + "\n")
         sys.stdout.flush()
         count += 1
     return count

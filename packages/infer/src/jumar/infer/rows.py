@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +24,15 @@ class Row:
         return ToolError(f"{self.where}: {what}", hint=hint)
 
 
-def read_rows(source: str) -> list[Row]:
-    """All lines of a file, or of standard input ("-"). Raises ToolError (3) for a line that is no JSON object."""
+def read_rows(source: str, example: str = '{"prompt": "..."}') -> list[Row]:
+    """All lines of a file, or of standard input ("-"), with or without a byte order mark.
+
+    example: what a line may be, for hints. Raises ToolError (3) for a line that is no JSON object.
+    """
     name = "stdin" if source == "-" else source
     try:
         content = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
-        lines = content.decode("utf-8").splitlines()
+        lines = content.decode("utf-8-sig").split("\n")  # not splitlines: texts may hold U+2028 and its like
     except OSError as fault:
         raise ToolError(f"{source} cannot be read: {fault.strerror}", hint="give a JSONL file, or - for standard input") from None
     except UnicodeDecodeError as fault:
@@ -39,14 +43,24 @@ def read_rows(source: str) -> list[Row]:
             continue
         where = f"{name}:{number}"
         try:
-            values = json.loads(line)
-        except (ValueError, RecursionError) as fault:
-            raise ToolError(f"{where}: not JSON: {fault}", hint='each line is an object: {"prompt": "..."}') from None
+            values = json.loads(line, parse_constant=_no_number, parse_float=_number)
+        except RecursionError:
+            raise ToolError(f"{where}: nested too deeply", hint=f"each line is an object: {example}") from None
+        except ValueError as fault:
+            raise ToolError(f"{where}: not JSON: {fault}", hint=f"each line is an object: {example}") from None
         if not isinstance(values, dict):
-            raise ToolError(
-                f"{where}: a {type(values).__name__}, expected an object", hint='each line is an object: {"prompt": "..."}'
-            )
+            found = f"{where}: a {type(values).__name__}, expected an object"
+            raise ToolError(found, hint=f"each line is an object: {example}")
         rows.append(Row(where, values))
     if not rows:
-        raise ToolError(f"{name} has no lines", hint='give one object a line: {"prompt": "..."}')
+        raise ToolError(f"{name} has no lines", hint=f"give one object a line: {example}")
     return rows
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _no_number(text)
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number that JSON can hold")

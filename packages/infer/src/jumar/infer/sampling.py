@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from jumar.infer.tokenizer import check_unicode
 from jumar.schema.errors import Exit, ToolError
 
 if TYPE_CHECKING:
@@ -49,11 +50,13 @@ class Sampling:
     def __post_init__(self) -> None:
         for name, low, high in LIMITS:
             value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                what = f"at least {low:g}" if high == float("inf") else f"from {low:g} to {high:g}"
-                raise ToolError(f"{name} is {value:g}, expected {what}", hint=f"give {name} {what}", code=Exit.USAGE)
+            if value is not None and (not low <= value <= high or value == INF):
+                what = f"at least {low}" if high == INF else f"from {low} to {high}"
+                raise ToolError(f"{name} is {value!s:.40}, expected {what}", hint=f"give {name} {what}", code=Exit.USAGE)
         if not all(self.stop):
             raise ToolError("a stop text is empty", hint="leave it out", code=Exit.USAGE)
+        for text in self.stop:
+            check_unicode(text, "a stop text", Exit.USAGE)
 
     @property
     def penalised(self) -> bool:

@@ -20,7 +20,9 @@ def score_rows(engine: Engine, source: str, *, each: bool = False) -> Iterator[d
 
     Of a text every token counts but the first, which nothing comes before. Nothing is computed if a row is at fault.
     """
-    rows = read_rows(source)
+    if engine.tokenizer is None:
+        raise ToolError("the checkpoint has no tokenizer", hint="give one: --tokenizer DIR")
+    rows = read_rows(source, '{"text": "..."}')
     asked = [(row, _ask(engine, row)) for row in rows]
     for row, request in asked:
         engine.run([request])

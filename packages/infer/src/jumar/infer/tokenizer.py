@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jumar.schema.errors import ToolError
+from jumar.schema.errors import Exit, ToolError
 from jumar.schema.templates import special_tokens, template_of
 
 if TYPE_CHECKING:
@@ -38,7 +38,11 @@ class Tokenizer:
         return () if found is None else (found,)
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """Ids of a text. special: with what the tokenizer puts around every text (BOS)."""
+        """Ids of a text. special: with what the tokenizer puts around every text (BOS).
+
+        Raises ToolError (3) for a text that is not valid Unicode.
+        """
+        check_unicode(text)
         ids: list[int] = self.inner.encode(text, add_special_tokens=special).ids
         return ids
 
@@ -55,6 +59,18 @@ class Tokenizer:
     def has_template(self) -> bool:
         """Whether the model has a chat template of its own."""
         return template_of(self.directory) is not None
+
+
+def check_unicode(text: str, what: str = "the text", code: Exit = Exit.INPUT) -> None:
+    """Raises ToolError with `code` for half a character (a lone surrogate): what Python makes of bytes that are not UTF-8 too."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as fault:
+        raise ToolError(
+            f"{what} is not valid Unicode: U+{ord(text[fault.start]):04X} after {fault.start} characters",
+            hint="write whole characters, in UTF-8 (is the locale UTF-8? LC_ALL=C.UTF-8)",
+            code=code,
+        ) from None
 
 
 def _read(directory: Path) -> tokenizers.Tokenizer:

@@ -63,7 +63,8 @@ def dist_version(dist: str) -> str:
 def run(app: Callable[..., Any], name: str) -> None:
     """Runs an app as a command and exits: 0 done, 1 our bug, 2 usage, 3 input, 4 environment, 5 a check failed, 130 Ctrl-C."""
     _open_streams()
-    if getattr(sys.stdout, "errors", None) == "strict":  # a name that the terminal cannot show is no reason to stop
+    if getattr(sys.stdout, "errors", None) in ("strict", "surrogateescape"):  # the latter in the locale C
+        # a name that the terminal cannot show is no reason to stop
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         code = app(standalone_mode=False, prog_name=name)
@@ -96,7 +97,8 @@ def _open_streams() -> None:
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(fd)
-    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
+    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115  # for as long as the process lives
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
 
 
@@ -164,7 +166,13 @@ def stderr() -> Any:
 
 def print_json(value: Any) -> None:
     """One JSON object on standard output."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    print(json_text(value, indent=2, allow_nan=False))
+
+
+def json_text(value: Any, *, indent: int | None = None, allow_nan: bool = True) -> str:
+    """JSON for standard output: characters as they are, escaped as JSON has it where the stream's encoding lacks some."""
+    shows_all = (getattr(sys.stdout, "encoding", None) or "").lower().startswith("utf")
+    return json.dumps(value, indent=indent, ensure_ascii=not shows_all, allow_nan=allow_nan)
 
 
 def human_bytes(count: float) -> str:
