@@ -66,6 +66,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda m: (m / "generation_config.json").write_text('{"do_sample": true, "temperature": "hot"}'),
         "temperature",
     ),
+    "temperature of no use": (lambda m: (m / "generation_config.json").write_text('{"temperature": "hot"}'), "temperature"),
+    "temperature below 0": (
+        lambda m: (m / "generation_config.json").write_text('{"do_sample": true, "temperature": -1}'),
+        "hf: temperature is -1",
+    ),
     "end token": (lambda m: (m / "generation_config.json").write_text('{"eos_token_id": "x"}'), "eos_token_id"),
 }
 
@@ -110,6 +115,12 @@ def test_adapters_of_other_models(infer, hf: Path, tmp_path: Path) -> None:
     refused(infer("generate", hf, *ONE, "--adapter", tmp_path / "gpt2"), 3, "c_attn")
     refused(infer("generate", hf, *ONE, "--adapter", hf), 3, str(hf), "LoRA")
     refused(infer("generate", hf, *ONE, "--adapter", tmp_path / "nowhere"), 3, "nowhere")
+    settings = tmp_path / "gpt2/adapter_config.json"
+    whole = settings.read_text()
+    settings.write_text(json.dumps(json.loads(whole) | {"new_key": 1}))
+    done = infer("generate", tmp_path / "other", *ONE, "--adapter", tmp_path / "gpt2")
+    refused(done, 3, "new_key", "by jumar-convert, which has these options")
+    settings.write_text(whole)
     cut(tmp_path / "gpt2/adapter_model.safetensors")
     refused(infer("generate", tmp_path / "other", *ONE, "--adapter", tmp_path / "gpt2"), 3, "adapter_model.safetensors")
     refused(infer("generate", tmp_path / "gpt2", *ONE), 3, "adapter")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils.logging import ERROR, get_verbosity
 
 import infer_models
 from jumar.infer import Engine, Sampling
@@ -58,7 +59,10 @@ def test_greedy_answers_are_those_of_generate(model_type: str, tmp_path: Path) -
     """Three prompts through two places."""
     model = make(tmp_path / "hf", model_type)
     engine = Engine.open(tmp_path / "hf", Limits(max_batch=2), device="cpu")
+    said: list[int] = []
+    engine.decoder.model.register_forward_pre_hook(lambda *_: said.append(get_verbosity()))
     answers = engine.generate(PROMPTS, Sampling(max_new_tokens=12, ignore_eos=True, logprobs=0))
+    assert set(said) == {ERROR}  # nothing is said within an answer
     assert [a.output for a in answers] == [generated(model, p, max_new_tokens=12)[0] for p in PROMPTS]
     for prompt, answer in zip(PROMPTS, answers, strict=True):
         with torch.no_grad():
@@ -158,6 +162,12 @@ def test_what_is_refused(neox: tuple[Path, PreTrainedModel], tmp_path: Path, mon
         with pytest.raises(ToolError, match=says) as fault:
             open_model(tmp_path / name, device="cpu", engine="transformers")
         assert fault.value.code == Exit.INPUT
+    (tmp_path / "megatron/config.json").write_text(json.dumps({"model_type": "t5"}))
+    (tmp_path / "lacking/config.json").write_text(json.dumps(config | {"architectures": ["GPTNeoXForTokenClassification"]}))
+    for name in ("megatron", "lacking"):
+        with pytest.raises(ToolError) as fault:
+            open_model(tmp_path / name, device="cpu")
+        assert "give a causal language model" in str(fault.value.hint)
     (tmp_path / "code/config.json").write_text(json.dumps(config | own | {"model_type": "gpt_neox"}))
     assert open_model(tmp_path / "code", device="cpu").tokenizer is not None
     assert not (tmp_path / "ran").exists()

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from jumar.infer import Sampling
+from jumar.infer.scheduler import Request
 from jumar.infer.tokenizer import TextStream, Tokenizer
 from jumar.schema.errors import ToolError
 
@@ -38,6 +40,18 @@ def test_pieces_are_whole_characters_and_make_the_text(tokenizer: Tokenizer) -> 
 def test_an_unfinished_character_shows_at_the_end(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("a绳")[:-1]
     assert pieces(TextStream(tokenizer), ids)[-1] == "\ufffd"
+
+
+def test_an_unfinished_character_of_a_cut_answer_is_left_out(tokenizer: Tokenizer) -> None:
+    """In what is streamed and in the text; whole ones stay."""
+    ids = tokenizer.encode("a绳👩")
+    for count, left in ((len(ids) - 1, "a绳"), (3, "a"), (len(ids), "a绳👩")):
+        request = Request([0], Sampling(max_new_tokens=count), stream=TextStream(tokenizer))
+        streamed = ""
+        for token in ids[:count]:
+            request.take(token)
+            streamed += request.stream.take(last=request.finish is not None)
+        assert (request.finish, request.text, streamed) == ("length", left, left)
 
 
 @pytest.mark.parametrize(

@@ -113,9 +113,9 @@ class Engine:
         if not ids:
             raise ToolError("the prompt is empty, and this tokenizer begins no text by itself", hint="write something")
         if len(ids) + (scored is None and sampling.max_new_tokens > 0) > self.context:
+            what, more = ("prompt", ", the answer included") if scored is None else ("text", "")
             raise ToolError(
-                f"the prompt has {len(ids)} tokens, and the model's context is {self.context}, the answer included",
-                hint="shorten the prompt",
+                f"the {what} has {len(ids)} tokens, and the model's context is {self.context}{more}", hint=f"shorten the {what}"
             )
         vocab = self.decoder.vocab_size
         if bad := [i for i in ids if not 0 <= i < vocab]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from jumar.ckpt_convert import OpenOptions, open_merged
+from jumar.ckpt_convert.checkpoint import Checkpoint
 from jumar.device import Device, open_device
 from jumar.infer.batch import Batch
 from jumar.infer.cache import Cache
@@ -105,7 +106,7 @@ def open_model(
         return _open_transformers(path, why, device, dtype, tokenizer)
     hardware = open_device(device)
     ranks = join(os.environ, pp, hardware.backend)
-    checkpoint = open_merged(path, adapter, OpenOptions(iteration=iteration, family=family))
+    checkpoint = _merged(path, adapter, OpenOptions(iteration=iteration, family=family))
     notes = []
     if checkpoint.deltas:
         which = f"the adapter {adapter}" if adapter is not None else "the LoRA that the shards bear"
@@ -134,6 +135,17 @@ def open_model(
         _context(checkpoint.spec),
         (f"{hardware.name}{_spread(ranks)}, {why}", *notes),
     )
+
+
+def _merged(path: Path, adapter: Path | None, options: OpenOptions) -> Checkpoint:
+    """As `open_merged`; hints that name options which are jumar-convert's alone say so."""
+    try:
+        return open_merged(path, adapter, options)
+    except ToolError as fault:
+        message, hint = fault.message.replace(", --family and --set", " and --family"), fault.hint or ""
+        if any(option in hint for option in ("--ignore-config-keys", "--base", "--set")):
+            hint = f"convert it first by jumar-convert, which has these options: {hint}"
+        raise ToolError(message, hint=hint, code=fault.code) from None
 
 
 def _why_transformers(path: Path, engine: str) -> str | None:
@@ -205,15 +217,16 @@ def _defaults(extras: Path | None, tokenizer: Tokenizer | None) -> Defaults:
     config = read_json(extras / "config.json") if extras is not None else {}
     eos = generation.get("eos_token_id", config.get("eos_token_id"))
     ids = tuple(eos) if isinstance(eos, list) else (eos,) if eos is not None else tokenizer.eos_ids if tokenizer else ()
-    values: dict[str, Any] = {}
-    if generation.get("do_sample"):
-        values = {"temperature": 1.0, "top_k": 50}
-        values |= {k: generation[k] for k in ("temperature", "top_k", "top_p", "min_p") if generation.get(k) is not None}
-    for key in ("max_new_tokens", "repetition_penalty"):
-        if generation.get(key) is not None:
-            values[key] = generation[key]
-    for key, value in (*(("eos_token_id", i) for i in ids), *values.items()):
-        if not isinstance(value, int if key == "eos_token_id" else (int, float)):
-            what = f"{extras}: {key} is {value!r:.40}, expected a number"
-            raise ToolError(what, hint="see generation_config.json, and config.json for the end")
+    drawn = {k: generation[k] for k in ("temperature", "top_k", "top_p", "min_p") if generation.get(k) is not None}
+    always = {k: generation[k] for k in ("max_new_tokens", "repetition_penalty") if generation.get(k) is not None}
+    hint = "see generation_config.json, and config.json for the end"
+    for key, value in (*(("eos_token_id", i) for i in ids), *drawn.items(), *always.items()):
+        whole = key in ("eos_token_id", "top_k", "max_new_tokens")
+        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+            raise ToolError(f"{extras}: {key} is {value!r:.40}, expected a {'whole ' if whole else ''}number", hint=hint)
+    values = always | ({"temperature": 1.0, "top_k": 50} | drawn if generation.get("do_sample") else {})
+    try:
+        Sampling(**values)
+    except ToolError as fault:
+        raise ToolError(f"{extras}: {fault.message}", hint=hint) from None
     return Defaults(ids, values)

@@ -76,7 +76,7 @@ class Request:
         elif len(self.output) >= self.sampling.max_new_tokens:
             self.finish = "length"
         if self.finish is not None and self.stream is not None:
-            self.stream.finish()
+            self.stream.finish(cut=self.finish == "length")
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from jumar.infer.batch import Batch
@@ -27,6 +28,7 @@ from jumar.schema.errors import ToolError
 from jumar.schema.templates import read_json
 
 VERSION = f"transformers {transformers.__version__}"
+CAUSAL = "it is of another kind: give a causal language model, one that continues texts"
 KEPT = ("cache", "past_key_values", "cache_params", "state")
 """What models call that which they return, and want back with the next token."""
 
@@ -85,10 +87,11 @@ class TransformersDecoder:
     def __call__(self, batch: Batch, cache: Cache) -> Tensor:
         assert isinstance(cache.states, Pasts)
         rows, wanted = [], batch.wanted.tolist()
-        for span in batch.spans:
-            count = sum(span.at <= row < span.at + span.count for row in wanted)
-            tokens = batch.tokens_T[span.at : span.at + span.count].tolist()
-            rows.append(self._run(tokens, cache.states.held[span.place], count))
+        with _quietly():
+            for span in batch.spans:
+                count = sum(span.at <= row < span.at + span.count for row in wanted)
+                tokens = batch.tokens_T[span.at : span.at + span.count].tolist()
+                rows.append(self._run(tokens, cache.states.held[span.place], count))
         return torch.cat(rows)
 
     def _run(self, tokens: list[int], past: Past, wanted: int) -> Tensor:
@@ -113,9 +116,10 @@ def config_of(path: Path) -> Any:
         )
     if (kind := config.get("model_type")) not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         own = "; it brings Python code of its own, which jumar does not run" if "auto_map" in config else ""
+        known = kind in CONFIG_MAPPING_NAMES and not own
         raise ToolError(
             f"{path / 'config.json'}: {VERSION} has no language model of model_type {kind!r}{own}",
-            hint="a newer transformers may have it; jumar-convert families lists what jumar has",
+            hint=CAUSAL if known else "a newer transformers may have it; jumar-convert families lists what jumar has",
         )
     try:
         with _quietly():
@@ -140,10 +144,17 @@ def load(path: Path, dtype: torch.dtype, device: torch.device) -> TransformersDe
         if names := sorted(map(str, found[what])):
             raise ToolError(
                 f"{path} does not fit its config.json: {what.replace('_', ' ')}: {', '.join(names):.200}",
-                hint="fetch the files again",
+                hint="fetch the files again" if _is_causal(path) else CAUSAL,
             )
     with hardware_faults():
         return TransformersDecoder(model.eval().to(device), device)
+
+
+def _is_causal(path: Path) -> bool:
+    """Whether config.json names a class that continues texts, or none."""
+    config = read_json(path / "config.json")
+    named = config.get("architectures")
+    return not named or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(str(config.get("model_type"))) in named
 
 
 def tokenizer_of(path: Path) -> Tokenizer | None:

@@ -111,10 +111,11 @@ class TextStream:
             self._start, self._read = self._read, len(self._ids)
         return self.stopped
 
-    def finish(self) -> None:
-        """No more tokens come: what is left of an unfinished character shows as U+FFFD."""
+    def finish(self, *, cut: bool = False) -> None:
+        """No more tokens come. cut: more would have: an unfinished character at the end is left out; else it shows as U+FFFD."""
         before = self.tokenizer.decode(self._ids[self._start : self._read])
-        self._append(self.tokenizer.decode(self._ids[self._start :])[len(before) :])
+        left = self.tokenizer.decode(self._ids[self._start :])[len(before) :]
+        self._append(left.rstrip("\ufffd") if cut else left)
         self._start = self._read = len(self._ids)
 
     def _append(self, new: str) -> None:
