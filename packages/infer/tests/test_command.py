@@ -267,6 +267,9 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(tmp_path: Path) -> None:
     child.sendintr()
     child.expect(r"\(stopped\)")
     child.expect("> ")
+    child.send("\x1b[A")  # the arrow up brings the last line back
+    child.expect("hello")
+    child.send("\x15")
     child.sendline("/quit")
     child.expect(pexpect.EOF)
     child.close()
