@@ -16,7 +16,6 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from jumar.infer.batch import Batch
@@ -116,7 +115,7 @@ def config_of(path: Path) -> Any:
         )
     if (kind := config.get("model_type")) not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         own = "; it brings Python code of its own, which jumar does not run" if "auto_map" in config else ""
-        known = kind in CONFIG_MAPPING_NAMES and not own
+        known = kind in transformers.CONFIG_MAPPING and not own
         raise ToolError(
             f"{path / 'config.json'}: {VERSION} has no language model of model_type {kind!r}{own}",
             hint=CAUSAL if known else "a newer transformers may have it; jumar-convert families lists what jumar has",
