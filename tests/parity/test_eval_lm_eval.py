@@ -115,3 +115,15 @@ def test_every_kind_of_task_equals_lm_eval(model: Path, data: Path, tmp_path: Pa
         assert check(found, expected, name) < 1e-4, name
     assert any(sample.get("truncated") for sample in found["samples"]["mmlu_anatomy"])
     assert len({sample["resps"][0][0] for sample in found["samples"]["gsm8k"]}) > 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif(not DEMO.exists(), reason="the demo's model is not here (make demo)")
+def test_a_real_model_equals_lm_eval(data: Path, tmp_path: Path) -> None:
+    """SmolLM2-135M-Instruct."""
+    names = ["boolq", "piqa", "hellaswag", "mmlu_anatomy", "gsm8k", "perplexity"]
+    expected = lm_evals(DEMO, data, names)
+    found = ours(DEMO, data, names, tmp_path)
+    for name in names:
+        assert check(found, expected, name) < 1e-4, name
