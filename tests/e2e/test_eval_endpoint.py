@@ -17,7 +17,6 @@ from jumar.eval.local import LocalModel, Opening
 from jumar.eval.remote import RemoteModel
 from jumar.eval.run import Settings, evaluate
 
-
 pytestmark = pytest.mark.slow
 
 
