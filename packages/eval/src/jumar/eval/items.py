@@ -153,13 +153,18 @@ class _Builder:
         if key not in self._made:
             messages: Messages = []
             description = text_of(self.task.description)({**doc, **(examples[0] if examples else {})})
-            if system := "".join(filter(None, (self.how.system, description))):
+            if system := self._joined(self.how.system or "", description):
                 messages.append({"role": "system", "content": system})
             for example in examples:
                 question, answer = self._example(example)
                 messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
             self._made = {key: messages}  # of drawn examples none comes again
         return self._made[key]
+
+    def _joined(self, system: str, description: str) -> str:
+        """Both, as lm-eval puts them together."""
+        bare = system and description and not (system[-1].isspace() or description[0].isspace())
+        return system + (self.task.separator if bare else "") + description
 
     def _example(self, doc: Doc) -> tuple[str, str]:
         task, choices = self.task, self._choices(doc)
