@@ -1,4 +1,5 @@
-"""What vLLM and vllm-ascend read of a model is what `jumar-convert to-hf` writes. vLLM is not run here: its list of models is\nread from its wheel, as text."""
+"""What vLLM and vllm-ascend read of a model is what `jumar-convert to-hf` writes. vLLM is not run here: its list of models is
+read from its wheel, as text."""
 
 from __future__ import annotations
 
@@ -74,7 +75,7 @@ def test_what_is_written_for_vllm_is_complete(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model_type", infer_models.ATTENTION)
+@pytest.mark.parametrize("model_type", infer_models.FAMILIES)
 def test_every_family_is_written_for_vllm(model_type: str, tmp_path: Path) -> None:
     assert_exports(model_type, tmp_path)
 

@@ -21,8 +21,8 @@ def main(directory: str, seconds: str) -> None:
     else:
         with leading(engine):
             time.sleep(float(seconds))
-            print(engine.generate([[1, 2, 3]], Sampling(max_new_tokens=8, ignore_eos=True))[0].output)
-    dist.destroy_process_group()
+            for prompts in ([[1, 2, 3], [4, 5]], [[1, 2, 3]]):  # the third has the place of one that is done
+                print([r.output for r in engine.generate(prompts, Sampling(max_new_tokens=8, ignore_eos=True))])
 
 
 if __name__ == "__main__":

@@ -58,8 +58,13 @@ def test_greedy_answers_are_those_of_generate(model_type: str, tmp_path: Path) -
     """Three prompts through two places."""
     model = make(tmp_path / "hf", model_type)
     engine = Engine.open(tmp_path / "hf", Limits(max_batch=2), device="cpu")
-    answers = engine.generate(PROMPTS, Sampling(max_new_tokens=12, ignore_eos=True))
+    answers = engine.generate(PROMPTS, Sampling(max_new_tokens=12, ignore_eos=True, logprobs=0))
     assert [a.output for a in answers] == [generated(model, p, max_new_tokens=12)[0] for p in PROMPTS]
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
+        with torch.no_grad():
+            logs = model(torch.tensor([prompt + answer.output])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        wanted = logs.gather(1, torch.tensor(answer.output)[:, None])[:, 0].tolist()
+        assert [entry.logprob for entry in answer.logprobs] == pytest.approx(wanted, abs=1e-4)
     assert engine.cache.in_use == 0
 
 
@@ -104,8 +109,9 @@ def test_as_people_type_it(
     (tmp_path / "rows.jsonl").write_text('{"text": "the rope"}\n')
     code, out, _ = infer("score", directory, tmp_path / "rows.jsonl", "--engine", "transformers")
     assert json.loads(out)["tokens"] == 6
-    code, _, err = infer("generate", directory, "-p", "x", "--quantize", "int8")
-    assert (code, "--quantize is not there through transformers" in err) == (2, True)
+    for option in (("--quantize", "int8"), ("--pp", 2)):
+        code, _, err = infer("generate", directory, "-p", "x", *option)
+        assert (code, f"{option[0]} is not there through transformers" in err) == (2, True)
     code, _, err = infer("generate", directory, "-p", "x", "--engine", "jumar")
     assert (code, "'gpt_neox' is not known" in err) == (3, True)
 

@@ -8,33 +8,24 @@ from typing import Annotated, Any
 import typer
 
 from jumar.data_prep.options import (
-    BlockSize,
-    Cluster,
-    Date,
-    Engine,
     Eod,
     Force,
-    Form,
     Inputs,
     Json,
     LongTwo,
+    Making,
     Map,
-    MaxBad,
-    MaxSamples,
     Output,
+    Rendering,
     Seed,
     SeqLen,
-    Shard,
-    Shards,
-    Strict,
-    Template,
-    TemplateArgs,
     TokenizerDir,
-    Workers,
+    number,
     path,
+    share,
 )
 from jumar.schema.cli import make_app, run
-from jumar.schema.errors import Exit, ToolError
+from jumar.schema.options import grouped
 
 app = make_app(
     "jumar-data",
@@ -46,7 +37,9 @@ app = make_app(
 
 
 @app.command()
+@grouped
 def pretrain(
+    *,
     inputs: Inputs,
     output: Output,
     tokenizer: TokenizerDir,
@@ -67,16 +60,7 @@ def pretrain(
         typer.Option("--split-sentences", help="Sentences as sequences (pysbd's rules, not nltk's).", rich_help_panel="Records"),
     ] = False,
     language: Annotated[str, typer.Option(help="Of the sentences.", rich_help_panel="Records")] = "en",
-    tokenizer_engine: Engine = "auto",
-    workers: Workers = 0,
-    shard: Shard = None,
-    engine: Cluster = "local",
-    shards: Shards = 0,
-    strict: Strict = False,
-    max_bad: MaxBad = None,
-    max_samples: MaxSamples = None,
-    block_size: BlockSize = None,
-    force: Force = False,
+    making: Making,
     as_json: Json = False,
 ) -> None:
     """Documents for pretraining: PREFIX_text_document.bin and .idx."""
@@ -92,21 +76,18 @@ def pretrain(
         special=not no_special_tokens,
         split_sentences=split_sentences,
         language=language,
-        **_common(locals()),
+        **making.values(),
     )
 
 
 @app.command()
+@grouped
 def sft(
+    *,
     inputs: Inputs,
     output: Output,
     tokenizer: TokenizerDir,
-    form: Form = "auto",
-    map_: Map = None,
-    template: Template = "auto",
-    template_arg: TemplateArgs = None,
-    date: Date = None,
-    seq_len: SeqLen = None,
+    rendering: Rendering,
     pack: Annotated[
         bool, typer.Option("--pack", help="Several conversations in a sample of exactly --seq-len.", rich_help_panel="Length")
     ] = False,
@@ -115,16 +96,7 @@ def sft(
     ] = "truncate",
     train_on: Annotated[str, typer.Option(help="all answers, or the last.", rich_help_panel="Tokens")] = "all",
     eod: Eod = None,
-    tokenizer_engine: Engine = "auto",
-    workers: Workers = 0,
-    shard: Shard = None,
-    engine: Cluster = "local",
-    shards: Shards = 0,
-    strict: Strict = False,
-    max_bad: MaxBad = None,
-    max_samples: MaxSamples = None,
-    block_size: BlockSize = None,
-    force: Force = False,
+    making: Making,
     as_json: Json = False,
 ) -> None:
     """Conversations for tuning: PREFIX_packed_{input_ids,attention_mask,labels}_document."""
@@ -137,42 +109,33 @@ def sft(
         pack=pack,
         train_on=train_on,
         eod=eod,
-        **_chat(locals()),
-        **_common(locals()),
+        long=long,
+        **rendering.values(),
+        **making.values(),
     )
 
 
 @app.command()
+@grouped
 def pairwise(
+    *,
     inputs: Inputs,
     output: Output,
     tokenizer: TokenizerDir,
-    form: Form = "auto",
-    map_: Map = None,
-    template: Template = "auto",
-    template_arg: TemplateArgs = None,
-    date: Date = None,
-    seq_len: SeqLen = None,
+    rendering: Rendering,
     long: LongTwo = "truncate",
     eod: Eod = None,
-    tokenizer_engine: Engine = "auto",
-    workers: Workers = 0,
-    shard: Shard = None,
-    engine: Cluster = "local",
-    shards: Shards = 0,
-    strict: Strict = False,
-    max_bad: MaxBad = None,
-    max_samples: MaxSamples = None,
-    block_size: BlockSize = None,
-    force: Force = False,
+    making: Making,
     as_json: Json = False,
 ) -> None:
     """Two answers, one preferred, for DPO and reward models: PREFIX_packed_{chosen,rejected}_{input_ids,labels}_document."""
-    _run("pairwise", inputs, output, tokenizer, as_json, eod=eod, **_chat(locals()), **_common(locals()))
+    _run("pairwise", inputs, output, tokenizer, as_json, eod=eod, long=long, **rendering.values(), **making.values())
 
 
 @app.command("process-reward")
+@grouped
 def process_reward(
+    *,
     inputs: Inputs,
     output: Output,
     tokenizer: TokenizerDir,
@@ -183,16 +146,7 @@ def process_reward(
     ] = None,
     seq_len: SeqLen = None,
     long: LongTwo = "truncate",
-    tokenizer_engine: Engine = "auto",
-    workers: Workers = 0,
-    shard: Shard = None,
-    engine: Cluster = "local",
-    shards: Shards = 0,
-    strict: Strict = False,
-    max_bad: MaxBad = None,
-    max_samples: MaxSamples = None,
-    block_size: BlockSize = None,
-    force: Force = False,
+    making: Making,
     as_json: Json = False,
 ) -> None:
     """Texts with a reward for every step, for process reward models: PREFIX_packed_{input_ids,labels,attention_mask}_document."""
@@ -207,40 +161,27 @@ def process_reward(
         reward_tokens=tuple(reward_token or ("+", "-")),
         seq_len=seq_len,
         long=long,
-        **_common(locals()),
+        **making.values(),
     )
 
 
 @app.command()
+@grouped
 def prompts(
+    *,
     inputs: Inputs,
     output: Output,
     tokenizer: TokenizerDir,
-    form: Form = "auto",
-    map_: Map = None,
-    template: Template = "auto",
-    template_arg: TemplateArgs = None,
-    date: Date = None,
+    rendering: Rendering,
     extra_key: Annotated[
         list[str] | None,
         typer.Option(help="A column for the reward, as tokens; `labels` is the answer.", rich_help_panel="Records"),
     ] = None,
-    seq_len: SeqLen = None,
     eod: Eod = None,
-    tokenizer_engine: Engine = "auto",
-    workers: Workers = 0,
-    shard: Shard = None,
-    engine: Cluster = "local",
-    shards: Shards = 0,
-    strict: Strict = False,
-    max_bad: MaxBad = None,
-    max_samples: MaxSamples = None,
-    block_size: BlockSize = None,
-    force: Force = False,
+    making: Making,
     as_json: Json = False,
 ) -> None:
     """Prompts for reinforcement learning: PREFIX_packed_{input_ids,attention_mask}_document."""
-    long = "drop"
     _run(
         "prompts",
         inputs,
@@ -249,8 +190,9 @@ def prompts(
         as_json,
         keys=tuple(extra_key or ()),
         eod=eod,
-        **_chat(locals()),
-        **_common(locals()),
+        long="drop",
+        **rendering.values(),
+        **making.values(),
     )
 
 
@@ -306,7 +248,7 @@ def split(
     from jumar.data_prep.combine import split as part
     from jumar.data_prep.datasets import find_dataset
 
-    shares = [_share("--parts", text) for text in parts.split(",")]
+    shares = [share("--parts", text) for text in parts.split(",")]
     printed.made(part(find_dataset(prefix), output, shares, names.split(","), seed, force=force), as_json)
 
 
@@ -327,7 +269,7 @@ def blend(
     from jumar.data_prep.datasets import find_dataset
 
     found = [re.fullmatch(r"(.+?)(?::([0-9.eE+-]+))?", prefix) for prefix in prefixes]
-    weights = [_number("weight", match[2]) if match and match[2] else 1.0 for match in found]
+    weights = [number("weight", match[2]) if match and match[2] else 1.0 for match in found]
     datasets = [find_dataset(match[1]) for match in found if match]
     given = weights if any(match and match[2] for match in found) or strategy != "concat" else None
     printed.made([mix(datasets, given, output, strategy, seed, force=force)], as_json)
@@ -357,62 +299,6 @@ def templates(as_json: Json = False) -> None:
     from jumar.data_prep import show as printed
 
     printed.templates(as_json)
-
-
-def _chat(given: dict[str, Any]) -> dict[str, Any]:
-    """The options of commands that render conversations."""
-    return dict(
-        format=given["form"],
-        map=tuple(given["map_"] or ()),
-        template=given["template"],
-        template_args=tuple(given["template_arg"] or ()),
-        date=given["date"],
-        seq_len=given["seq_len"],
-        long=given["long"],
-    )
-
-
-def _common(given: dict[str, Any]) -> dict[str, Any]:
-    """The options of all commands that make data."""
-    names = ("tokenizer_engine", "workers", "engine", "shards", "strict", "max_samples", "force")
-    return dict(
-        **{name: given[name] for name in names},
-        shard=_shard(given["shard"]),
-        max_bad=None if given["max_bad"] is None else _share("--max-bad", given["max_bad"]),
-        block_bytes=0 if given["block_size"] is None else _size(given["block_size"]),
-    )
-
-
-def _shard(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not found:
-        raise ToolError(f"--shard {text!r}: expected I/N", hint="for example --shard 1/4, ..., --shard 4/4", code=Exit.USAGE)
-    return int(found[1]) - 1, int(found[2])
-
-
-def _number(flag: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ToolError(f"{flag} {text!r}: expected a number", hint="for example 0.7", code=Exit.USAGE) from None
-
-
-def _share(flag: str, text: str) -> float:
-    """ "1%" and "0.01" -> 0.01."""
-    value = _number(flag, text.strip().removesuffix("%")) / (100 if text.strip().endswith("%") else 1)
-    if not 0 <= value <= 1:
-        raise ToolError(f"{flag} {text!r}: expected a share from 0 to 1", hint="for example 1%, or 0.01", code=Exit.USAGE)
-    return value
-
-
-def _size(text: str) -> int:
-    found = re.fullmatch(r"(\d+)\s*([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    size = int(found[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[found[2].upper()] if found else 0
-    if not 1 << 10 <= size <= 1 << 30:
-        raise ToolError(f"--block-size {text!r}: expected 1KiB to 1GiB", hint="for example --block-size 1MiB", code=Exit.USAGE)
-    return size
 
 
 def _run(command: str, inputs: list[str], output: Path, tokenizer: Path, as_json: bool, **options: Any) -> None:

@@ -1,13 +1,10 @@
 """jumar-infer: parse, call one function, print."""
 
 # Without `from __future__ import annotations`: typer would compile the text of every annotation, for help too.
-import functools
-import inspect
 import os
 import secrets
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +13,7 @@ import typer
 from jumar.schema.cli import make_app, print_json, say
 from jumar.schema.cli import run as run_app
 from jumar.schema.errors import Exit, ToolError
+from jumar.schema.options import grouped
 
 if TYPE_CHECKING:
     from jumar.infer.engine import Engine
@@ -98,33 +96,8 @@ class Asked:
         return engine.defaults.sampling(**{**given, "stop": tuple(self.stop or ()), **more})
 
 
-def options(command: Callable[..., None]) -> Callable[..., None]:
-    """A command that takes groups of options: typer sees each field of a parameter that is a dataclass."""
-    groups: dict[str, Any] = {}
-    shown: dict[str, tuple[Any, Any]] = {}
-    for name, own in inspect.signature(command).parameters.items():
-        if is_dataclass(own.annotation):
-            groups[name] = own.annotation
-            shown |= {field.name: (field.type, field.default) for field in fields(own.annotation)}
-        else:
-            shown[name] = own.annotation, own.default
-
-    @functools.wraps(command)
-    def spread(**values: Any) -> None:
-        for name, group in groups.items():
-            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
-        command(**values)
-
-    kind = inspect.Parameter.KEYWORD_ONLY
-    spread.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [inspect.Parameter(name, kind, default=default, annotation=type_) for name, (type_, default) in shown.items()]
-    )
-    spread.__annotations__ = {name: type_ for name, (type_, _) in shown.items()}
-    return spread
-
-
 @app.command()
-@options
+@grouped
 def generate(
     *,
     model: Model,
@@ -181,7 +154,7 @@ def generate(
 
 
 @app.command()
-@options
+@grouped
 def chat(
     *,
     model: Model,
@@ -206,7 +179,7 @@ def chat(
 
 
 @app.command()
-@options
+@grouped
 def serve(
     *,
     model: Model,
@@ -252,7 +225,7 @@ def serve(
 
 
 @app.command()
-@options
+@grouped
 def score(
     *,
     model: Model,

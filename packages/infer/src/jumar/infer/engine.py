@@ -72,8 +72,9 @@ class Engine:
             left = max(int(free * (0.25 if self.device.name == "cpu" else 0.8)) - states, 0)
             most = left // each if each else UNLIMITED
             tokens = max(PAGE, min(limits.max_batch * (self.context + PAGE), most))
-        hint = f"a token needs {each} bytes: give --cache-tokens a smaller number"
-        check_fits(f"keys and values of {tokens} tokens", tokens * each + states, free, self.device.name, hint)
+        hint = f"a token needs {each} bytes: give --cache-tokens a smaller number" + (", or --max-batch" if states else "")
+        what = f"keys and values of {tokens} tokens" + (f", and states of {limits.max_batch} requests" if states else "")
+        check_fits(what, tokens * each + states, free, self.device.name, hint)
         return self.decoder.ranks.same(-(-tokens // PAGE) + 1)
 
     # --- requests

@@ -18,9 +18,10 @@ def follow(engine: Engine) -> None:
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    engine.cache.take(engine.cache.room)  # the first rank says who has which page; here all are made ready at once
+    engine.cache.take(engine.cache.room)  # the first rank says who has which page and place; here all are made ready at once
     while (parts := _next(engine)) is not None:
         engine.compute(parts)
+    engine.decoder.ranks.part()
 
 
 def _next(engine: Engine) -> Any:
@@ -39,3 +40,4 @@ def leading(engine: Engine) -> Generator[None, None, None]:
             engine.leads = False
             with suppress(RuntimeError):  # they are gone already
                 engine.decoder.ranks.tell(None)
+            engine.decoder.ranks.part()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -15,6 +16,7 @@ from jumar.schema.errors import Exit, ToolError
 
 PATIENCE = timedelta(days=365)
 """Nobody may ask for so long."""
+FAREWELL = timedelta(seconds=10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,14 @@ class Ranks:
         heard = [None]
         dist.broadcast_object_list(heard, group=self.control)
         return heard[0]
+
+    def part(self) -> None:
+        """At the end: nobody leaves before the others have heard what was told last, or are gone themselves."""
+        if self.size == 1:
+            return
+        with suppress(RuntimeError):
+            dist.barrier(group=self.control, async_op=True).wait(timeout=FAREWELL)
+            dist.destroy_process_group()  # its threads may not outlive the interpreter
 
 
 def join(environ: Mapping[str, str], stages: int, backend: str) -> Ranks:

@@ -99,8 +99,8 @@ def open_model(
     Raises ToolError: 2 for a dtype that does not exist, 3 for what is wrong with the files, 4 for the device.
     """
     if (why := _why_transformers(path, engine)) is not None:
-        refused = {"--quantize": quantize, "--adapter": adapter, "--iteration": iteration, "--family": family}
-        for option in (name for name, value in refused.items() if value is not None):
+        given = {"quantize": quantize, "adapter": adapter, "iteration": iteration, "family": family, "pp": pp if pp > 1 else None}
+        for option in (f"--{name}" for name, value in given.items() if value is not None):
             raise ToolError(f"{option} is not there through transformers ({why})", hint="leave it out", code=Exit.USAGE)
         return _open_transformers(path, why, device, dtype, tokenizer)
     hardware = open_device(device)

@@ -20,6 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from jumar.infer.batch import Batch
 from jumar.infer.cache import Cache
+from jumar.infer.faults import hardware_faults
 from jumar.infer.group import Ranks
 from jumar.infer.tokenizer import Tokenizer
 from jumar.schema.errors import ToolError
@@ -125,11 +126,13 @@ def config_of(path: Path) -> Any:
 
 
 def load(path: Path, dtype: torch.dtype, device: torch.device) -> TransformersDecoder:
-    """The model of a directory; no code from there is run. Raises ToolError (3) for what is wrong with it."""
+    """The model of a directory; no code from there is run. Raises ToolError: 3 for what is wrong with it, 4 for the memory."""
     words: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False, "output_loading_info": True}
     try:
-        with _quietly():
+        with hardware_faults(), _quietly():
             opened: Any = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **words)
+    except ToolError:
+        raise
     except Exception as fault:
         raise ToolError(f"{VERSION} cannot open {path}: {fault}", hint="fetch the directory again") from fault
     model, found = opened
@@ -139,7 +142,8 @@ def load(path: Path, dtype: torch.dtype, device: torch.device) -> TransformersDe
                 f"{path} does not fit its config.json: {what.replace('_', ' ')}: {', '.join(names):.200}",
                 hint="fetch the files again",
             )
-    return TransformersDecoder(model.eval().to(device), device)
+    with hardware_faults():
+        return TransformersDecoder(model.eval().to(device), device)
 
 
 def tokenizer_of(path: Path) -> Tokenizer | None:

@@ -1,0 +1,37 @@
+"""Options that several commands share, stated once: a dataclass whose fields are options."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """A command with groups of options: typer sees every field of a parameter that is a dataclass, in its place.
+
+    Parameters are keyword-only; the modules of command and dataclasses do without `from __future__ import annotations`.
+    """
+    groups: dict[str, Any] = {}
+    shown: dict[str, tuple[Any, Any]] = {}
+    for name, own in inspect.signature(command).parameters.items():
+        if is_dataclass(own.annotation):
+            groups[name] = own.annotation
+            shown |= {field.name: (field.type, field.default) for field in fields(own.annotation)}
+        else:
+            shown[name] = own.annotation, own.default
+
+    @functools.wraps(command)
+    def spread(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+        command(**values)
+
+    kind = inspect.Parameter.KEYWORD_ONLY
+    spread.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter(name, kind, default=default, annotation=type_) for name, (type_, default) in shown.items()]
+    )
+    spread.__annotations__ = {name: type_ for name, (type_, _) in shown.items()}
+    return spread

@@ -1,0 +1,71 @@
+"""What a command says before it launches: of the run that it would go on with; fields that take one another's place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from jobs import make_recipe, token_file, write_recipe
+from jumar.schema.errors import Exit, ToolError
+from jumar.schema.indexed import IndexedWriter
+from jumar.train_core.data import blends
+from jumar.train_core.job import resolve
+from jumar.train_core.launch import TRACKER
+from jumar.train_core.run.beside import write_beside
+from jumar.train_core.start import start
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    made = make_recipe(tmp_path)
+    values = {"model": {"path": str(made.model.path)}, "data": {"train": str(made.data.train), "seq_len": 32}}
+    values |= {"train": {"steps": 10, "global_batch_size": 8}, "save": {"path": str(tmp_path / "run")}}
+    return write_recipe(tmp_path / "recipe.yaml", values)
+
+
+def dry_run(recipe: Path, *sets: str, task: str = "pretrain") -> None:
+    assert start(task, recipe, sets, nproc=None, device="cpu", dry_run=True) == 0  # type: ignore[arg-type]
+
+
+def test_a_dry_run_says_from_where_a_run_would_go_on(tmp_path: Path, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dry_run(recipe)
+    assert capsys.readouterr().err == ""
+    job, root = resolve(make_recipe(tmp_path), world=1, device="cpu"), tmp_path / "run"
+    root.mkdir()
+    write_beside(job, root, blends.inputs(blends.plan(job)))
+    (root / TRACKER).write_text("4")
+    dry_run(recipe)
+    assert capsys.readouterr().err == "", "the tracker names what is not there"
+    (root / "iter_0000004").mkdir()
+    dry_run(recipe)
+    told = "is at step 4, train.steps is 10: a run goes on from there for 6 steps; to begin anew, set another save.path"
+    assert capsys.readouterr().err == f"note: {root} {told}\n"
+    token_file(tmp_path / "data/a", documents=50)
+    dry_run(recipe, "train.steps=4")
+    warning, note = capsys.readouterr().err.splitlines()
+    assert warning.startswith("warning: the data is not what the run began with (a_text_document.idx, a_text_document.bin)")
+    assert "train.steps is 4: nothing is left to do" in note
+    with pytest.raises(ToolError, match="holds a run of another model: num_layers 4 there, 2 here") as fault:
+        dry_run(recipe, "model.config.num_hidden_layers=2")
+    assert fault.value.code == Exit.INPUT
+
+
+def test_epochs_in_the_place_of_the_recipe_s_steps(tmp_path: Path, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for key in ("input_ids", "attention_mask", "labels"):
+        with IndexedWriter(tmp_path / f"t_packed_{key}_document", np.int32) as writer:
+            for number in range(20):
+                writer.add(np.ones(4 + number % 3))
+    sets = [f"data.train={tmp_path}/t"]
+    dry_run(recipe, *sets, task="sft")
+    assert "10 steps of 8 samples = at most" in capsys.readouterr().out
+    dry_run(recipe, *sets, "train.epochs=6", task="sft")
+    out = capsys.readouterr().out
+    assert "15 steps of 8 samples = at most" in out
+    assert "epochs: 6.0" in out
+    recipe.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | {"train": {"steps": 10, "epochs": 6}}))
+    with pytest.raises(ToolError, match=r"train\.epochs and train\.steps both") as fault:
+        dry_run(recipe, *sets, task="sft")
+    assert "--set train.epochs=2 takes train.steps out" in (fault.value.hint or "")
