@@ -85,7 +85,15 @@ print("ours", *sorted(name for name in sys.modules if name.startswith("jumar."))
     assert any("Usage" in line for line in text)
     assert loaded == "loaded"
     package = module.rpartition(".")[0]
-    parsing = {package, module, f"{package}.options", "jumar.schema", "jumar.schema.cli", "jumar.schema.errors"}
+    parsing = {
+        package,
+        module,
+        f"{package}.options",
+        "jumar.schema",
+        "jumar.schema.cli",
+        "jumar.schema.errors",
+        "jumar.schema.options",
+    }
     assert set(ours.split()[1:]) <= parsing
 
 

@@ -53,10 +53,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = make.truthfulqa()
     for name in ("truthfulqa_mc1", "truthfulqa_mc2"):
         task(name, f"truthfulqa/{name}.yaml", validation=rows)
-    made = make.mmlu(count=12)
+    made = make.mmlu(count=4)
     task("mmlu_anatomy", "mmlu/default/_default_template_yaml", **made)
-    task("gsm8k", "gsm8k/gsm8k.yaml", **make.gsm8k())
-    pages = [{"page": row["text"]} for row in make.texts((20, 700))]
+    task("gsm8k", "gsm8k/gsm8k.yaml", **make.gsm8k(count=2))
+    pages = [{"page": row["text"]} for row in make.texts((20, 200))]
     task("perplexity", "wikitext/wikitext.yaml", train=pages, validation=pages, test=pages)
     return folder
 
@@ -115,3 +115,24 @@ def test_every_kind_of_task_equals_lm_eval(model: Path, data: Path, tmp_path: Pa
         assert check(found, expected, name) < 1e-4, name
     assert any(sample.get("truncated") for sample in found["samples"]["mmlu_anatomy"])
     assert len({sample["resps"][0][0] for sample in found["samples"]["gsm8k"]}) > 1
+
+
+def test_conversations_equal_lm_evals(model: Path, data: Path, tmp_path: Path) -> None:
+    """Through the model's chat template, worked examples as turns."""
+    words = {"apply_chat_template": True, "fewshot_as_multiturn": True, "system_instruction": "Be brief."}
+    expected = peer.evaluate(model, data / "peer", ["mmlu_anatomy"], shots=1, **words)
+    expected = {kind: {"mmlu_anatomy": expected[kind]["peer_mmlu_anatomy"]} for kind in ("results", "samples")}
+    found = ours(model, data, ["mmlu_anatomy"], tmp_path, chat=True, system="Be brief.", shots=1)
+    assert check(found, expected, "mmlu_anatomy") < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif(not DEMO.exists(), reason="the demo's model is not here (make demo)")
+def test_a_real_model_equals_lm_eval(data: Path, tmp_path: Path) -> None:
+    """SmolLM2-135M-Instruct."""
+    names = ["boolq", "piqa", "hellaswag", "mmlu_anatomy", "gsm8k", "perplexity"]
+    expected = lm_evals(DEMO, data, names)
+    found = ours(DEMO, data, names, tmp_path)
+    for name in names:
+        assert check(found, expected, name) < 1e-4, name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -53,7 +54,9 @@ class Completions(BaseHTTPRequestHandler):
             if cls.count % 5 == 0:
                 self.reply(503, {"error": {"message": "busy"}})
                 return
-            self.reply(200, {"choices": [self.echo(body) if body.get("echo") and cls.echoes else self.complete(body)]})
+            choice = self.echo(body) if body.get("echo") and cls.echoes else self.complete(body)
+            count = len(self.model.engine.encode(body["prompt"]))
+            self.reply(200, {"choices": [choice], "usage": {"prompt_tokens": count}})
 
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:
         sampling = Sampling(max_new_tokens=body["max_tokens"], stop=tuple(body.get("stop", ())))
@@ -64,10 +67,12 @@ class Completions(BaseHTTPRequestHandler):
         """Log-probabilities of the prompt's tokens, and of one that is added."""
         encoding = self.model.tokenizer.inner.encode(body["prompt"])
         (scored,) = self.model.engine.score([(encoding.ids[:1], encoding.ids[1:])])
+        tokens = [self.model.tokenizer.token(token) for token in encoding.ids]
+        offsets = [0, *itertools.accumulate(map(len, tokens))]  # which is wrong where a token is a part of a character
         logs = {
-            "tokens": [*encoding.tokens, "!"],
+            "tokens": [*tokens, "!"],
             "token_logprobs": [None, *(s.logprob for s in scored.scores), -1.0],
-            "text_offset": [*(start for start, _ in encoding.offsets), len(body["prompt"])],
+            "text_offset": offsets,
             "top_logprobs": [None, *({str(token): value for token, value in s.top} for s in scored.scores), {"!": -1.0}],
         }
         return {"text": body["prompt"] + "!", "logprobs": logs}
@@ -85,7 +90,8 @@ def served(hf: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, typ
 
 
 def test_an_endpoint_scores_as_the_checkpoint_does(served: tuple[str, type[Completions]], make: Maker, tmp_path: Path) -> None:
-    make.piqa()
+    chinese = {"goal": "绳子怎么打结", "sol1": "绕两圈", "sol2": "剪断", "label": 0}
+    make.lines("piqa/valid.jsonl", [*make.piqa(), chinese])
     make.boolq()
     make.lines("quiz.jsonl", [{"q": "How far is it"}, {"q": "The rope"}])
     own = {"task": "quiz", "title": "T", "kind": "generate", "metrics": ["begins_with"], "target": "q", "prompt": "{{ q }}"}
@@ -97,7 +103,7 @@ def test_an_endpoint_scores_as_the_checkpoint_does(served: tuple[str, type[Compl
         evaluate(lambda model=model: model, Settings(tasks=tasks, data=make.folder, out=tmp_path / name))
         paths = sorted((tmp_path / name).glob("samples_*"))
         found[name] = [json.loads(line) for path in paths for line in path.open()]
-    assert len(found["a"]) == len(found["b"]) == 14
+    assert len(found["a"]) == len(found["b"]) == 15
     for ours, theirs in zip(found["a"], found["b"], strict=True):
         for (a,), (b,) in zip(ours["resps"], theirs["resps"], strict=True):
             assert a == (b if isinstance(b, str) else [pytest.approx(b[0], abs=1e-4), b[1]])

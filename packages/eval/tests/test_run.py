@@ -180,7 +180,7 @@ def test_chat_prompts_go_through_the_template(model: LocalModel, data: Path, tmp
     evaluate(lambda: model, settings)
     (sample,) = map(json.loads, (tmp_path / "out/samples_mmlu_anatomy.jsonl").open())
     prompt, choice = sample["arguments"]["gen_args_0"].values()
-    assert prompt.startswith("<|im_start|>system\nBe brief.The following are multiple choice questions")
+    assert prompt.startswith("<|im_start|>system\nBe brief.\n\nThe following are multiple choice questions")
     assert prompt.count("<|im_start|>assistant\n") == 2
     assert prompt.endswith("Answer:<|im_end|>\n<|im_start|>assistant\n")
     assert choice == "A"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from jumar.eval.data import Doc, Found, documents
@@ -49,21 +48,19 @@ class Unit:
     total: int
     shots: int
     notes: tuple[str, ...] = ()
-    files: tuple[Path, ...] = field(default=())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class How:
     """Settings that change requests.
 
-    shots: None for the task's own; render: by a chat template; examples: in place of the data's
+    shots: None for the task's own; render: by a chat template; system: a message before all
     """
 
     shots: int | None = None
     limit: int | None = None
     render: Render | None = None
     system: str | None = None
-    examples: Sequence[Doc] | None = None
 
 
 def unit_of(task: Task, found: Found, how: How) -> Unit:
@@ -73,14 +70,12 @@ def unit_of(task: Task, found: Found, how: How) -> Unit:
     """
     name = task.task if found.subject is None else f"{task.task}_{found.subject}"
     docs, pool = documents(task, found)
-    pool = docs if how.examples is None and not found.shots else list(how.examples or pool)
     shots = task.shots if how.shots is None else how.shots
     asked = docs if how.limit is None else docs[: how.limit]
-    own = how.examples is None and not found.shots
-    draw = _drawn(task, pool, shots, own=own)
+    draw = _drawn(task, pool, shots, own=not found.shots)
     builder = _Builder(task, how)
     items = tuple(builder.item(number, doc, draw(doc), f"{name}, document {number}") for number, doc in enumerate(asked))
-    return Unit(name, task, items, len(docs), shots, tuple(_notes(items)), found.test)
+    return Unit(name, task, items, len(docs), shots, tuple(_notes(items)))
 
 
 def _drawn(task: Task, pool: list[Doc], shots: int, *, own: bool) -> Callable[[Doc], list[Doc]]:
@@ -158,7 +153,7 @@ class _Builder:
         if key not in self._made:
             messages: Messages = []
             description = text_of(self.task.description)({**doc, **(examples[0] if examples else {})})
-            if system := "".join(filter(None, (self.how.system, description))):
+            if system := self._joined(self.how.system or "", description):
                 messages.append({"role": "system", "content": system})
             for example in examples:
                 question, answer = self._example(example)
@@ -166,12 +161,17 @@ class _Builder:
             self._made = {key: messages}  # of drawn examples none comes again
         return self._made[key]
 
+    def _joined(self, system: str, description: str) -> str:
+        """Both, as lm-eval puts them together."""
+        bare = system and description and not (system[-1].isspace() or description[0].isspace())
+        return system + (self.task.separator if bare else "") + description
+
     def _example(self, doc: Doc) -> tuple[str, str]:
         task, choices = self.task, self._choices(doc)
         target = self._target(doc, task.shot_target)
         if task.ending is not None:
             return choices[target], str(value_of(task.ending)(doc))
-        question = text_of(task.shot_prompt or task.prompt)(doc)
+        question = text_of(task.prompt)(doc)
         return question, choices[target] if task.kind == "choice" else str(target)
 
     def _context(self, before: Messages, question: str) -> tuple[str, str]:

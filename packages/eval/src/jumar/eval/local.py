@@ -198,9 +198,6 @@ class LocalModel:
                     f"{request.max_new_tokens} new tokens are asked for, and the model's context is {self.context}",
                     hint="give the task a smaller max_new_tokens",
                 )
-            if request.beams > 1:
-                done(number, Response(self._beams(ids[-most:], request), len(ids) > most))
-                continue
             sampling = Sampling(max_new_tokens=request.max_new_tokens, stop=request.until)
             asked = self.engine.request(ids[-most:], sampling)
             owners[asked.number] = number, len(ids) > most
@@ -211,13 +208,6 @@ class LocalModel:
             done(number, Response(prompt.request.text, truncated))
 
         answer_all(self.engine, head_ids, prompts, told, at_once=max(self.opening.max_batch, 2))
-
-    def _beams(self, ids: list[int], request: Request) -> str:
-        from jumar.infer.beams import search
-
-        sampling = Sampling(max_new_tokens=request.max_new_tokens, stop=request.until)
-        found = search(self.engine, ids, sampling, num_beams=request.beams, length_penalty=0.7, returns=1)
-        return found[0].text
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:

@@ -35,6 +35,7 @@ class RemoteModel:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.client = httpx.Client(headers=headers, timeout=timeout_s, limits=httpx.Limits(max_connections=at_once))
         self.name = name or self._only_model()
+        self._counts: dict[str, int] = {}
 
     def _only_model(self) -> str:
         names = [str(model["id"]) for model in self._send("GET", "models").get("data", [])]
@@ -73,21 +74,20 @@ class RemoteModel:
     # --- one request
 
     def _loglikelihood(self, request: Request) -> Response:
-        context, rest = request.context, request.rest
-        if not context.strip():
+        stripped = request.context.rstrip()
+        if not stripped:
             raise ToolError("a continuation without context cannot be scored by an endpoint", hint="score the checkpoint itself")
-        stripped = context.rstrip()
-        scored = self._scored(stripped + context[len(stripped) :] + rest, len(stripped))
+        scored = self._scored(request.context + request.rest, stripped)
         return Response((math.fsum(value for value, _ in scored), all(best for _, best in scored)))
 
     def _rolling(self, request: Request) -> Response:
-        """Without what would stand before the first token, whose log-probability no endpoint gives."""
-        return Response(math.fsum(value for value, _ in self._scored(request.rest, 1)))
+        """Without the first token, whose log-probability no endpoint gives."""
+        return Response(math.fsum(value for value, _ in self._scored(request.rest, "")))
 
-    def _scored(self, text: str, start: int) -> list[tuple[float, bool]]:
-        """(log-probability, whether it was the most probable one) of each token that ends behind character `start`."""
+    def _scored(self, text: str, context: str) -> list[tuple[float, bool]]:
+        """(log-probability, whether it was the most probable one) of each token behind the context, but the text's first."""
         answer = self._completion({"prompt": text, "max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1})
-        logs = answer.get("logprobs") or {}
+        logs = answer["choices"][0].get("logprobs") or {}
         try:
             tokens, values, offsets, tops = (logs[k] for k in ("tokens", "token_logprobs", "text_offset", "top_logprobs"))
         except KeyError:
@@ -95,24 +95,33 @@ class RemoteModel:
                 f"{self.url} does not give log-probabilities of prompts",
                 hint="it must take echo with logprobs in /v1/completions, as jumar-infer serve does",
             ) from None
-        out = []
-        for token, value, offset, top in zip(tokens, values, offsets, tops, strict=True):
-            if offset >= len(text):
-                break  # what it added
-            if offset >= start and value is not None:
-                out.append((float(value), value >= max((top or {token: value}).values()) - 1e-6))
+        end = _prompt_tokens(answer) or sum(offset < len(text) for offset in offsets)  # behind it is what was added
+        parts = context and "\ufffd" in "".join(tokens)  # of characters: offsets count them wrongly
+        start = self._count(context) if parts else sum(offset < len(context) for offset in offsets)
+        out = [
+            (float(value), value >= max((top or {"": value}).values()) - 1e-6)
+            for value, top in zip(values[start:end], tops[start:end], strict=True)
+            if value is not None
+        ]
         if not out:
-            raise ToolError(
-                f"{self.url} gave no token behind character {start} of {text[-80:]!r}", hint="score the checkpoint itself"
-            )
+            raise ToolError(f"{self.url} gave no token behind {context[-60:]!r}", hint="score the checkpoint itself")
         return out
 
+    def _count(self, context: str) -> int:
+        """Tokens of a context: asked for once for all its continuations."""
+        if context not in self._counts:
+            found = _prompt_tokens(self._completion({"prompt": context, "max_tokens": 1, "temperature": 0}))
+            if found is None:
+                raise ToolError(
+                    f"{self.url} does not say how many tokens a prompt has (usage)", hint="score the checkpoint itself"
+                )
+            self._counts[context] = found
+        return self._counts[context]
+
     def _generate(self, request: Request) -> Response:
-        if request.beams > 1:
-            raise ToolError("beam search is not asked of endpoints", hint="score the checkpoint itself")
         asked = {"prompt": request.context, "max_tokens": request.max_new_tokens, "temperature": 0}
         stops = [stop for stop in request.until if stop]
-        answer = self._completion({**asked, **({"stop": stops[:4]} if stops else {})})
+        answer = self._completion({**asked, **({"stop": stops[:4]} if stops else {})})["choices"][0]
         text = str(answer.get("text", ""))
         for stop in stops:  # OpenAI's takes four at most
             text = text.partition(stop)[0]
@@ -121,10 +130,11 @@ class RemoteModel:
     # --- HTTP
 
     def _completion(self, body: dict[str, Any]) -> dict[str, Any]:
-        choices = self._send("POST", "completions", {"model": self.name, **body}).get("choices")
+        answer = self._send("POST", "completions", {"model": self.name, **body})
+        choices = answer.get("choices")
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
             raise ToolError(f"{self.url}/completions gave no choices", hint="is it an OpenAI-compatible server?")
-        return choices[0]
+        return answer
 
     def _send(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """Tries again where the server is busy, waiting longer each time."""
@@ -155,3 +165,8 @@ class RemoteModel:
         if not isinstance(loaded, dict):
             raise ToolError(f"{url} gave no JSON object", hint="is it an OpenAI-compatible server? the address ends in /v1")
         return loaded
+
+
+def _prompt_tokens(answer: dict[str, Any]) -> int | None:
+    found = (answer.get("usage") or {}).get("prompt_tokens")
+    return found if isinstance(found, int) else None

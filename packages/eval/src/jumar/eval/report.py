@@ -61,7 +61,8 @@ def _scores(found: Mapping[str, Any]) -> str:
     rows = []
     for task, answer, shots, metric, value, error in results.rows(found):
         count = found["results"][task.strip()].get("sample_len", "")
-        indent = ' class="inner"' if task.startswith(" ") else ""
+        depth = (len(task) - len(task.lstrip())) // 2
+        indent = f' class="inner{min(depth, 2)}"' if depth else ""
         cells = (answer, shots, metric, value, error, count)
         rows.append(f"<tr{indent}><td>{esc(task.strip())}</td>" + "".join(f"<td>{esc(c)}</td>" for c in cells) + "</tr>")
     cut = found.get("n-truncated", {})

@@ -23,7 +23,8 @@ h2 { margin: 2.5rem 0 .25rem; font-size: 1.25rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--rule); text-align: left; vertical-align: top; }
 th { color: var(--soft); font-weight: 600; }
-tr.inner td:first-child { padding-left: 1.8rem; }
+tr.inner1 td:first-child { padding-left: 1.8rem; }
+tr.inner2 td:first-child { padding-left: 3rem; }
 .bars { list-style: none; margin: 0; padding: 0; }
 .bars li { display: grid; grid-template-columns: minmax(8rem, 16rem) 1fr 3.5rem; gap: .75rem; }
 .bars li { align-items: center; padding: .1rem 0; }

@@ -16,7 +16,7 @@ class Request:
     context: what stands before; of `rolling` empty
     rest:    the continuation whose log-likelihood is asked for, of `rolling` the whole text; of `generate` empty
     head:    a beginning of the context that other requests have too (the worked examples)
-    until, max_new_tokens, beams: of `generate`
+    until, max_new_tokens: of `generate`
     """
 
     kind: Kind
@@ -25,7 +25,6 @@ class Request:
     head: str = ""
     until: tuple[str, ...] = ()
     max_new_tokens: int = 256
-    beams: int = 1
 
     def arguments(self) -> list[Any]:
         """As lm-eval writes them into its samples."""

@@ -70,10 +70,10 @@ class Task:
     description: a template, before everything
     delimiter, separator: between question and answer, between worked examples
     shots, fewshot: how many worked examples, the first ones or drawn for every document
+    shot_target: the answer that worked examples show, where that is another expression than `target`
     answers:  what of a generated text counts; several are measured side by side
     subjects: name in files -> name in prompts; groups: name -> subjects that have a score together
     without:  subjects that are there, and are no task of this kind
-    code:     answers are programs, which are run
     """
 
     task: str
@@ -93,7 +93,6 @@ class Task:
     separator: str = "\n\n"
     shots: int = 0
     fewshot: Literal["first", "random"] = "first"
-    shot_prompt: str | None = None
     shot_target: str | None = None
     until: tuple[str, ...] = ()
     max_new_tokens: int = 256
@@ -102,7 +101,6 @@ class Task:
     subjects: Mapping[str, str] = field(default_factory=dict)
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     without: tuple[str, ...] = ()
-    code: bool = False
 
     @property
     def by_subject(self) -> bool:

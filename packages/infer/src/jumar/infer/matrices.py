@@ -131,7 +131,7 @@ def _dynamic(whole: Tensor, scales: Tensor, bias: Tensor | None) -> Matrix:
     """Inputs as two integers each, a coarse one and what it leaves, multiplied in one pass over the weights: 7 bits alone would
     cost a tenth of a model's perplexity, whose rows have a few elements that are far larger than the others.
 
-    Each row is brought to -1 .. 1 first, so that one scale is right for all, and a row's product does not depend on the others.
+    Each row is counted in steps of its own first: one scale is right for all then, and a row's product does not depend on others.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch says that this API will move to torchao
@@ -140,12 +140,12 @@ def _dynamic(whole: Tensor, scales: Tensor, bias: Tensor | None) -> Matrix:
     multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
 
     def apply(x: Tensor) -> Tensor:
-        largest = torch.linalg.vector_norm(x, float("inf"), -1, keepdim=True).clamp_min_(1e-30)
-        x = x / largest
-        coarse = torch.fake_quantize_per_tensor_affine(x, 1 / STEPS, 0, -STEPS, STEPS)
+        step = torch.linalg.vector_norm(x, float("inf"), -1, keepdim=True).mul_(1 / STEPS).clamp_min_(1e-30)
+        x = x / step
+        coarse = x.round()
         rows = torch.cat((coarse, x.sub_(coarse).mul_(2 * STEPS)))
-        first, second = multiply(rows, 1 / STEPS, STEPS + 1, packed).chunk(2)
-        out: Tensor = torch.add(first, second, alpha=1 / (2 * STEPS)).mul_(largest)
+        first, second = multiply(rows, 1.0, STEPS + 1, packed).chunk(2)
+        out: Tensor = torch.add(first, second, alpha=1 / (2 * STEPS)).mul_(step)
         return out if bias is None else out + bias
 
     return apply
