@@ -226,6 +226,7 @@ def test_what_is_refused(server: Running) -> None:
         ({**good, "stream": "yes"}, 400, "stream: "),
         ({**good, "stream": True, "stream_options": {"include_usage": "yes"}}, 400, "stream_options.include_usage: "),
         ({**good, "stop_token_ids": [99999999]}, 400, "token 99999999 is outside"),
+        ({**good, "logprobs": True, "top_logprobs": 101}, 400, "top_logprobs: "),
         ({**good, "stop": [1]}, 400, "stop: expected a text or a list of texts"),
         ({**good, "n": 1000}, 400, "at most 64"),
         ({**good, "logit_bias": {"1": 2}}, 400, "logit_bias"),
@@ -237,6 +238,7 @@ def test_what_is_refused(server: Running) -> None:
         ({**good, "stream_options": {"include_usage": True}}, 400, "stream_options goes with stream"),
         ({**good, "top_logprobs": 2}, 400, "top_logprobs goes with"),
         ({**good, "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, 400, "not text"),
+        ({**good, "messages": [{"role": "assistant", "content": "x", "tool_calls": 3}]}, 400, "tool_calls"),
         ({**good, "messages": [{"role": "user", "content": "x" * 5000}]}, 400, "context"),
         (b" " * (2 << 20), 413, "larger"),
     ):

@@ -30,6 +30,7 @@ def _unused(value: Any) -> Any:
 Nothing = Annotated[Any, AfterValidator(_unused)]
 """Clients may send it empty, to say that they do not use it."""
 
+Alternatives = Annotated[int, Field(ge=0, le=100)]
 COLDEST, HOTTEST = 1e-5, 1e3
 
 
@@ -130,7 +131,7 @@ class Completion(Asked):
     """POST /v1/completions."""
 
     prompt: str | list[str] | list[int] | list[list[int]]
-    logprobs: int | None = None
+    logprobs: Alternatives | None = None
     echo: bool = False
     best_of: int | None = None
     suffix: Nothing = None
@@ -168,7 +169,7 @@ class ChatCompletion(Asked):
     parallel_tool_calls: bool | None = None
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
+    top_logprobs: Alternatives | None = None
     response_format: dict[Literal["type"], Literal["text"]] | None = None
     modalities: list[Literal["text"]] | None = None
 
@@ -189,7 +190,10 @@ class ChatCompletion(Asked):
 def _plain(message: Json) -> Json:
     """A content of parts as one text; null keys are left out, but templates read the content beside calls of tools."""
     message = {key: value for key, value in message.items() if value is not None}
-    if message.get("role") == "assistant" and message.get("tool_calls"):
+    calls = message.get("tool_calls", [])
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+        raise ToolError("tool_calls of a message is no list of objects", hint="give what the model's calls were")
+    if message.get("role") == "assistant" and calls:
         message.setdefault("content", "")
     content = message.get("content")
     if isinstance(content, list):
@@ -230,6 +234,8 @@ def _load(body: bytes) -> Any:
     except UnicodeEncodeError as fault:
         found = fault.object[fault.start].encode("unicode_escape").decode()
         raise Fault(400, f"a text is not valid Unicode: {found} is half a character") from None
+    except UnicodeDecodeError:
+        raise Fault(400, "the body is not JSON: it is not UTF-8") from None
     except RecursionError:
         raise Fault(400, "the body is not JSON that can be read: it is nested too deeply") from None
     except ValueError as fault:

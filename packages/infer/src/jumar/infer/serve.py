@@ -333,16 +333,17 @@ class Server(uvicorn.Server):
         timer.cancel()
         if self.force_exit:
             self._cut()
+            await asyncio.sleep(0.1)  # those who wait are told, if they listen
 
     def _cut(self) -> None:
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it would print a traceback for each answer that is cut
         if count := self.service.cut():
-            when = "at the second signal" if self.force_exit else f"after --drain-s {self.drain_s:g}"
+            when = "at the second Ctrl-C" if self.force_exit else f"after --drain-s {self.drain_s:g}"
             say("warning", f"{count} answer{'s were' if count > 1 else ' was'} not done {when}, and cut")
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """Both drain; the second time nothing is waited for."""
+        """Both drain; a second Ctrl-C waits for nothing."""
 
         def drain(number: int, frame: FrameType | None) -> None:
             self.handle_exit(number, frame)
