@@ -26,6 +26,7 @@ from jumar.infer import Engine, Sampling
 from jumar.infer.conversation import Template, open_template
 from jumar.infer.openai_api import ChatCompletion, parse
 from jumar.infer.service import Service
+from jumar.schema.errors import ToolError
 
 KEY = "sk-rope"
 HELLO = [{"role": "user", "content": "hello"}]
@@ -402,6 +403,14 @@ def test_what_nobody_foresaw_is_told_as_the_api_tells_it(hf: Path, capfd: pytest
     assert (whole.status_code, whole.json()["error"]["type"]) == (500, "server_error")
     assert 'jumar_http_requests_total{status="500"} 1' in service.metrics()
     assert capfd.readouterr().err.count("Traceback") == 2
+
+
+def test_times_are_finite() -> None:
+    from jumar.infer.serve import Settings
+
+    for name in ("timeout_s", "drain_s"):
+        with pytest.raises(ToolError, match="--(timeout|drain)-s is inf"):
+            Settings(name="tiny", **{name: float("inf")})
 
 
 def test_templates_find_a_content_beside_calls_of_tools() -> None:

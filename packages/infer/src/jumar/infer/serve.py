@@ -49,6 +49,8 @@ class Settings:
     max_tokens:  of an answer; also where a request does not say
     max_returns: answers to one request, over all of its prompts
     timeout_s:   for a whole answer; drain_s: for all answers at the end
+
+    Raises ToolError (2) for a time that is not finite.
     """
 
     name: str
@@ -59,6 +61,11 @@ class Settings:
     max_returns: int = 64
     timeout_s: float = 600.0
     drain_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        for option, value in (("--timeout-s", self.timeout_s), ("--drain-s", self.drain_s)):
+            if not math.isfinite(value):
+                raise ToolError(f"{option} is {value}", hint=f"give seconds: {option} 86400", code=Exit.USAGE)
 
 
 def read_keys(path: Path | None) -> tuple[str, ...]:
