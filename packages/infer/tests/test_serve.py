@@ -409,7 +409,7 @@ def test_times_are_finite() -> None:
     from jumar.infer.serve import Settings
 
     for name in ("timeout_s", "drain_s"):
-        with pytest.raises(ToolError, match="--(timeout|drain)-s is inf"):
+        with pytest.raises(ToolError, match=r"--(timeout|drain)-s is inf"):
             Settings(name="tiny", **{name: float("inf")})
 
 
