@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import json
 import os
@@ -22,7 +23,10 @@ import pytest
 
 import infer_models
 from jumar.infer import Engine, Sampling
-from jumar.infer.conversation import open_template
+from jumar.infer.conversation import Template, open_template
+from jumar.infer.openai_api import ChatCompletion, parse
+from jumar.infer.service import Service
+from jumar.schema.errors import ToolError
 
 KEY = "sk-rope"
 HELLO = [{"role": "user", "content": "hello"}]
@@ -103,6 +107,10 @@ def answer(direct: Engine, messages: list[dict], count: int) -> str:
 
 def test_chat(server: Running, direct: Engine) -> None:
     assert [m.id for m in server.client.models.list()] == ["tiny"]
+    assert server.client.models.retrieve("tiny").id == "tiny"
+    with pytest.raises(openai.NotFoundError, match="there is no model 'other/one'"):
+        server.client.models.retrieve("other/one")
+    assert httpx.get(f"{server.url}/v1/models", headers={"authorization": f"bearer {KEY}"}).status_code == 200
     done = server.client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=12, logprobs=True, top_logprobs=2)
     (choice,) = done.choices
     assert choice.message.content == answer(direct, HELLO, 12)
@@ -199,12 +207,28 @@ def test_what_is_refused(server: Running) -> None:
         (b"{", 400, "not JSON"),
         (b"[" * 100000, 400, "not JSON"),
         (b"[]", 400, "valid"),
+        (b'{"model": "\xed\xa0\x80"}', 400, "not JSON"),
+        ({**good, "model": "\ud800"}, 400, "not valid Unicode: \\ud800"),
+        ({**good, "\udfff": 1}, 400, "not valid Unicode"),
+        ({**good, "messages": [{"role": "user", "content": "Hello \udc00"}]}, 400, "not valid Unicode: \\udc00"),
         ({**good, "model": "gpt-x"}, 404, "no model"),
         ({**good, "messages": []}, 400, "messages"),
         ({**good, "messages": [{"role": "nobody", "content": "x"}]}, 400, "nobody"),
         ({**good, "temperature": "hot"}, 400, "temperature"),
         ({**good, "temperature": -1}, 400, "temperature"),
+        ({**good, "temperature": 1e-300}, 400, "temperature: it is 1e-300, expected 0, or from"),
+        (b'{"temperature": 1e999}', 400, "1e999 is too large"),
+        ({**good, "top_p": float("nan")}, 400, "NaN"),
+        ({**good, "repetition_penalty": 1e300}, 400, "repetition_penalty"),
+        ({**good, "seed": 2**63 - 1}, 400, "seed"),
         ({**good, "max_tokens": 0}, 400, "max_tokens"),
+        ({**good, "max_tokens": "2"}, 400, "max_tokens: "),
+        ({**good, "max_tokens": True}, 400, "max_tokens: "),
+        ({**good, "stream": "yes"}, 400, "stream: "),
+        ({**good, "stream": True, "stream_options": {"include_usage": "yes"}}, 400, "stream_options.include_usage: "),
+        ({**good, "stop_token_ids": [99999999]}, 400, "token 99999999 is outside"),
+        ({**good, "logprobs": True, "top_logprobs": 101}, 400, "top_logprobs: "),
+        ({**good, "stop": [1]}, 400, "stop: expected a text or a list of texts"),
         ({**good, "n": 1000}, 400, "at most 64"),
         ({**good, "logit_bias": {"1": 2}}, 400, "logit_bias"),
         ({**good, "abacus": 1}, 400, "abacus: this server does not know it"),
@@ -215,6 +239,7 @@ def test_what_is_refused(server: Running) -> None:
         ({**good, "stream_options": {"include_usage": True}}, 400, "stream_options goes with stream"),
         ({**good, "top_logprobs": 2}, 400, "top_logprobs goes with"),
         ({**good, "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, 400, "not text"),
+        ({**good, "messages": [{"role": "assistant", "content": "x", "tool_calls": 3}]}, 400, "tool_calls"),
         ({**good, "messages": [{"role": "user", "content": "x" * 5000}]}, 400, "context"),
         (b" " * (2 << 20), 413, "larger"),
     ):
@@ -227,6 +252,9 @@ def test_what_is_refused(server: Running) -> None:
         ({"max_tokens": 0}, "max_tokens"),
         ({"prompt": [[1], ["a"]]}, "prompt"),
         ({"prompt": [999]}, "outside the vocabulary"),
+        ({"prompt": [True]}, "prompt: expected a text, a list of texts"),
+        ({"prompt": "a\ud800"}, "not valid Unicode"),
+        ({"logprobs": True}, "logprobs: "),
         ({"prompt": []}, "empty"),
     ):
         response = server.post({"model": "tiny", "prompt": "a", "max_tokens": 1, **body}, "completions")
@@ -234,6 +262,9 @@ def test_what_is_refused(server: Running) -> None:
     assert server.post(good, key="wrong").status_code == 401
     assert httpx.get(f"{server.url}/v1/models").status_code == 401
     assert httpx.get(f"{server.url}/nowhere").json()["error"]["type"] == "invalid_request_error"
+    wrong_method = httpx.get(f"{server.url}/v1/completions")
+    assert (wrong_method.status_code, wrong_method.headers["allow"]) == (405, "POST")
+    assert wrong_method.json()["error"]["message"] == "/v1/completions takes POST, not GET"
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong", max_retries=0).models.list()
     with pytest.raises(openai.BadRequestError, match="context"):
@@ -316,6 +347,85 @@ def test_a_port_that_is_taken(server: Running) -> None:
     assert done.returncode == 4
     assert "cannot listen" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_end_of_the_drain_is_told(server: Running, tmp_path: Path) -> None:
+    """A stream gets an event with the error, a whole answer 503, the log a line; the time may have fractions."""
+    ending = start(server.hf, tmp_path, "--drain-s", "0.5")
+    words = dict(model="tiny", messages=HELLO, max_tokens=3500)
+    stream = ending.client.chat.completions.create(**words, stream=True)
+    next(stream)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        whole = pool.submit(ending.post, words)
+        while ending.metric("requests_running") < 2:
+            time.sleep(0.01)
+        ending.process.send_signal(signal.SIGTERM)
+        since = time.monotonic()
+        with pytest.raises(openai.APIError, match="the server ends"):
+            list(stream)
+        assert time.monotonic() - since > 0.4
+        assert (whole.result().status_code, whole.result().json()["error"]["code"]) == (503, "server_ends")
+    assert ending.process.wait(60) == 0
+    (line,) = [line for line in (tmp_path / "log").read_text().splitlines() if not line.startswith(("note:", "serving:"))]
+    assert line == "warning: 2 answers were not done after --drain-s 0.5, and cut"
+
+
+def test_nothing_is_served_without_a_tokenizer(server: Running, infer, tmp_path: Path) -> None:
+    silent = tmp_path / "hf"
+    silent.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (silent / name).symlink_to(server.hf / name)
+    done = infer("serve", silent, "--port", 0, "--device", "cpu", "--cache-tokens", 512)
+    assert (done.code, "no tokenizer" in done.err, "serving" in done.err) == (3, True, False), done.err
+
+
+def test_what_nobody_foresaw_is_told_as_the_api_tells_it(hf: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The engine raises what it should not, before an answer and within a stream."""
+    from jumar.infer.serve import App, Settings
+
+    engine = Engine.open(hf, device="cpu")
+    service = Service(engine)
+    app = App(service, None, Settings(name="tiny"))
+
+    async def ask() -> list[httpx.Response]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app.api), base_url="http://x/v1") as client:
+            body = {"model": "tiny", "prompt": "a", "max_tokens": 2}
+            engine.tokenizer.token = None  # type: ignore[union-attr,method-assign,assignment]
+            streamed = await client.post("/completions", json={**body, "logprobs": 1, "stream": True})
+            engine.tokenizer.encode = None  # type: ignore[union-attr,method-assign,assignment]
+            return [streamed, await client.post("/completions", json=body)]
+
+    try:
+        streamed, whole = asyncio.run(ask())
+    finally:
+        service.stop()
+    assert json.loads(streamed.text.removeprefix("data: "))["error"]["type"] == "server_error"
+    assert (whole.status_code, whole.json()["error"]["type"]) == (500, "server_error")
+    assert 'jumar_http_requests_total{status="500"} 1' in service.metrics()
+    assert capfd.readouterr().err.count("Traceback") == 2
+
+
+def test_times_are_finite() -> None:
+    from jumar.infer.serve import Settings
+
+    for name in ("timeout_s", "drain_s"):
+        with pytest.raises(ToolError, match=r"--(timeout|drain)-s is inf"):
+            Settings(name="tiny", **{name: float("inf")})
+
+
+def test_templates_find_a_content_beside_calls_of_tools() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    talk = [*HELLO, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    asked = parse(ChatCompletion, json.dumps({"model": "m", "messages": talk}).encode())
+    seen: list[dict] = []
+
+    class Seen(Template):
+        def prompt(self, messages: list[dict], tools: list[dict] | None = None) -> list[int]:
+            seen.extend(messages)
+            return [1]
+
+    asked.prompt(Seen(None, None))
+    assert seen[1]["content"] == ""
 
 
 def test_sigterm_lets_answers_be_finished(server: Running) -> None:

@@ -7,10 +7,10 @@ import json
 import time
 import uuid
 from collections.abc import Sequence
-from math import isnan, nan
-from typing import Annotated, Any, Literal
+from math import isfinite, isnan, nan
+from typing import Annotated, Any, Literal, NoReturn
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from jumar.infer.conversation import Template
 from jumar.infer.engine import Engine
@@ -30,6 +30,21 @@ def _unused(value: Any) -> Any:
 Nothing = Annotated[Any, AfterValidator(_unused)]
 """Clients may send it empty, to say that they do not use it."""
 
+Alternatives = Annotated[int, Field(ge=0, le=100)]
+COLDEST, HOTTEST = 1e-5, 1e3
+
+
+def _temperature(value: float) -> float:
+    if value != 0 and not COLDEST <= value <= HOTTEST:  # beyond, logits of 32 bits overflow
+        raise ValueError(f"it is {value:g}, expected 0, or from {COLDEST:g} to {HOTTEST:g}")
+    return value
+
+
+UNIONS = {
+    "prompt": "expected a text, a list of texts, a list of token ids, or a list of such lists",
+    "stop": "expected a text or a list of texts",
+}
+
 
 class Fault(Exception):
     """An error as the API tells it. Statuses as OpenAI's: 400 the request, 401 the key, 404, 413, 429 too many, 503, 504."""
@@ -46,7 +61,7 @@ class Fault(Exception):
 
 
 class StreamOptions(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     include_usage: bool = False
     include_obfuscation: bool = False
 
@@ -54,22 +69,22 @@ class StreamOptions(BaseModel):
 class Asked(BaseModel):
     """What completions and chat completions have in common. Those that OpenAI has not are vLLM's."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
     model: str
     stream: bool = False
     stream_options: StreamOptions | None = None
     max_tokens: int | None = None
-    temperature: float | None = None
+    temperature: Annotated[float, AfterValidator(_temperature)] | None = None
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
-    repetition_penalty: float | None = None
+    repetition_penalty: Annotated[float, Field(le=1e9)] | None = None
     stop_token_ids: list[int] | None = None
     ignore_eos: bool = False
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     stop: str | list[str] | None = None
-    seed: int | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**62)] | None = None
     n: int | None = None
     logit_bias: Nothing = None
     # of no effect on the answer
@@ -91,7 +106,10 @@ class Asked(BaseModel):
         return self.stream_options is not None and self.stream_options.include_usage
 
     def sampling(self, engine: Engine, default_tokens: int, **more: Any) -> Sampling:
-        """Raises ToolError for a value that means nothing."""
+        """Raises Fault and ToolError for a value that means nothing."""
+        vocab = engine.decoder.vocab_size
+        if bad := [token for token in self.stop_token_ids or () if not 0 <= token < vocab]:
+            raise Fault(400, f"token {bad[0]} is outside the vocabulary of {vocab}", param="stop_token_ids")
         return engine.defaults.sampling(
             max_new_tokens=self.max_tokens if self.max_tokens is not None else default_tokens,
             temperature=self.temperature,
@@ -113,7 +131,7 @@ class Completion(Asked):
     """POST /v1/completions."""
 
     prompt: str | list[str] | list[int] | list[list[int]]
-    logprobs: int | None = None
+    logprobs: Alternatives | None = None
     echo: bool = False
     best_of: int | None = None
     suffix: Nothing = None
@@ -151,7 +169,7 @@ class ChatCompletion(Asked):
     parallel_tool_calls: bool | None = None
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
+    top_logprobs: Alternatives | None = None
     response_format: dict[Literal["type"], Literal["text"]] | None = None
     modalities: list[Literal["text"]] | None = None
 
@@ -170,8 +188,13 @@ class ChatCompletion(Asked):
 
 
 def _plain(message: Json) -> Json:
-    """A content of parts as one text; null keys are left out."""
+    """A content of parts as one text; null keys are left out, but templates read the content beside calls of tools."""
     message = {key: value for key, value in message.items() if value is not None}
+    calls = message.get("tool_calls", [])
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+        raise ToolError("tool_calls of a message is no list of objects", hint="give what the model's calls were")
+    if message.get("role") == "assistant" and calls:
+        message.setdefault("content", "")
     content = message.get("content")
     if isinstance(content, list):
         if not all(
@@ -186,21 +209,49 @@ def _plain(message: Json) -> Json:
 
 def parse(kind: type[Asked], body: bytes) -> Any:
     """A request of a kind. Raises Fault 400 naming the field."""
-    try:
-        loaded = json.loads(body)
-    except (ValueError, RecursionError) as fault:
-        raise Fault(400, f"the body is not JSON: {fault}") from None
+    loaded = _load(body)
     try:
         if isinstance(loaded, dict):  # null is as good as nothing
             loaded = {key: value for key, value in loaded.items() if value is not None}
         return kind.model_validate(loaded)
     except ValidationError as fault:
         first = fault.errors(include_url=False)[0]
-        param = ".".join(str(part) for part in first["loc"]) or None
+        where = first["loc"]
+        if where and where[0] in UNIONS and first["type"] != "missing":  # pydantic tells of each member of the union
+            raise Fault(400, f"{where[0]}: {UNIONS[str(where[0])]}", param=str(where[0])) from None
+        param = ".".join(str(part) for part in where) or None
         what = (
             "this server does not know it" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
         )
         raise Fault(400, f"{param}: {what}" if param else what, param=param) from None
+
+
+def _load(body: bytes) -> Any:
+    """JSON whose texts are valid Unicode and whose numbers are finite. Raises Fault 400."""
+    try:
+        loaded = json.loads(body.decode("utf-8-sig"), parse_constant=_no_number, parse_float=_finite)
+        json.dumps(loaded, ensure_ascii=False).encode()
+    except UnicodeEncodeError as fault:
+        found = fault.object[fault.start].encode("unicode_escape").decode()
+        raise Fault(400, f"a text is not valid Unicode: {found} is half a character") from None
+    except UnicodeDecodeError:
+        raise Fault(400, "the body is not JSON: it is not UTF-8") from None
+    except RecursionError:
+        raise Fault(400, "the body is not JSON that can be read: it is nested too deeply") from None
+    except ValueError as fault:
+        raise Fault(400, f"the body is not JSON: {fault}") from None
+    return loaded
+
+
+def _no_number(word: str) -> NoReturn:
+    raise ValueError(f"{word} is no number of JSON")
+
+
+def _finite(word: str) -> float:
+    value = float(word)
+    if not isfinite(value):
+        raise ValueError(f"{word:.20} is too large a number")
+    return value
 
 
 # --- answers

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import errno
 import hashlib
 import hmac
 import json
+import logging
+import math
 import signal
 import socket
 import time
+import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
@@ -22,7 +27,7 @@ from jumar.infer.engine import Engine
 from jumar.infer.generate import with_stops
 from jumar.infer.openai_api import Answers, Asked, ChatCompletion, Completion, Fault, Json, parse
 from jumar.infer.sampling import Sampling
-from jumar.infer.service import LOOK_S, Ask, QueueFull, Service, TooSlow, stopped
+from jumar.infer.service import LOOK_S, Ask, Ending, EngineStopped, QueueFull, Service, TooSlow, stopped
 from jumar.schema.cli import say
 from jumar.schema.errors import Exit, ToolError
 
@@ -34,6 +39,7 @@ except ImportError as missing:
     raise ToolError(f"the server needs {missing.name}", hint="pip install 'jumar-infer[serve]'", code=Exit.ENVIRONMENT) from None
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+GRACE_S = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +49,8 @@ class Settings:
     max_tokens:  of an answer; also where a request does not say
     max_returns: answers to one request, over all of its prompts
     timeout_s:   for a whole answer; drain_s: for all answers at the end
+
+    Raises ToolError (2) for a time that is not finite.
     """
 
     name: str
@@ -54,6 +62,11 @@ class Settings:
     timeout_s: float = 600.0
     drain_s: float = 60.0
 
+    def __post_init__(self) -> None:
+        for option, value in (("--timeout-s", self.timeout_s), ("--drain-s", self.drain_s)):
+            if not math.isfinite(value):
+                raise ToolError(f"{option} is {value}", hint=f"give seconds: {option} 86400", code=Exit.USAGE)
+
 
 def read_keys(path: Path | None) -> tuple[str, ...]:
     """Bearer keys, one a line. Raises ToolError (3) for a file without any."""
@@ -62,7 +75,8 @@ def read_keys(path: Path | None) -> tuple[str, ...]:
     try:
         keys = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as fault:
-        raise ToolError(f"{path} cannot be read: {fault}", hint="give a file with one key a line") from None
+        why = getattr(fault, "strerror", None) or fault
+        raise ToolError(f"{path} cannot be read: {why}", hint="give a file with one key a line") from None
     if not keys:
         raise ToolError(f"{path} has no key", hint="write one key a line")
     return keys
@@ -78,9 +92,9 @@ def listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as fault:
         found.close()
         why = getattr(fault, "strerror", None) or fault
-        raise ToolError(
-            f"cannot listen on {host} port {port}: {why}", hint="choose another: --port 8001", code=Exit.ENVIRONMENT
-        ) from None
+        address = isinstance(fault, socket.gaierror) or getattr(fault, "errno", None) == errno.EADDRNOTAVAIL
+        hint = "give an address of this machine: --host 127.0.0.1" if address else "choose another: --port 8001"
+        raise ToolError(f"cannot listen on {host} port {port}: {why}", hint=hint, code=Exit.ENVIRONMENT) from None
     return found
 
 
@@ -95,6 +109,7 @@ class App:
             ("/health", self.health, "GET"),
             ("/metrics", self.metrics, "GET"),
             ("/v1/models", self.models, "GET"),
+            ("/v1/models/{name:path}", self.model, "GET"),
             ("/v1/completions", self.completions, "POST"),
             ("/v1/chat/completions", self.chat, "POST"),
         ):
@@ -111,13 +126,20 @@ class App:
                 response = await handler(request)
             except Fault as fault:
                 response = _faulty(fault)
+            except Exception:  # noqa: BLE001  # whatever it is, the client gets an answer that it can read
+                response = _faulty(_bug())
             return self._counted(response)
 
         return route
 
     async def _unknown(self, request: Request, fault: Exception) -> Response:
-        status = getattr(fault, "status_code", 404)
-        return self._counted(_faulty(Fault(status, f"there is no {request.method} {request.url.path}")))
+        status, path = getattr(fault, "status_code", 404), request.url.path
+        allowed = (getattr(fault, "headers", None) or {}).get("Allow")
+        if status != 405 or allowed is None:
+            return self._counted(_faulty(Fault(status, f"there is no {path}")))
+        response = _faulty(Fault(status, f"{path} takes {allowed}, not {request.method}"))
+        response.headers["allow"] = allowed
+        return self._counted(response)
 
     def _counted(self, response: Response) -> Response:
         counts = self.service.counts.requests
@@ -127,8 +149,9 @@ class App:
     def _check_key(self, request: Request) -> None:
         if not self.settings.keys or not request.url.path.startswith("/v1/"):
             return
-        given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
-        if not any(hmac.compare_digest(given, key.encode()) for key in self.settings.keys):
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        known = [hmac.compare_digest(given.strip().encode(), key.encode()) for key in self.settings.keys]
+        if scheme.lower() != "bearer" or not any(known):
             raise Fault(401, "the API key is wrong or missing", code="invalid_api_key")
 
     async def page(self, request: Request) -> Response:
@@ -143,8 +166,24 @@ class App:
         return PlainTextResponse(self.service.metrics(), media_type="text/plain; version=0.0.4")
 
     async def models(self, request: Request) -> Response:
-        model = {"id": self.settings.name, "object": "model", "created": 0, "owned_by": "jumar"}
-        return JSONResponse({"object": "list", "data": [{**model, "max_model_len": self.engine.context}]})
+        return JSONResponse({"object": "list", "data": [self._model()]})
+
+    async def model(self, request: Request) -> Response:
+        self._check_model(request.path_params["name"])
+        return JSONResponse(self._model())
+
+    def _model(self) -> Json:
+        return {
+            "id": self.settings.name,
+            "object": "model",
+            "created": 0,
+            "owned_by": "jumar",
+            "max_model_len": self.engine.context,
+        }
+
+    def _check_model(self, name: str) -> None:
+        if name != self.settings.name:
+            raise Fault(404, f"there is no model {name!r}; here is {self.settings.name!r}", code="model_not_found")
 
     async def completions(self, request: Request) -> Response:
         asked: Completion = parse(Completion, await self._body(request))
@@ -168,15 +207,18 @@ class App:
 
     async def _body(self, request: Request) -> bytes:
         most, body = self.settings.max_body_bytes, bytearray()
-        async for piece in request.stream():
-            body += piece
-            if len(body) > most:
-                raise Fault(413, f"the body is larger than {most} bytes")
-        return bytes(body)
+        pieces = request.stream()
+        while len(body) <= most:
+            try:
+                body += await anext(pieces)
+            except StopAsyncIteration:
+                return bytes(body)
+            except Exception:  # noqa: BLE001  # starlette's own: the client went away before all was sent
+                raise Fault(499, "the client has gone") from None
+        raise Fault(413, f"the body is larger than {most} bytes")
 
     def _sampling(self, asked: Asked, *, least: int = 1, **more: Any) -> Sampling:
-        if asked.model != self.settings.name:
-            raise Fault(404, f"there is no model {asked.model!r}; here is {self.settings.name!r}", code="model_not_found")
+        self._check_model(asked.model)
         if asked.max_tokens is not None and not least <= asked.max_tokens <= self.settings.max_tokens:
             what = f"max_tokens is {asked.max_tokens}, expected {least} to {self.settings.max_tokens}"
             raise Fault(400, what, param="max_tokens")
@@ -190,7 +232,8 @@ class App:
             what = f"{len(each) * returns} answers are asked for, at most {self.settings.max_returns} are given"
             raise Fault(400, what, param="n")
         answers = Answers(self.engine, self.settings.name, chat=chat, returns=returns, echoes=echoes)
-        stream = self.service.answers([one.again(i) for one in each for i in range(returns)], timeout_s=self.settings.timeout_s)
+        asks = [one.again(number) for one in each for number in range(returns)]
+        stream = self.service.answers(asks, timeout_s=self.settings.timeout_s)
         with _as_faults():
             requests = await anext(stream)
         if asked.stream:
@@ -227,6 +270,9 @@ async def _events(http: Request, stream: Any, answers: Answers, requests: Any, *
         except Fault as fault:
             yield _event(fault.body())
             return
+        except Exception:  # noqa: BLE001  # as above
+            yield _event(_bug().body())
+            return
         if with_usage:
             yield _event(answers.last(requests))
         yield "data: [DONE]\n\n"
@@ -249,6 +295,12 @@ def _faulty(fault: Fault) -> Response:
     return JSONResponse(fault.body(), fault.status, headers=headers)
 
 
+def _bug() -> Fault:
+    """An error that should not be: its traceback is for whoever runs the server, not for the client."""
+    traceback.print_exc()
+    return Fault(500, "the server failed at this; what it was stands in its log")
+
+
 @contextmanager
 def _as_faults() -> Generator[None, None, None]:
     """Our own errors as the API tells them."""
@@ -261,16 +313,44 @@ def _as_faults() -> Generator[None, None, None]:
         raise Fault(429, "too many requests wait; try again later", code="queue_full") from None
     except TooSlow:
         raise Fault(504, "the answer was not done in time", code="timeout") from None
-    except RuntimeError as fault:
-        raise Fault(500, str(fault)) from None
+    except RecursionError:
+        raise Fault(400, "the request is nested too deeply") from None
+    except Ending:
+        raise Fault(503, "the server ends, and the answer was not done", code="server_ends") from None
+    except EngineStopped:
+        raise Fault(500, "the engine has stopped", code="engine_stopped") from None
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which after SIGTERM or Ctrl-C returns instead of killing itself with the signal."""
+    """uvicorn's server, which after SIGTERM or Ctrl-C returns instead of killing itself with the signal.
+
+    Answers are waited for drain_s; then those who wait for them hear of it, within GRACE_S.
+    """
+
+    def __init__(self, app: App) -> None:
+        self.service, self.drain_s = app.service, app.settings.drain_s
+        most = math.ceil(self.drain_s) + GRACE_S
+        more: dict[str, Any] = {"log_config": None, "lifespan": "off", "access_log": False}
+        super().__init__(uvicorn.Config(app.api, timeout_graceful_shutdown=most, **more))
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Drains."""
+        timer = asyncio.get_running_loop().call_later(self.drain_s, self._cut)
+        await super().shutdown(sockets)
+        timer.cancel()
+        if self.force_exit:
+            self._cut()
+            await asyncio.sleep(0.1)  # those who wait are told, if they listen
+
+    def _cut(self) -> None:
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it would print a traceback for each answer that is cut
+        if count := self.service.cut():
+            when = "at the second Ctrl-C" if self.force_exit else f"after --drain-s {self.drain_s:g}"
+            say("warning", f"{count} answer{'s were' if count > 1 else ' was'} not done {when}, and cut")
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """Both drain; the second time nothing is waited for."""
+        """Both drain; a second Ctrl-C waits for nothing."""
 
         def drain(number: int, frame: FrameType | None) -> None:
             self.handle_exit(number, frame)
@@ -285,17 +365,16 @@ class Server(uvicorn.Server):
 
 def serve(engine: Engine, template: Template | None, settings: Settings, *, host: str, port: int, max_waiting: int) -> None:
     """Listens until SIGTERM or Ctrl-C, then lets answers be finished. Raises ToolError if the engine fails on the way:
-    1, or 4 where memory is short or another process is gone."""
+    1, or 4 where memory is short or another process is gone; 3 for a model without a tokenizer, before it listens."""
+    if engine.tokenizer is None:
+        raise ToolError("the checkpoint has no tokenizer", hint="give one: --tokenizer DIR")
     with listen(host, port) as open_socket:
         where = f"http://{f'[{host}]' if ':' in host else host}:{open_socket.getsockname()[1]}"
         if host not in LOOPBACK and not settings.keys:
             say("warning", f"anybody who reaches {where} can use it: --api-key-file FILE asks for a key")
         service = Service(engine, max_waiting=max_waiting)
         app = App(service, template, settings)
-        config = uvicorn.Config(
-            app.api, log_config=None, lifespan="off", timeout_graceful_shutdown=int(settings.drain_s), access_log=False
-        )
-        server = Server(config)
+        server = Server(app)
         service.on_fault = lambda: setattr(server, "should_exit", True)
         say("serving", f"{settings.name} at {where} (chat page there; API at {where}/v1); Ctrl-C ends it", "bold cyan")
         server.run(sockets=[open_socket])

@@ -25,6 +25,14 @@ class TooSlow(Exception):
     """An answer was not done in time."""
 
 
+class Ending(Exception):
+    """The server ends, and waits for this answer no longer."""
+
+
+class EngineStopped(Exception):
+    """The engine has failed; nothing is answered any more."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ask:
     """One prompt; scored as of `Engine.add`."""
@@ -72,7 +80,7 @@ class Service:
         self._listeners: dict[Request, Listener] = {}
         self._asked: dict[Request, float] = {}
         self._changed = threading.Condition()
-        self._stopping = False
+        self._stopping = self._ending = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -82,6 +90,14 @@ class Service:
             self._stopping = True
             self._changed.notify()
         self._thread.join()
+
+    def cut(self) -> int:
+        """Gives up the answers that are not done, and all that are asked for from now on. Returns how many there were."""
+        with self._changed:
+            self._ending = True
+            for listener in set(self._listeners.values()):
+                listener.wake()
+            return sum(request.finish is None for request in self._listeners)
 
     def _run(self) -> None:
         try:
@@ -115,8 +131,8 @@ class Service:
         """Yields the requests whenever one of them went on, and every LOOK_S, at the end once when all are done; they are
         forgotten when the iterator is closed.
 
-        The first is yielded at once, before anything is computed. Raises QueueFull, TooSlow, and ToolError as of `Engine.add`
-        (then nothing is computed).
+        The first is yielded at once, before anything is computed. Raises QueueFull, TooSlow, Ending, EngineStopped, and ToolError
+        as of `Engine.add` (then nothing is computed).
         """
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
         requests = self._add(asked, lambda: loop.call_soon_threadsafe(changed.set))
@@ -135,15 +151,17 @@ class Service:
                 if time.monotonic() > end:
                     raise TooSlow
                 if self.fault is not None:
-                    raise RuntimeError("the engine has stopped") from self.fault
+                    raise EngineStopped from self.fault
                 done = all(request.finish is not None for request in requests)
+                if self._ending and not done:
+                    raise Ending
                 yield requests
         finally:
             self._forget(requests)
 
     def _add(self, asked: Sequence[Ask], wake: Callable[[], object]) -> list[Request]:
         if self.fault is not None:
-            raise RuntimeError("the engine has stopped") from self.fault
+            raise EngineStopped from self.fault
         if len(self.engine.scheduler.waiting) + len(asked) > max(self.max_waiting, len(asked)):
             raise QueueFull
         requests: list[Request] = []
