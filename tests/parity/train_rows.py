@@ -359,7 +359,8 @@ def _short_and_long(written: Row) -> list[Row]:
 
 
 def _shortened(written: Row) -> bool:
-    return not written.slow and written.steps > FEW and "train.eval_every" not in written.same
+    """Not rows in bf16, whose rate is too small for a loss that falls in few steps."""
+    return not (written.slow or written.steps <= FEW or "train.eval_every" in written.same or "train.precision" in written.same)
 
 
 def _long(name: str | None) -> str | None:

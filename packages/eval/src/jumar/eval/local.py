@@ -205,9 +205,16 @@ class LocalModel:
 
         def told(prompt: Answering) -> None:
             number, truncated = owners[prompt.request.number]
-            done(number, Response(prompt.request.text, truncated))
+            done(number, Response(self._text(prompt), truncated))
 
         answer_all(self.engine, head_ids, prompts, told, at_once=max(self.opening.max_batch, 2))
+
+    def _text(self, prompt: Answering) -> str:
+        """Of an answer cut by its length with half a character at the end too, which lm-eval shows as U+FFFD."""
+        if prompt.request.finish != "length":
+            return prompt.request.text
+        assert self.engine.tokenizer is not None
+        return self.engine.tokenizer.decode(prompt.request.output)
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
