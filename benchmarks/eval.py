@@ -15,7 +15,6 @@ import json
 import logging
 import random
 import re
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,13 +24,11 @@ from typing import Any
 import torch
 import yaml
 
+import _lm_eval as peer
+from jumar.eval import Settings, evaluate
+from jumar.eval.local import LocalModel, Opening
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests/parity"))
-
-import lm_eval_peer as peer  # noqa: E402
-from jumar.eval import Settings, evaluate  # noqa: E402
-from jumar.eval.local import LocalModel, Opening  # noqa: E402
-
 BATCH = 8
 
 

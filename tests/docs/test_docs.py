@@ -20,6 +20,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from jumar.schema.errors import Exit
+from jumar.schema.families import llama
+from jumar.schema.family import Family
+from jumar.schema.registry import families
 from pages import (
     DEMO,
     FAMILIES,
@@ -36,11 +41,6 @@ from pages import (
     play,
     relative,
 )
-
-from jumar.schema.errors import Exit
-from jumar.schema.families import llama
-from jumar.schema.family import Family
-from jumar.schema.registry import families
 
 OTHERS_OPTIONS = {
     *("--extra-index-url", "--moe-layer-freq", "--dist-ckpt-optim-fully-reshardable", "--data-path"),  # of pip, of Megatron-LM

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+import _lm_eval as peer
 import infer_models
-import lm_eval_peer as peer
 from eval_files import Maker
 from jumar.eval.local import LocalModel, Opening
 from jumar.eval.run import Settings, evaluate
