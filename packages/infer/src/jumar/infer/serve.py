@@ -35,6 +35,7 @@ try:
     import uvicorn
     from fastapi import FastAPI, Request
     from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+    from starlette.requests import ClientDisconnect
 except ImportError as missing:
     raise ToolError(f"the server needs {missing.name}", hint="pip install 'jumar-infer[serve]'", code=Exit.ENVIRONMENT) from None
 
@@ -122,12 +123,11 @@ class App:
 
         async def route(request: Request) -> Response:
             try:
-                self._check_key(request)
-                response = await handler(request)
+                with _as_faults():
+                    self._check_key(request)
+                    response = await handler(request)
             except Fault as fault:
                 response = _faulty(fault)
-            except Exception:  # noqa: BLE001  # whatever it is, the client gets an answer that it can read
-                response = _faulty(_bug())
             return self._counted(response)
 
         return route
@@ -187,9 +187,8 @@ class App:
 
     async def completions(self, request: Request) -> Response:
         asked: Completion = parse(Completion, await self._body(request))
-        with _as_faults():
-            prompts = asked.prompts(self.engine)
-            sampling = self._sampling(asked, least=0 if asked.echo else 1, logprobs=asked.logprobs)
+        prompts = asked.prompts(self.engine)
+        sampling = self._sampling(asked, least=0 if asked.echo else 1, logprobs=asked.logprobs)
         scored = 0 if asked.echo and asked.logprobs is not None else None
         each = [Ask(prompt, sampling, scored) for prompt in prompts]
         return await self._answer(request, asked, each, chat=False, echoes=asked.echoes(self.engine, prompts))
@@ -200,9 +199,8 @@ class App:
             raise Fault(400, "this model has no chat template: start the server with --template, or use /v1/completions")
         if asked.max_completion_tokens is not None:
             asked.max_tokens = asked.max_completion_tokens
-        with _as_faults():
-            prompt = asked.prompt(self.template)
-            sampling = self._sampling(asked, logprobs=(asked.top_logprobs or 0) if asked.logprobs else None)
+        prompt = asked.prompt(self.template)
+        sampling = self._sampling(asked, logprobs=(asked.top_logprobs or 0) if asked.logprobs else None)
         return await self._answer(request, asked, [Ask(prompt, with_stops(sampling, self.template))], chat=True)
 
     async def _body(self, request: Request) -> bytes:
@@ -213,7 +211,7 @@ class App:
                 body += await anext(pieces)
             except StopAsyncIteration:
                 return bytes(body)
-            except Exception:  # noqa: BLE001  # starlette's own: the client went away before all was sent
+            except ClientDisconnect:
                 raise Fault(499, "the client has gone") from None
         raise Fault(413, f"the body is larger than {most} bytes")
 
@@ -234,8 +232,7 @@ class App:
         answers = Answers(self.engine, self.settings.name, chat=chat, returns=returns, echoes=echoes)
         asks = [one.again(number) for one in each for number in range(returns)]
         stream = self.service.answers(asks, timeout_s=self.settings.timeout_s)
-        with _as_faults():
-            requests = await anext(stream)
+        requests = await anext(stream)
         if asked.stream:
             return StreamingResponse(
                 _events(http, stream, answers, requests, with_usage=asked.include_usage), media_type="text/event-stream"
@@ -247,12 +244,11 @@ class App:
     async def _wait(self, http: Request, stream: Any) -> None:
         """Until all are done, or nobody waits any more."""
         looked = time.monotonic()
-        with _as_faults():
-            async for _ in stream:
-                if time.monotonic() - looked > LOOK_S:
-                    looked = time.monotonic()
-                    if await http.is_disconnected():
-                        raise Fault(499, "the client has gone")
+        async for _ in stream:
+            if time.monotonic() - looked > LOOK_S:
+                looked = time.monotonic()
+                if await http.is_disconnected():
+                    raise Fault(499, "the client has gone")
 
 
 async def _events(http: Request, stream: Any, answers: Answers, requests: Any, *, with_usage: bool) -> AsyncGenerator[str, None]:
@@ -269,9 +265,6 @@ async def _events(http: Request, stream: Any, answers: Answers, requests: Any, *
                         yield _event(chunk)
         except Fault as fault:
             yield _event(fault.body())
-            return
-        except Exception:  # noqa: BLE001  # as above
-            yield _event(_bug().body())
             return
         if with_usage:
             yield _event(answers.last(requests))
@@ -295,17 +288,13 @@ def _faulty(fault: Fault) -> Response:
     return JSONResponse(fault.body(), fault.status, headers=headers)
 
 
-def _bug() -> Fault:
-    """An error that should not be: its traceback is for whoever runs the server, not for the client."""
-    traceback.print_exc()
-    return Fault(500, "the server failed at this; what it was stands in its log")
-
-
 @contextmanager
 def _as_faults() -> Generator[None, None, None]:
-    """Our own errors as the API tells them."""
+    """Whatever goes wrong as the API tells it. The traceback of what should not be is for whoever runs the server alone."""
     try:
         yield
+    except Fault:
+        raise
     except ToolError as fault:
         code = "context_length_exceeded" if "context" in fault.message else None
         raise Fault(400, fault.message, code=code) from None
@@ -319,6 +308,9 @@ def _as_faults() -> Generator[None, None, None]:
         raise Fault(503, "the server ends, and the answer was not done", code="server_ends") from None
     except EngineStopped:
         raise Fault(500, "the engine has stopped", code="engine_stopped") from None
+    except Exception as fault:
+        traceback.print_exc()
+        raise Fault(500, "the server failed at this; what it was stands in its log") from fault
 
 
 class Server(uvicorn.Server):
