@@ -117,16 +117,17 @@ class Scheduler:
         self.running: list[Request] = []
         self._lock = threading.Lock()
 
-    def add(self, request: Request) -> None:
-        """Raises ToolError (3) for a request that the whole cache could not hold."""
-        if (needed := self._pages(request)) > self.cache.pages - 1:
-            tokens = len(request.prompt) + request.sampling.max_new_tokens
-            raise ToolError(
-                f"{tokens} tokens need {needed} pages of the cache, which has {self.cache.pages - 1}",
-                hint="ask for fewer new tokens, or raise --cache-tokens",
-            )
+    def add(self, *requests: Request) -> None:
+        """All or none. Raises ToolError (3) for a request that the whole cache could not hold."""
+        for request in requests:
+            if (needed := self._pages(request)) > self.cache.pages - 1:
+                tokens = len(request.prompt) + request.sampling.max_new_tokens
+                raise ToolError(
+                    f"{tokens} tokens need {needed} pages of the cache, which has {self.cache.pages - 1}",
+                    hint="ask for fewer new tokens, or raise --cache-tokens",
+                )
         with self._lock:
-            self.waiting.append(request)
+            self.waiting += requests
 
     def _pages(self, request: Request) -> int:
         return -(-(len(request.prompt) + request.sampling.max_new_tokens) // self.cache.page_size)

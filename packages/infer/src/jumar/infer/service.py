@@ -164,15 +164,9 @@ class Service:
             raise EngineStopped from self.fault
         if len(self.engine.scheduler.waiting) + len(asked) > max(self.max_waiting, len(asked)):
             raise QueueFull
-        requests: list[Request] = []
+        requests = [self.engine.request(one.prompt, one.sampling, scored=one.scored) for one in asked]
         with self._changed:
-            try:
-                for one in asked:
-                    requests.append(self.engine.add(one.prompt, one.sampling, scored=one.scored))  # noqa: PERF401  # kept on a fault
-            except ToolError:
-                for request in requests:
-                    self.engine.abort(request)
-                raise
+            self.engine.scheduler.add(*requests)
             listener = Listener(requests, wake)
             now = time.monotonic()
             for request in requests:
