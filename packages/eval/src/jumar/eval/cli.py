@@ -1,15 +1,13 @@
 """jumar-eval: parse, call one function, print."""
 
 # Without `from __future__ import annotations`: typer would compile the text of every annotation, for help too.
-import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jumar.schema.cli import make_app, print_json, run, say
+from jumar.schema.cli import make_app, mute, print_json, run, say
 from jumar.schema.errors import Exit, ToolError
 
 if TYPE_CHECKING:
@@ -118,7 +116,7 @@ def run_(
         arguments=_asked(model, shots, limit, chat, system, opening),
     )
     if not first_rank():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
+        mute()
     results = evaluate(_opener(model, name, opening), settings, _say if first_rank() else lambda word, text: None)
     print_json(results) if as_json else _table(results)
     for wanted in fail_under or ():

@@ -107,7 +107,9 @@ class Chat:
     def _line(self, prompt: str) -> str:
         if sys.stdin.isatty() and sys.stdout.isatty():
             with suppress(ImportError):  # not on every system
-                import readline  # noqa: F401  # from here on `input` lets lines be edited
+                import readline  # from here on `input` lets lines be edited
+
+                readline.set_auto_history(True)
             return input(prompt)
         if sys.stdin.isatty():
             print(prompt, end="", file=self.err, flush=True)

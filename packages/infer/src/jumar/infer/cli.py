@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jumar.schema.cli import make_app, print_json, say
+from jumar.schema.cli import make_app, mute, print_json, say
 from jumar.schema.cli import run as run_app
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.options import grouped
@@ -66,7 +66,7 @@ class Run:
         options = {field.name: getattr(self, field.name) for field in fields(self)}
         engine = Engine.open(model, Limits(max_batch=max_batch, cache_tokens=options.pop("cache_tokens")), **options)
         if _rank():
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
+            mute()
             return engine
         for note in engine.notes:
             say("note", note, "bold cyan")

@@ -48,7 +48,7 @@ class Matrices:
             if not cpu:
                 return _weights_alone(whole, scales, bias, self.ops)
             weight = (whole * scales[:, None]).to(weight.dtype)
-        if cpu and weight.dtype == torch.float32 and _onednn():
+        if cpu and weight.dtype == torch.float32 and torch._C._has_mkldnn:
             return _for_a_row(weight, bias) if self.alone else _packed(weight, bias)
         return _plain(weight, bias)
 
@@ -91,10 +91,6 @@ def in_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     """W [out, in] as int8, and the float32 scales [out] that it is multiplied with."""
     scales = weight.float().abs().amax(1).clamp_min(1e-12) / 127
     return (weight.float() / scales[:, None]).round().to(torch.int8), scales
-
-
-def _onednn() -> bool:
-    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 
 def _plain(weight: Tensor, bias: Tensor | None) -> Matrix:

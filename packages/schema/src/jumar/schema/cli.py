@@ -52,6 +52,14 @@ def make_app(name: str, dist: str, summary: str, *, epilog: str | None = None) -
     return app
 
 
+def mute() -> None:
+    """From now on this process's standard output goes nowhere: what ranks beside the first have to say is said by that one."""
+    sys.stdout.flush()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
 def dist_version(dist: str) -> str:
     """The installed version of a distribution."""
     try:
