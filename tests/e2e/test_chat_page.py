@@ -10,7 +10,7 @@ import pytest
 
 import infer_models
 from browser import Browser
-from test_serve import KEY, Running, start
+from serving import KEY, Running, start
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 HTML = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"

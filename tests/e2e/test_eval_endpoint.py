@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import infer_models
+import serving
 from eval_files import Maker
+from jumar.eval import remote
 from jumar.eval.local import LocalModel, Opening
-from jumar.eval.remote import RemoteModel
 from jumar.eval.run import Settings, evaluate
 
 pytestmark = pytest.mark.slow
@@ -27,19 +25,13 @@ def hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def url(hf: Path) -> Iterator[str]:
-    command = [sys.executable, "-m", "jumar.infer", "serve", str(hf), "--port", "0", "--device", "cpu", "--cache-tokens", "4096"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
-        assert server.stderr is not None
-        for line in server.stderr:
-            if found := re.search(r"http://[\d.]+:\d+", line):
-                yield found[0] + "/v1"
-                break
-        else:
-            pytest.fail("the server did not start")
-        server.terminate()
-        server.stderr.read()
+@pytest.fixture
+def url(hf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    running = serving.start(hf, tmp_path, "--cache-tokens", "4096")
+    monkeypatch.setenv(remote.KEY, serving.KEY)
+    yield running.url + "/v1"
+    running.process.kill()
+    running.process.wait()
 
 
 def test_the_server_scores_as_the_checkpoint_does(hf: Path, url: str, tmp_path: Path) -> None:
@@ -53,7 +45,7 @@ def test_the_server_scores_as_the_checkpoint_does(hf: Path, url: str, tmp_path: 
     own = {"task": "quiz", "title": "T", "kind": "generate", "metrics": ["begins_with"], "target": "q", "prompt": "{{ q }}"}
     (tmp_path / "quiz.yaml").write_text(json.dumps(own | {"layouts": [{"test": "quiz.jsonl"}], "max_new_tokens": 6}))
     found = {}
-    for name, model in (("a", RemoteModel(url)), ("b", LocalModel(hf, Opening(device="cpu", cache_tokens=4096)))):
+    for name, model in (("a", remote.RemoteModel(url)), ("b", LocalModel(hf, Opening(device="cpu", cache_tokens=4096)))):
         tasks = ("piqa", "cmmlu", str(tmp_path / "quiz.yaml"))
         evaluate(lambda model=model: model, Settings(tasks=tasks, data=make.folder, out=tmp_path / name, shots=0))
         found[name] = [json.loads(line) for path in sorted((tmp_path / name).glob("samples_*")) for line in path.open()]

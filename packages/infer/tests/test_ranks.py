@@ -24,7 +24,7 @@ from jumar.infer.conversation import open_template
 from jumar.infer.engine import Limits
 from jumar.infer.group import join
 from jumar.schema.errors import Exit, ToolError
-from test_serve import Running, start
+from serving import Running, start
 
 PROMPTS = [infer_models.random_ids(n, seed=n) for n in (5, 40, 17)]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
