@@ -83,7 +83,9 @@ def test_a_second_ctrl_c_ends_the_process() -> None:
 
 
 def test_the_last_word_is_not_cut_short() -> None:
-    text = "import os, signal\nfrom jumar.train_core.run.stop import Stop\nwith Stop() as stop: stop.last_word()\n"
+    """Nor by the command around the run, which gives signals back as they were."""
+    text = "import os, signal\nfrom jumar.train_core.run.stop import Stop, interruptible\n"
+    text += "with interruptible(), Stop() as stop: stop.last_word()\n"
     text += "os.kill(os.getpid(), signal.SIGTERM)\nprint('said')"
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "said\n")

@@ -58,13 +58,17 @@ class Stop:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Where no Stop listens, as long as a run is looked at and imports, each of its signals is a KeyboardInterrupt."""
+    """Where no Stop listens, as long as a run is looked at and imports, each of its signals is a KeyboardInterrupt.
+
+    What a Stop left for good (`last_word`) stays.
+    """
     before = {number: signal.signal(number, signal.default_int_handler) for number in Stop.SIGNALS}
     try:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) is signal.default_int_handler:
+                signal.signal(number, handler)
 
 
 def _end_at_second(pipe: int) -> None:
