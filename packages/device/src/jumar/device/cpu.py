@@ -81,10 +81,6 @@ class Cpu(Device):
         """Not known."""
         return None
 
-    def has_bf16(self) -> bool:
-        """Most do not; torch does not tell."""
-        return False
-
     def ops(self) -> Ops:
         """Plain torch, with its fused AdamW."""
         from jumar.device.ops.cpu import CPU_OPS

@@ -51,7 +51,7 @@ def attention(
         return reference.attention(
             q, k, v, scale=scale, causal=causal, window=window, cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k
         )
-    if cu_seqlens_q is None and not torch.is_grad_enabled() and _in_prompt_kernel(q, k):
+    if cu_seqlens_q is None and torch.is_inference_mode_enabled() and _in_prompt_kernel(q, k):
         return _prompt(q, k, v, scale, causal, window)
     lengths: dict[str, list[int]] = {}
     longest = k.shape[1]
@@ -79,7 +79,7 @@ def _in_prompt_kernel(q: Tensor, k: Tensor) -> bool:
 
 
 def _prompt(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool, window: int | None) -> Tensor:
-    """Dense sequences without gradient: no statistics of the softmax are kept."""
+    """Dense sequences in inference mode. Not wherever there is no gradient: recomputation begins so, and must give the same."""
     width, v_width = max(q.shape[-1], v.shape[-1]), v.shape[-1]
     words = _sparse(causal, window, k.shape[1], q.device)
     renamed = {name.replace("tockens", "tokens"): value for name, value in words.items()}

@@ -57,7 +57,7 @@ def _inference(ops: Ops) -> None:
     import torch
 
     prompt = torch.randn(1, 4, 2, 8).bfloat16()
-    with torch.no_grad():
+    with torch.inference_mode():
         for causal in (True, False):
             for window in (None, 2):
                 ops.attention(prompt, prompt, prompt, scale=0.5, causal=causal, window=window)

@@ -74,9 +74,6 @@ class NpuOnCpu(Cpu):
 
     name: ClassVar[str] = "npu-on-cpu"
 
-    def has_bf16(self) -> bool:
-        return True
-
     def ops(self) -> Ops:
         """The NPU's table. From then on this process's NPU operations go to the stand-in."""
         from jumar.device.ops.npu import NPU_OPS
