@@ -15,6 +15,7 @@ from jumar.train_core.data import blends
 from jumar.train_core.job import resolve
 from jumar.train_core.launch import TRACKER
 from jumar.train_core.run.beside import write_beside
+from jumar.train_core.run.complete import facts_text
 from jumar.train_core.start import start
 
 
@@ -36,18 +37,21 @@ def test_a_dry_run_says_from_where_a_run_would_go_on(tmp_path: Path, recipe: Pat
     job, root = resolve(make_recipe(tmp_path), world=1, device="cpu"), tmp_path / "run"
     root.mkdir()
     write_beside(job, root, blends.inputs(blends.plan(job)))
-    (root / TRACKER).write_text("4")
+    (root / TRACKER).write_text("9")
     dry_run(recipe)
     assert capsys.readouterr().err == "", "the tracker names what is not there"
-    (root / "iter_0000004").mkdir()
+    for step, files in ((4, {}), (6, {"gone": [1, 0]})):
+        (root / f"iter_{step:07d}").mkdir()
+        (root / f"iter_{step:07d}/complete.json").write_text(facts_text({"step": step, "files": files}))
     dry_run(recipe)
     told = "is at step 4, train.steps is 10: a run goes on from there for 6 steps; to begin anew, set another save.path"
     assert capsys.readouterr().err == f"note: {root} {told}\n"
     token_file(tmp_path / "data/a", documents=50)
-    dry_run(recipe, "train.steps=4")
-    warning, note = capsys.readouterr().err.splitlines()
+    dry_run(recipe)
+    warning, _note = capsys.readouterr().err.splitlines()
     assert warning.startswith("warning: the data is not what the run began with (a_text_document.idx, a_text_document.bin)")
-    assert "train.steps is 4: nothing is left to do" in note
+    dry_run(recipe, "train.steps=4")
+    assert "train.steps is 4: nothing is left to do" in capsys.readouterr().err
     with pytest.raises(ToolError, match="holds a run of another model: num_layers 4 there, 2 here") as fault:
         dry_run(recipe, "model.config.num_hidden_layers=2")
     assert fault.value.code == Exit.INPUT

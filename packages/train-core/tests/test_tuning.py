@@ -238,9 +238,10 @@ def test_every_number_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             for end, length in zip(ends, lengths, strict=True):
                 writer.add(values[end - length : end])
         reader = IndexedReader(tmp_path / "x")
-        assert conversations.first_outside(reader, 99, IGNORED) == (int(np.searchsorted(ends, at, "right")), 99)
-        assert conversations.first_outside(reader, 100, IGNORED) is None
-        assert conversations.first_outside(reader, 100) == (int(at == 0 and lengths[0] == 1), IGNORED)
+        assert conversations.first_outside(reader, 99, IGNORED, 1 << 20) == (int(np.searchsorted(ends, at, "right")), 99)
+        assert conversations.first_outside(reader, 100, IGNORED, 1 << 20) is None
+        assert conversations.first_outside(reader, 100, None, 1 << 20) == (int(at == 0 and lengths[0] == 1), IGNORED)
+        assert (conversations.first_outside(reader, 99, IGNORED, 15) is None) == (at >= 15), "blocks of 3 and 12, and no more"
 
 
 # --- what does not fit

@@ -91,8 +91,7 @@ class Mamba:
     def _norm(self, y_TI: Tensor) -> Tensor:
         """RMSNorm over each group by itself."""
         grouped = _each(y_TI, self.groups)
-        ones = torch.ones_like(grouped[0, 0])
-        return self.ops.rms_norm(grouped, ones, self.eps).flatten(1) * self.norm_weight
+        return self.ops.rms_norm(grouped, grouped.new_ones(grouped.shape[-1]), self.eps).flatten(1) * self.norm_weight
 
 
 def _each(x: Tensor, count: int) -> Tensor:

@@ -90,24 +90,24 @@ def _check_rows(job: Job, key: str, source: Conversations) -> Iterator[Problem]:
         )
 
 
+NUMBERS_READ = 1 << 26
+"""Of each file of a dataset, how many are read before a launch."""
+
+
 def _check_ids(job: Job, key: str, source: Conversations) -> Iterator[Problem]:
-    """Of files whose manifest does not tell their vocabulary, every number is looked at."""
+    """Of files whose manifest does not tell their vocabulary the first part is looked at; the rest is when it is trained on."""
     if isinstance(source.manifest.get("vocab_size"), int):
         return
     for name, also in (("input_ids", None), ("labels", IGNORED)):
-        if found := first_outside(source.keys[name], job.spec.vocab_size, also):
+        if found := first_outside(source.keys[name], job.spec.vocab_size, also, NUMBERS_READ):
             fault = outside(source.prefix, name, found[1], found[0], job.spec.vocab_size)
             yield Problem(f"{key}: {fault.message}", fault.hint or "")
-
-
-LABELS_READ = 1 << 26
-"""Of the labels of a dataset, how many are read before a launch."""
 
 
 def _check_labels(key: str, share: tuning_plan.Share) -> Iterator[Problem]:
     """What has no label trains nothing. Of large data the first part is looked at."""
     ends = share.source.lengths[share.first : share.last].cumsum(dtype=np.int64)
-    count = int(np.searchsorted(ends, LABELS_READ)) + 1
+    count = int(np.searchsorted(ends, NUMBERS_READ)) + 1
     trained = share.source.trained(share.first, min(share.first + count, share.last))
     empty = np.flatnonzero(trained == 0)
     if not len(empty):

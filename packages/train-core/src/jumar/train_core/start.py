@@ -19,7 +19,7 @@ from jumar.train_core.data.prepared import prepared
 from jumar.train_core.data.tuning_plan import with_steps
 from jumar.train_core.exit_file import Ended, ExitFile
 from jumar.train_core.job import Job, Task, find_model, resolve
-from jumar.train_core.launch import LAUNCHED, PATIENCE_S, Place, alone, last_step, launch, place
+from jumar.train_core.launch import LAUNCHED, PATIENCE_S, Place, alone, launch, place
 from jumar.train_core.nodes import Nodes, nodes
 from jumar.train_core.recipe import EITHER, Recipe
 from jumar.train_core.run.beside import check_same_run
@@ -61,17 +61,31 @@ def _dry_run(task: Task, recipe: Recipe, world: int, device: str) -> int:
 
 
 def _say_going_on(job: Job) -> None:
-    """What a run would find in its directory. Raises ToolError for a run of another model."""
-    root = job.recipe.save.path
-    step = last_step(root)
-    if root is None or step is None or not (root / f"iter_{step:07d}").is_dir():
+    """What a run would find in its directory, or on this node's part of it. Raises ToolError for a run of another model."""
+    root, steps = job.recipe.save.path, job.recipe.train.steps
+    step = _newest(root)
+    if root is None or step is None:
         return
-    inputs = tuning_plan.inputs(tuning_plan.plan(job)) if job.task == "sft" else blends.inputs(blends.plan(job))
-    for said in check_same_run(job, root, inputs):
-        say("warning", said)
-    steps = job.recipe.train.steps
-    left = f"a run goes on from there for {steps - step} steps" if step < steps else "nothing is left to do"
+    left = "nothing is left to do"
+    if step < steps:
+        left = f"a run goes on from there for {steps - step} steps"
+        inputs = tuning_plan.inputs(tuning_plan.plan(job)) if job.task == "sft" else blends.inputs(blends.plan(job))
+        for said in check_same_run(job, root, inputs):
+            say("warning", said)
     say("note", f"{root} is at step {step}, train.steps is {steps}: {left}; to begin anew, set another save.path")
+
+
+def _newest(root: Path | None) -> int | None:
+    """The step of the newest checkpoint that has its files here. As a run does, without a look at the tracker."""
+    if root is None or not any(root.glob("iter_*")):
+        return None
+    from jumar.train_core.run.complete import iterations, look, step_of
+
+    for path in iterations(root):
+        seen = look(path, content=False)
+        if seen.mark is not None and seen.fault is None:
+            return step_of(path)
+    return None
 
 
 def _start(task: Task, recipe: Recipe, path: Path, sets: Sequence[str], world: int, device: str, machines: Nodes) -> int:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,8 +54,13 @@ class Plan:
 
 def inputs(planned: Plan) -> tuple[dict[str, Any], ...]:
     """The files of a plan, identified as manifests have it."""
-    readers = [reader for blend in planned.blends if blend for reader in blend.readers]
-    return tuple(identify(path) for reader in readers for path in (reader.idx, reader.bin))
+    return identified(reader for blend in planned.blends if blend for reader in blend.readers)
+
+
+def identified(readers: Iterable[IndexedReader]) -> tuple[dict[str, Any], ...]:
+    """Their files, each once, as manifests have them."""
+    once = {reader.idx: reader for reader in readers}
+    return tuple(identify(path) for reader in once.values() for path in (reader.idx, reader.bin))
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,11 +93,11 @@ def outside(prefix: Path, key: str, value: int, sequence: int, vocab_size: int) 
     )
 
 
-def first_outside(reader: IndexedReader, vocab_size: int, also: int | None = None) -> tuple[int, int] | None:
-    """The first number of a file that is neither a token of the model's nor `also`, and its sequence; reads block by block."""
-    ends, start = reader.lengths.cumsum(dtype=np.int64), 0
-    while start < len(reader):
-        before = int(ends[start]) - int(reader.lengths[start])
+def first_outside(reader: IndexedReader, vocab_size: int, also: int | None, most: int) -> tuple[int, int] | None:
+    """The first number of a file that is neither a token of the model's nor `also`, and its sequence; reads block by block, and
+    ends after `most` numbers."""
+    ends, start, before = reader.lengths.cumsum(dtype=np.int64), 0, 0
+    while start < len(reader) and before < most:
         stop = max(start + 1, int(np.searchsorted(ends, before + CHUNK, "right")))
         values = reader.values(start, stop)
         bad = (values < 0) | (values >= vocab_size)
@@ -106,7 +106,7 @@ def first_outside(reader: IndexedReader, vocab_size: int, also: int | None = Non
         if bad.any():
             at = int(bad.argmax())
             return int(np.searchsorted(ends, before + at, "right")), int(values[at])
-        start = stop
+        start, before = stop, int(ends[stop - 1])
     return None
 
 

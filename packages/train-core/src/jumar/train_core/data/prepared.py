@@ -23,7 +23,7 @@ from jumar.train_core.recipe import Data, Recipe, Source
 RAW = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst")
 PATIENCE_S = 4 * 3600
 """For how long the other ranks of a machine wait for the one that prepares."""
-LOSES_NOTHING = ("--max-bad", "1")
+ONLY_WHOLE_FILES = ("--max-bad", "1")
 """A file that breaks off is an error; records that are bad by themselves are left out, with a warning."""
 
 
@@ -77,7 +77,15 @@ def _made(path: Path, name: str, data: Data, hf: Path) -> Path:
     template = [data.template]
     if data.template == "auto":
         template.append(template_sha256(hf) or "")
-    facts = [identify(path), tokenizer_sha256(hf), template, data.seq_len, data.pack, dist_version("jumar-data-prep")]
+    facts = [
+        identify(path),
+        tokenizer_sha256(hf),
+        template,
+        data.seq_len,
+        data.pack,
+        ONLY_WHOLE_FILES,
+        dist_version("jumar-data-prep"),
+    ]
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
     cache = IndexCache(data.cache or path.parent / "cache", key, what="what is prepared of raw files")
     prefix = cache.folder / path.name.split(".")[0]
@@ -91,7 +99,7 @@ def _made(path: Path, name: str, data: Data, hf: Path) -> Path:
 
     def fill(folder: Path) -> dict[str, Any]:
         say("preparing", f"data.{name}: jumar-data {' '.join(command)}", "bold cyan")
-        ended = _jumar_data([*command, *LOSES_NOTHING, "-o", str(folder / prefix.name)], staging=folder, place=cache.folder)
+        ended = _jumar_data([*command, *ONLY_WHOLE_FILES, "-o", str(folder / prefix.name)], staging=folder, place=cache.folder)
         if ended.code:
             raise _not_prepared(ended, path, f"data.{name}", command, folder, cache.root)
         return {"from": path.name}
@@ -140,7 +148,7 @@ def _not_prepared(ended: Ended, path: Path, where: str, command: list[str], stag
         rejects.replace(kept / rejects.name)
         hint = hint.replace(str(rejects), str(kept / rejects.name))
     alone = f"prepare it alone, and give its prefix as {where}: jumar-data {' '.join(command)} -o {path.with_suffix('')}"
-    if LOSES_NOTHING[0] in hint:
+    if ONLY_WHOLE_FILES[0] in hint:
         hint = f"mend the file; to take what comes before the fault, {alone}"
     elif not hint or "--" in hint:  # flags, which a recipe has not
         hint = f"{hint}; {alone}" if hint else alone

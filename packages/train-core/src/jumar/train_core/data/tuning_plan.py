@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jumar.schema.errors import Exit, ToolError
-from jumar.schema.manifest import identify
-from jumar.train_core.data.blends import PARTS, split_shares, weights_of
+from jumar.train_core.data.blends import PARTS, identified, split_shares, weights_of
 from jumar.train_core.data.conversations import Conversations, open_conversations
 from jumar.train_core.data.end import eod_id
 from jumar.train_core.job import Job
@@ -82,8 +81,7 @@ def _whole(data: Data, kind: str, given: Path | tuple[Source, ...]) -> tuple[Sha
 
 def inputs(planned: Plan) -> tuple[dict[str, Any], ...]:
     """The files of a plan, identified as manifests have it."""
-    readers = {reader.idx: reader for part in planned.values() for share in part for reader in share.source.keys.values()}
-    return tuple(identify(path) for reader in readers.values() for path in (reader.idx, reader.bin))
+    return identified(reader for part in planned.values() for share in part for reader in share.source.keys.values())
 
 
 def with_steps(recipe: Recipe) -> Recipe:

@@ -43,8 +43,7 @@ class GroupedNorm(torch.nn.Module):
         if self.groups == 1:
             return self.ops.rms_norm(x, self.weight, self.eps)
         grouped = _each(x, self.groups)
-        ones = torch.ones_like(grouped[(0,) * (grouped.dim() - 1)])
-        return self.ops.rms_norm(grouped, ones, self.eps).flatten(-2) * self.weight
+        return self.ops.rms_norm(grouped, grouped.new_ones(grouped.shape[-1]), self.eps).flatten(-2) * self.weight
 
 
 class Mixer(MegatronModule):  # type: ignore[misc]  # megatron-core has no types

@@ -19,6 +19,11 @@ ITERATION = re.compile(r"iter_(\d{7,})")
 COMPLETE = "complete.json"
 
 
+def step_of(iteration: Path) -> int:
+    """Of a checkpoint's directory."""
+    return int(iteration.name[5:])
+
+
 def iterations(root: Path | None) -> list[Path]:
     """Published checkpoints under a run directory, the newest first."""
     if root is None or not root.is_dir():
@@ -139,7 +144,7 @@ def newest(nodes: Nodes, root: Path | None) -> Whole | None:
 def all_iterations(nodes: Nodes, root: Path | None) -> list[Path]:
     """Published checkpoints on any node, the newest first. Collective."""
     found = {path for each in nodes.each(lambda: iterations(root)) for path in each}
-    return sorted(found, key=lambda path: int(path.name[5:]), reverse=True)
+    return sorted(found, key=step_of, reverse=True)
 
 
 def facts_text(facts: Mapping[str, Any]) -> str:

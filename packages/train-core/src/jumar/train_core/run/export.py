@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from jumar.schema.errors import Exit, ToolError
 from jumar.train_core.job import Job
-from jumar.train_core.run.complete import Whole, all_iterations, whole
+from jumar.train_core.run.complete import Whole, all_iterations, step_of, whole
 from jumar.train_core.run.gathered import gather_weights
 from jumar.train_core.run.nodes import Nodes
 from jumar.train_core.run.ranks import disk
@@ -65,7 +65,7 @@ class Conversion:
         if code < 0:
             text, code = f"its process was killed by signal {-code} (out of memory?)", Exit.ENVIRONMENT
         here = self.iteration.parent
-        again = f"jumar-convert to-hf {here} {hf_of(self.iteration)} --iteration {int(self.iteration.name[5:])}"
+        again = f"jumar-convert to-hf {here} {hf_of(self.iteration)} --iteration {step_of(self.iteration)}"
         return ToolError(
             f"{hf_of(self.iteration)} cannot be made: {text}",
             hint=f"the checkpoint is whole; the same command makes what is missing, or: {again}",
@@ -107,7 +107,7 @@ class Exports:
         """
         made = []
         paths = all_iterations(self.nodes, self.root) if self.recipe.save.hf else []
-        for path in [path for path in paths if (step := int(path.name[5:])) <= until and self.wanted(step)]:
+        for path in [path for path in paths if (step := step_of(path)) <= until and self.wanted(step)]:
             found = whole(self.nodes, path, content=False)
             if isinstance(found, str):
                 continue
