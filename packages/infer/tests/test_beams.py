@@ -12,6 +12,7 @@ import infer_models
 from jumar.infer import Engine, Sampling
 from jumar.infer.beams import search
 from jumar.infer.engine import Limits
+from jumar.infer.generate import How, many_prompts
 from jumar.schema.errors import Exit, ToolError
 
 
@@ -56,3 +57,11 @@ def test_what_beams_do_not_do(hf: Path) -> None:
         assert fault.value.code == Exit.USAGE
     with pytest.raises(ToolError, match="pages"):
         search(engine, [1], Sampling(max_new_tokens=60), num_beams=2)
+
+
+def test_a_row_that_the_beams_have_no_room_for_is_told_before_anything_is_computed(hf: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "up"}\n{"prompt": "' + "rope " * 20 + '"}\n')
+    engine = Engine.open(hf, Limits(cache_tokens=256), device="cpu")
+    answers = many_prompts(engine, str(tmp_path / "rows.jsonl"), Sampling(max_new_tokens=20), How(1, 4, 1.0), "auto")
+    with pytest.raises(ToolError, match=r"rows\.jsonl:2: 4 beams need 16 pages of the cache, which has 8"):
+        next(answers)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jumar.infer.cache import SCRATCH, Cache
+from jumar.infer.cache import Cache
 from jumar.infer.states import Where, where
 
 
@@ -102,7 +102,7 @@ def _tables(parts: Sequence[Part], spans: Sequence[Span], device: torch.device) 
     if not single:
         return None
     widest = max(len(part.pages) for part, _ in single)
-    table = [[*part.pages, *[SCRATCH] * (widest - len(part.pages))] for part, _ in single]
+    table = [[*part.pages, *[part.pages[-1]] * (widest - len(part.pages))] for part, _ in single]
     return (
         torch.tensor([span.at for _, span in single], device=device),
         torch.tensor(table, dtype=torch.int32, device=device),

@@ -39,6 +39,23 @@ def check_beams(sampling: Sampling, num_beams: int, returns: int) -> None:
             raise ToolError(what, hint=hint, code=Exit.USAGE)
 
 
+def beamed(engine: Engine, prompt: Sequence[int], sampling: Sampling, num_beams: int) -> Request:
+    """A request that `num_beams` beams have room for. Raises ToolError (3) as `Engine.add`, and where they have not."""
+    asked, cache = engine.request(prompt, sampling), engine.cache
+    needed = engine.scheduler.pages_of(asked) * num_beams
+    if needed > cache.pages:
+        raise ToolError(
+            f"{num_beams} beams need {needed} pages of the cache, which has {cache.pages}",
+            hint="ask for fewer new tokens or beams, or raise --cache-tokens",
+        )
+    if cache.states is not None and num_beams > cache.places:
+        raise ToolError(
+            f"{num_beams} beams keep as many states, and the engine has {cache.places} places",
+            hint=f"open it with Limits(max_batch={num_beams})",
+        )
+    return asked
+
+
 def search(
     engine: Engine, prompt: Sequence[int], sampling: Sampling, *, num_beams: int, length_penalty: float = 1.0, returns: int = 1
 ) -> list[Request]:
@@ -48,20 +65,8 @@ def search(
     Raises ToolError: 2 for what beams do not do, 3 as of `Engine.add`, and for a cache that cannot hold all beams.
     """
     check_beams(sampling, num_beams, returns)
-    asked = engine.request(prompt, sampling)
-    size = engine.cache.page_size
-    needed = -(-(len(asked.prompt) + asked.sampling.max_new_tokens) // size)
-    if needed * num_beams > engine.cache.room:
-        raise ToolError(
-            f"{num_beams} beams need {needed * num_beams} pages of the cache, which has {engine.cache.room}",
-            hint="ask for fewer new tokens or beams, or raise --cache-tokens",
-        )
-    if engine.cache.states is not None and num_beams > engine.cache.places:
-        raise ToolError(
-            f"{num_beams} beams keep as many states, and the engine has {engine.cache.places} places",
-            hint=f"open it with Limits(max_batch={num_beams})",
-        )
-    pages = [engine.cache.take(needed) for _ in range(num_beams)]
+    asked = beamed(engine, prompt, sampling, num_beams)
+    pages = [engine.cache.take(engine.scheduler.pages_of(asked)) for _ in range(num_beams)]
     try:
         found = _search(engine, asked, pages, length_penalty)
     finally:
@@ -90,7 +95,7 @@ def _search(engine: Engine, asked: Request, pages: list[list[int]], length_penal
             break
         parents, running = [parent for parent, _ in going], [beam for _, beam in going]
         at = len(asked.prompt) + length - 1
-        engine.cache.copy([pages[p] for p in parents], pages[: len(parents)], at)
+        engine.cache.copy([pages[p] for p in parents], pages[: len(parents)], at, start=len(asked.prompt))
         logits = _step(engine, running, pages, at)
     return finished
 

@@ -17,9 +17,6 @@ from torch import Tensor
 
 from jumar.infer.states import Places
 
-SCRATCH = 0
-"""A page that nobody is given: rows that only fill up a batch write there."""
-
 
 class Cache:
     """k[layer], v[layer] [pages, page_size, heads, dim]. v_dim 0: values are in the keys (latent attention), v is k.
@@ -52,16 +49,15 @@ class Cache:
         self.k = [empty(k_dim) for _ in range(layers)]
         self.v = [empty(v_dim) for _ in range(layers)] if v_dim else self.k
         self._fresh = set(range(pages))
-        self._clear([SCRATCH])
         self._users = [0] * pages
-        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(1, pages))  # the next to be taken first
+        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(pages))  # the next to be taken first
         self._page_of: dict[bytes, int] = {}
         self._key_of: dict[int, bytes] = {}
 
     @property
     def in_use(self) -> int:
         """Pages that requests hold."""
-        return self.pages - 1 - len(self._free)
+        return self.pages - len(self._free)
 
     @property
     def room(self) -> int:
@@ -148,12 +144,13 @@ class Cache:
             keys.append(key)
         return keys
 
-    def copy(self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], count: int) -> None:
-        """The first `count` keys and values of each source's pages, in the pages of each target. They may overlap."""
-        used = -(-count // self.page_size)
-        moved = [(s[:used], t[:used]) for s, t in zip(sources, targets, strict=True) if s is not t]
+    def copy(self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], count: int, *, start: int = 0) -> None:
+        """The keys and values [start, count) of each source's pages, in the pages of each target, which has those before `start`.
+        They may overlap."""
+        part = slice(start // self.page_size, -(-count // self.page_size))
+        moved = [(s, t) for s, t in zip(sources, targets, strict=True) if s is not t]
         if moved:
-            whence, where = ([page for pages in side for page in pages] for side in zip(*moved, strict=True))
+            whence, where = ([page for pages in side for page in pages[part]] for side in zip(*moved, strict=True))
             for held in {id(t): t for t in (*self.k, *self.v)}.values():
                 held[where] = held[whence]
             if self.states is not None:

@@ -34,7 +34,7 @@ class Decoder:
         for i, tensors in sorted(weights.layers.items()):
             kind = spec.layer_kind(i)
             block = kind == "block"
-            experts = weights.experts.get(i, {})
+            experts = weights.experts.pop(i, {})
             layer = Layer(spec, ops, tensors, experts, i, ranks) if block else SingleLayer(spec, ops, tensors, i, ranks)
             self.layers.append((layer, self.counts[kind]))
             self.counts[kind] += 1

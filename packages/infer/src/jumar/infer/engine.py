@@ -65,7 +65,7 @@ class Engine:
         return cls(open_model(Path(path), alone=limits.max_batch == 1, **options), limits)
 
     def _pages(self, limits: Limits) -> int:
-        """Pages of the cache, one of them scratch. Raises ToolError (4) where the memory does not hold them."""
+        """Pages of the cache. Raises ToolError (4) where the memory does not hold them."""
         tokens, each, free = limits.cache_tokens, self.decoder.token_bytes(), free_bytes(self.device)
         states = limits.max_batch * self.decoder.place_bytes()
         if tokens is None:
@@ -75,7 +75,7 @@ class Engine:
         hint = f"a token needs {each} bytes: give --cache-tokens a smaller number" + (", or --max-batch" if states else "")
         what = f"keys and values of {tokens} tokens" + (f", and states of {limits.max_batch} requests" if states else "")
         check_fits(what, tokens * each + states, free, self.device.name, hint)
-        return self.decoder.ranks.same(-(-tokens // PAGE) + 1)
+        return self.decoder.ranks.same(-(-tokens // PAGE))
 
     # --- requests
 

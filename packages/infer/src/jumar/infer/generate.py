@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TextIO
 
-from jumar.infer.beams import check_beams, search
+from jumar.infer.beams import beamed, check_beams, search
 from jumar.infer.conversation import Template, open_template
 from jumar.infer.engine import Engine
 from jumar.infer.rows import Row, read_rows
@@ -124,7 +124,7 @@ def many_prompts(engine: Engine, source: str, sampling: Sampling, how: How, temp
     for row, (prompt, its) in zip(rows, prompts, strict=True):
         try:
             if how.num_beams > 1:
-                engine.request(prompt, its)  # beams are searched one prompt after another: here it is only checked
+                beamed(engine, prompt, its, how.num_beams)  # one prompt is searched after another: here it is only checked
             else:
                 requests.append(ask(engine, prompt, its, how.returns))
         except ToolError as fault:

@@ -131,7 +131,7 @@ class LatentAttention:
             self.q_down, self.q_norm = linear(tensors, a + "linear_q_down_proj"), Norm(spec, ops, tensors, a + "q_layernorm")
         self.q_up = linear(tensors, a + ("linear_q_up_proj" if self.q_down else "linear_q_proj"))
         self.kv_down, self.kv_norm = linear(tensors, a + "linear_kv_down_proj"), Norm(spec, ops, tensors, a + "kv_layernorm")
-        up = tensors[a + "linear_kv_up_proj.weight"].view(-1, spec.mla.nope_dim + spec.mla.v_dim, spec.mla.kv_lora_rank)
+        up = tensors.pop(a + "linear_kv_up_proj.weight").view(-1, spec.mla.nope_dim + spec.mla.v_dim, spec.mla.kv_lora_rank)
         k_up, v_up = torch.split(up, [spec.mla.nope_dim, spec.mla.v_dim], 1)
         self.k_up, self.v_up = tensors.matrices.of_heads(k_up.transpose(1, 2)), tensors.matrices.of_heads(v_up)
         self.proj = row_linear(tensors, a + "linear_proj", ranks)
@@ -204,7 +204,7 @@ class Experts:
         assert spec.moe is not None
         m = "mlp."
         self.moe, self.ops, self.activation, self.ranks, make = spec.moe, ops, activation, ranks, tensors.matrices
-        self.router = make(tensors[m + "router.weight"].float(), exact=True)
+        self.router = make(tensors.pop(m + "router.weight").float(), exact=True)
         self.bias = tensors.get(m + "router.expert_bias")
         self.fc1, self.fc2 = (make.grouped(experts[f"{m}experts.linear_fc{i}.weight"]) for i in (1, 2))
         self.shared = Mlp(tensors, m + "shared_experts", activation, Ranks()) if spec.moe.shared_ffn_size else None

@@ -31,6 +31,7 @@ class Mamba:
         self.dt_bias, self.norm_weight = tensors[m + "dt_bias"].float(), tensors[m + "norm.weight"]
         self.heads, self.groups = spec.ssm.num_heads // ranks.tp_size, spec.ssm.num_groups // ranks.tp_size
         inner, state = self.heads * spec.ssm.head_dim, self.groups * spec.ssm.state_size
+        self.ones = torch.ones_like(self.norm_weight[: inner // self.groups])
         self.projected, self.convolved = [inner, inner + 2 * state, self.heads], [inner, state, state]
 
     def __call__(self, x_TH: Tensor, states: States, index: int, batch: Batch) -> Tensor:
@@ -91,7 +92,7 @@ class Mamba:
     def _norm(self, y_TI: Tensor) -> Tensor:
         """RMSNorm over each group by itself."""
         grouped = _each(y_TI, self.groups)
-        return self.ops.rms_norm(grouped, grouped.new_ones(grouped.shape[-1]), self.eps).flatten(1) * self.norm_weight
+        return self.ops.rms_norm(grouped, self.ones, self.eps).flatten(1) * self.norm_weight
 
 
 def _each(x: Tensor, count: int) -> Tensor:

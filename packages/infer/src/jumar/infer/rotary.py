@@ -6,6 +6,7 @@ https://github.com/meta-llama/llama-models publishes for Llama 3.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -48,6 +49,4 @@ def _dynamic(rope: Rope, dim: int, length: int, trained: int) -> Tensor:
     trained = scaling.original_max_position_embeddings or trained
     stretch = scaling.factor * max(length, trained) / trained - (scaling.factor - 1)
     base = rope.base * stretch ** (dim / (dim - 2))
-    powers = torch.arange(0, dim, 2, dtype=torch.int64).float() / dim
-    inverse: Tensor = 1.0 / base**powers
-    return inverse[None]
+    return frequencies(replace(rope, base=base, scaling=None), dim)[0][None]

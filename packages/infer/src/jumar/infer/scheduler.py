@@ -71,12 +71,14 @@ class Request:
     def take(self, token: int) -> None:
         """The next token of the answer; it may end it."""
         self.output.append(token)
+        finish: Finish | None = None
         if token in self.stop_ids or (self.stream is not None and self.stream.push(token)):
-            self.finish = "stop"
+            finish = "stop"
         elif len(self.output) >= self.sampling.max_new_tokens:
-            self.finish = "length"
-        if self.finish is not None and self.stream is not None:
-            self.stream.finish(cut=self.finish == "length")
+            finish = "length"
+        if finish is not None and self.stream is not None:
+            self.stream.finish(cut=finish == "length")
+        self.finish = finish  # at the end: other threads read the text when they see it
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,16 +122,17 @@ class Scheduler:
     def add(self, *requests: Request) -> None:
         """All or none. Raises ToolError (3) for a request that the whole cache could not hold."""
         for request in requests:
-            if (needed := self._pages(request)) > self.cache.pages - 1:
+            if (needed := self.pages_of(request)) > self.cache.pages:
                 tokens = len(request.prompt) + request.sampling.max_new_tokens
                 raise ToolError(
-                    f"{tokens} tokens need {needed} pages of the cache, which has {self.cache.pages - 1}",
+                    f"{tokens} tokens need {needed} pages of the cache, which has {self.cache.pages}",
                     hint="ask for fewer new tokens, or raise --cache-tokens",
                 )
         with self._lock:
             self.waiting += requests
 
-    def _pages(self, request: Request) -> int:
+    def pages_of(self, request: Request) -> int:
+        """How many pages of the cache it takes."""
         return -(-(len(request.prompt) + request.sampling.max_new_tokens) // self.cache.page_size)
 
     def plan(self) -> list[Work]:
@@ -151,7 +154,7 @@ class Scheduler:
         while self.waiting and len(self.running) < self.max_batch:
             request = self.waiting[0]
             shared = self.cache.share(request.prompt, self.chunk) if request.scored is None else []
-            needed = self._pages(request) - len(shared)
+            needed = self.pages_of(request) - len(shared)
             if needed > self.cache.room:
                 self.cache.give_back(shared)
                 return

@@ -205,7 +205,7 @@ class Service:
         put("first_token_seconds_count", "counter", "First tokens.", ("", counts.first_tokens))
         put("requests_running", "gauge", "Requests that are computed.", ("", len(scheduler.running)))
         put("requests_waiting", "gauge", "Requests that wait.", ("", len(scheduler.waiting)))
-        put("cache_pages", "gauge", "Pages of the cache.", ("", cache.pages - 1))
+        put("cache_pages", "gauge", "Pages of the cache.", ("", cache.pages))
         put("cache_pages_in_use", "gauge", "Those that requests hold.", ("", cache.in_use))
         return "\n".join(lines) + "\n"
 

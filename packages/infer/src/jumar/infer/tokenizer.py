@@ -122,10 +122,10 @@ class TextStream:
         if self.stopped:
             return
         start = max(0, len(self.text) - max(map(len, self.stop), default=0))
-        self.text += new
-        found = [at for stop in self.stop if (at := self.text.find(stop, start)) >= 0]
-        if found:
-            self.text, self.stopped = self.text[: min(found)], True
+        text = self.text + new
+        if found := [at for stop in self.stop if (at := text.find(stop, start)) >= 0]:
+            text, self.stopped = text[: min(found)], True
+        self.text = text  # at once: other threads read it, and no stop text is ever in it
 
     def take(self, *, last: bool = False) -> str:
         """The text since the last call that is sure to stay; last: all of it."""
