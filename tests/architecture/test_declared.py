@@ -8,7 +8,10 @@ import re
 import sys
 from collections.abc import Iterator
 from importlib.metadata import packages_distributions
+from itertools import chain
 from pathlib import Path
+
+from jumar.schema.recipe import read_file
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("tests", "packages/*/tests", "benchmarks", "scripts")
@@ -39,9 +42,8 @@ def declared() -> set[str]:
     """Distributions that requirements-dev.txt and the packages' own lists name."""
     lines = [line for line in (ROOT / "requirements-dev.txt").read_text().splitlines() if line and line[0].isalpha()]
     for path in ROOT.glob("packages/*/pyproject.toml"):
-        text = path.read_text()
-        for found in re.findall(r"^(?:dependencies|[a-z]+) = \[(.*?)\](?=\s|$)", text, re.MULTILINE | re.DOTALL):
-            lines += re.findall(r'"([^"]+)"', found)
+        project = read_file(path)["project"]
+        lines += [*project["dependencies"], *chain(*project.get("optional-dependencies", {}).values())]
     return {canonical(name[0]) for line in lines if (name := REQUIREMENT.match(line))}
 
 

@@ -141,9 +141,11 @@ class Terminal:
         if command.startswith("pip install"):
             return self._install(Path(self.home, shlex.split(command)[-1]))
         alone = command.split()[0] in PROGRAMS and not re.search(r"[|&><;$*]", command) and not self.apart
-        run = (
-            self._bash if not alone else self._here if not trains(command) else self._forked if one_rank(command) else self._bash
-        )
+        run = self._bash
+        if alone and not trains(command):
+            run = self._here
+        elif alone and one_rank(command):
+            run = self._forked
         text = run(command)
         lines = [line.rstrip() for line in text.replace(str(self.home.resolve()), "/models").splitlines()]
         while lines and not lines[0]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import runpy
+import signal
 import socket
 import sys
 import time
@@ -28,7 +29,7 @@ def start(
     """`jumar-train WORDS`, or `python SCRIPT WORDS`. out: what it prints, on both streams; env: all of its variables."""
     _server()
     line = [COMMAND if script is None else str(script), *map(str, words)]
-    process = CONTEXT.Process(target=_run, args=(line, out, dict(env), cwd or Path.cwd()))
+    process = CONTEXT.Process(target=_run, args=(line, out, dict(env), cwd or Path.cwd()), name=str(out))
     process.start()
     return process
 
@@ -52,7 +53,9 @@ def end(started: Sequence[ForkServerProcess], timeout: float, *, together: bool 
     try:
         while going := [each for each in started if each.exitcode is None]:
             left = until - time.monotonic()
-            assert left > 0, f"still there after {timeout} s"
+            assert left > 0, "\n---\n".join(
+                [f"still there after {timeout} s", *(Path(each.name).read_text() for each in started)]
+            )
             if together and any(each.exitcode for each in started):
                 break
             connection.wait([each.sentinel for each in going], left)
@@ -61,6 +64,11 @@ def end(started: Sequence[ForkServerProcess], timeout: float, *, together: bool 
             each.kill()
             each.join()
     return [int(each.exitcode or 0) for each in started]
+
+
+def who_failed(codes: Sequence[int]) -> int:
+    """The rank that failed, of several of which the others were killed then."""
+    return next((rank for rank, code in enumerate(codes) if code not in (0, -signal.SIGKILL)), 0)
 
 
 def free_port() -> str:

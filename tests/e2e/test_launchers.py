@@ -22,18 +22,13 @@ import psutil
 import pytest
 import yaml
 
+from forked import free_port
 from training import DONE, STOPPED, Going, Run, environment, make_run
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SSH, SLURM, JOB = EXAMPLES / "ssh/train.sh", EXAMPLES / "slurm/train.sbatch", EXAMPLES / "kubernetes/pytorchjob.yaml"
 BIN = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 ENDLESS = {"train.steps": 4000, "save.every": 4000, "schedule.decay_steps": 40}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def executable(path: Path, text: str) -> Path:
@@ -192,7 +187,7 @@ def sshd(tmp_path: Path) -> Iterator[dict[str, str]]:
     for address in ("127.0.0.1", "127.0.0.2"):
         options = [f"ListenAddress={address}", f"AuthorizedKeysFile={folder / 'key.pub'}", "StrictModes=no", "PidFile=none"]
         words = [word for option in [*options, "UsePAM=no"] for word in ("-o", option)]
-        line = [daemon, "-D", "-e", "-f", "/dev/null", "-p", str(port), "-h", str(folder / "host"), *words]
+        line = [daemon, "-D", "-e", "-f", "/dev/null", "-p", port, "-h", str(folder / "host"), *words]
         servers.append(subprocess.Popen(line, stderr=(folder / f"{address}.log").open("w")))
     (folder / "config").write_text(
         f"Host *\n Port {port}\n IdentityFile {folder / 'key'}\n StrictHostKeyChecking no\n UserKnownHostsFile /dev/null\n"
@@ -206,7 +201,7 @@ def sshd(tmp_path: Path) -> Iterator[dict[str, str]]:
             "PATH": f"{folder / 'bin'}{os.pathsep}{BIN}",
             "SETUP": f"export {ours}",
             "DEVICES": "1",
-            "MASTER_PORT": str(free_port()),
+            "MASTER_PORT": free_port(),
             "LOGS": str(tmp_path / "logs"),
         }
     finally:
@@ -318,7 +313,7 @@ def asked(env: dict[str, str], *words: str) -> str:
 def test_slurm_saves_queues_again_and_goes_on(tmp_path: Path, slurm: dict[str, str]) -> None:
     """The signal ahead of the time limit, sent early; Slurm waits two minutes before it starts the job again."""
     run = make_run(tmp_path, ENDLESS)
-    more = {**slurm, "DEVICES": "1", "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(free_port()), "LOGS": "logs"}
+    more = {**slurm, "DEVICES": "1", "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": free_port(), "LOGS": "logs"}
     options = ["--parsable", "--nodes", "2", "--gpus-per-node", "0", "--time", "60", "--chdir", str(tmp_path)]
     job = asked(more, "sbatch", *options, str(SLURM), "pretrain", str(run.recipe), "--device", "cpu")
     log, state = tmp_path / "logs/node-0.log", lambda: asked(slurm, "squeue", "-h", "-j", job, "-o", "%T %r")
@@ -388,12 +383,10 @@ def test_the_manifest_is_what_the_operator_takes() -> None:
     assert container("Master") == container("Worker")
 
 
-def pod(run: Run, rank: int, port: int, *more: str) -> Going:
+def pod(run: Run, rank: int, port: str, *more: str) -> Going:
     """The pod's command, with the variables that the operator sets for a job of two pods."""
     place = {"PET_NNODES": "2", "PET_NODE_RANK": str(rank), "PET_NPROC_PER_NODE": "1", "RANK": str(rank), "WORLD_SIZE": "2"}
-    master = {
-        f"{prefix}MASTER_{key}": value for prefix in ("", "PET_") for key, value in (("ADDR", "localhost"), ("PORT", str(port)))
-    }
+    master = {f"{prefix}MASTER_{key}": value for prefix in ("", "PET_") for key, value in (("ADDR", "localhost"), ("PORT", port))}
     own = {each["name"]: each["value"] for each in container()["env"]}
     line = [*container()["command"], "pretrain", str(run.recipe), "--device", "cpu", *more]
     other = Run(run.folder, {**run.values, "save": {"path": f"{run.path}-pod{rank}"}})  # whose name the log has

@@ -114,7 +114,7 @@ def launch(jobs: list[dict[str, Any]], world: int, out: Path, timeout_s: float =
         codes = forked.end(started, timeout_s * len(jobs) + 60, together=True)
         left = [each for each in jobs if not (out / f"{each['name']}.json").exists()]
         if left and not (error := out / f"{left[0]['name']}.error").exists():
-            error.write_text(f"exit {codes}\n{forked.printed(said, codes.index(max(codes))).read_text()[-6000:]}")
+            error.write_text(f"exit {codes}\n{forked.printed(said, forked.who_failed(codes)).read_text()[-6000:]}")
         jobs = left[1:]
 
 
