@@ -175,6 +175,17 @@ def test_limit_changes_no_score(model: LocalModel, whole: Path, data: Path, tmp_
         assert lines == (whole / path.name).read_text().splitlines()[: len(lines)]
 
 
+def test_prompts_with_drawn_examples_are_answered_together(
+    model: LocalModel, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No two documents begin alike: that they share nothing is no reason to answer them one by one."""
+    counts: list[int] = []
+    compute = model.engine.compute
+    monkeypatch.setattr(model.engine, "compute", lambda parts: counts.append(len(parts)) or compute(parts))
+    evaluate(lambda: model, Settings(tasks=(str(data / "short.yaml"),), data=data))
+    assert max(counts) == 2
+
+
 def test_chat_prompts_go_through_the_template(model: LocalModel, data: Path, tmp_path: Path) -> None:
     settings = Settings(tasks=("mmlu",), data=data, out=tmp_path / "out", chat=True, shots=1, limit=1, system="Be brief.")
     evaluate(lambda: model, settings)

@@ -175,17 +175,18 @@ class _Builder:
         return question, choices[target] if task.kind == "choice" else str(target)
 
     def _context(self, before: Messages, question: str) -> tuple[str, str]:
-        """(context, its beginning that is the same for equal worked examples)."""
+        """(context, its beginning that other documents have too: none where worked examples are drawn for each)."""
+        alone = self.task.fewshot == "random" and any(message["role"] == "assistant" for message in before)
         if self.how.render is not None:
             asked = [*before, {"role": "user", "content": question}]
             rendered = self.how.render(asked)
-            return rendered, rendered.rpartition(question)[0]
+            return rendered, "" if alone else rendered.rpartition(question)[0]
         text = []
         for message in before:
             delimiter = {"system": "", "user": self.task.delimiter, "assistant": self.task.separator}[message["role"]]
             text.append(message["content"] + delimiter)
         head = "".join(text)
-        return head + question, head
+        return head + question, "" if alone else head
 
 
 def _notes(items: Sequence[Item]) -> Iterator[str]:

@@ -71,13 +71,12 @@ class LocalModel:
         return chat_template(self.tokenizer.directory)
 
     def answer(self, requests: Sequence[Request], done: Done) -> None:
-        """Log-likelihoods first, then texts; `done` is told as they come."""
-        scored = [(number, r) for number, r in enumerate(requests) if r.kind != "generate"]
-        asked = [(number, r) for number, r in enumerate(requests) if r.kind == "generate"]
-        for head in dict.fromkeys(r.head for _, r in scored):
-            self._score(head, [(n, r) for n, r in scored if r.head == head], done)
-        for head in dict.fromkeys(r.head for _, r in asked):
-            self._generate(head, [(n, r) for n, r in asked if r.head == head], done)
+        """Requests of one head together; `done` is told as they come."""
+        groups: dict[tuple[bool, str], list[tuple[int, Request]]] = {}
+        for number, request in enumerate(requests):
+            groups.setdefault((request.kind == "generate", request.head), []).append((number, request))
+        for (texts, head), numbered in groups.items():
+            (self._generate if texts else self._score)(head, numbered, done)
 
     # --- tokens
 
