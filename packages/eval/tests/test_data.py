@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from eval_files import Maker
 from jumar.eval.data import documents, find
@@ -73,16 +74,29 @@ def test_worked_examples_of_big_bench_hard(make: Maker) -> None:
     assert direct.items[0].target in ("Yes", "No")
 
 
-def test_no_document_is_its_own_example(make: Maker) -> None:
+def test_no_document_is_its_own_example(make: Maker, tmp_path: Path) -> None:
     make.piqa(count=4)
-    (unit,) = units(make, "piqa", shots=3)
+    file = tmp_path / "own.yaml"
+    piqa = yaml.safe_load(task_files()["piqa"].read_text())
+    file.write_text(yaml.safe_dump(piqa | {"layouts": [{"test": "valid.jsonl"}], "target": "label"}))
+    (unit,) = units(make, str(file), shots=3)
     for item in unit.items:
         *shots, question = item.requests[0].context.split("\n\n")
         assert len(shots) == 3
         assert not any(shot.startswith(question) for shot in shots)
     with pytest.raises(ToolError, match="4 worked examples are asked for, and there are 3") as fault:
-        units(make, "piqa", shots=4)
+        units(make, str(file), shots=4)
     assert fault.value.code == Exit.USAGE
+
+
+def test_worked_examples_that_are_missing_are_not_taken_from_the_documents(make: Maker) -> None:
+    make.mmlu("anatomy", count=7)
+    (make.folder / "mmlu/dev/anatomy_dev.csv").unlink()
+    with pytest.raises(ToolError, match="mmlu_anatomy: no worked examples") as fault:
+        units(make, "mmlu")
+    assert fault.value.hint == f"expected {make.folder}/mmlu/dev/anatomy_dev.csv, or --shots 0"
+    (unit,) = units(make, "mmlu", shots=0)
+    assert unit.items[0].requests[0].context.count("Answer:") == 1
 
 
 def test_missing_data_says_what_is_expected_where(make: Maker) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jumar.eval.data import Doc, Found, documents
+from jumar.eval.data import SUBJECT, Doc, Found, documents
 from jumar.eval.requests import Request
 from jumar.eval.task import Task
 from jumar.eval.template import text_of, value_of
@@ -66,13 +66,16 @@ class How:
 def unit_of(task: Task, found: Found, how: How) -> Unit:
     """All requests of a subject.
 
-    Raises ToolError (3) for documents that do not fit, (2) for more worked examples than there are.
+    Raises ToolError (3) for documents that do not fit and worked examples that are missing, (2) for more worked examples than there are.
     """
     name = task.task if found.subject is None else f"{task.task}_{found.subject}"
     docs, pool = documents(task, found)
     shots = task.shots if how.shots is None else how.shots
+    if shots and found.layout.shots and not found.shots:
+        path = found.folder / found.layout.shots.replace(SUBJECT, found.subject or "")
+        raise ToolError(f"{name}: no worked examples", hint=f"expected {path}, or --shots 0")
     asked = docs if how.limit is None else docs[: how.limit]
-    draw = _drawn(task, pool, shots, own=not found.shots)
+    draw = _drawn(task, pool, shots, own=found.layout.shots is None)
     builder = _Builder(task, how)
     items = tuple(builder.item(number, doc, draw(doc), f"{name}, document {number}") for number, doc in enumerate(asked))
     return Unit(name, task, items, len(docs), shots, tuple(_notes(items)))
