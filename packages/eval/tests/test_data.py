@@ -175,6 +175,16 @@ def test_a_task_of_ones_own(make: Maker, tmp_path: Path) -> None:
     assert "did you mean mmlu?" in str(fault.value.hint)
 
 
+def test_a_description_is_that_of_each_document(make: Maker, tmp_path: Path) -> None:
+    """Of the document before that of its worked example."""
+    make.lines("quiz.jsonl", [{"ask": f"ask {x}", "about": f"about {x}"} for x in "abc"])
+    own = {"task": "q", "title": "T", "kind": "generate", "metrics": ["exact_match"], "layouts": [{"test": "quiz.jsonl"}]}
+    (tmp_path / "quiz.yaml").write_text(json.dumps(own | {"description": "{{ about }}: ", "prompt": "{{ ask }}"}))
+    for shots in (0, 1):
+        (unit,) = units(make, str(tmp_path / "quiz.yaml"), shots=shots)
+        assert [item.requests[0].context[:9] for item in unit.items] == ["about a: ", "about b: ", "about c: "]
+
+
 def test_templates_reach_nothing(make: Maker, tmp_path: Path) -> None:
     make.lines("quiz.jsonl", [{"ask": "x"}])
     file = tmp_path / "quiz.yaml"

@@ -109,7 +109,7 @@ class _Builder:
 
     def __init__(self, task: Task, how: How) -> None:
         self.task, self.how = task, how
-        self._made: dict[tuple[int, ...], Messages] = {}
+        self._made: dict[tuple[str | int, ...], Messages] = {}
 
     def item(self, number: int, doc: Doc, examples: list[Doc], where: str) -> Item:
         """Raises ToolError (3) that says which document is at fault."""
@@ -152,10 +152,10 @@ class _Builder:
 
     def _before(self, doc: Doc, examples: list[Doc]) -> Messages:
         """Description and worked examples, as messages."""
-        key = tuple(map(id, examples))
+        description = text_of(self.task.description)({**(examples[0] if examples else {}), **doc})
+        key = description, *map(id, examples)
         if key not in self._made:
             messages: Messages = []
-            description = text_of(self.task.description)({**doc, **(examples[0] if examples else {})})
             if system := self._joined(self.how.system or "", description):
                 messages.append({"role": "system", "content": system})
             for example in examples:
