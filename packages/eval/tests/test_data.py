@@ -152,6 +152,21 @@ def test_choices_without_text_and_answers_astray_are_counted(make: Maker) -> Non
     assert "none of their choices" in unit.notes[0]
 
 
+def test_a_worked_example_shows_its_right_answer(make: Maker) -> None:
+    """Of several the first; one that is none of its choices is refused."""
+    rows = [{"query": f"{x}?", "choices": ["one", "two"], "gold": gold} for x, gold in zip("abc", ([0], [1, 0], []), strict=True)]
+    make.lines("agieval/agieval-sat-math/test.jsonl", rows)
+    (unit,) = units(make, "agieval", shots=1, limit=2)
+    assert [item.requests[0].context for item in unit.items] == ["b? two\n\na?", "a? one\n\nb?"]
+    with pytest.raises(ToolError, match="document 0: worked example 2 names none of its choices: None"):
+        units(make, "agieval", shots=2, limit=1)
+    make.mmlu("x", count=1)
+    dev = make.folder / "mmlu/dev/x_dev.csv"
+    dev.write_text("q,a,b,c,d,A\nq,a,b,c,d,E\n")
+    with pytest.raises(ToolError, match="mmlu_x, document 0: worked example 2 names none of its choices: -1"):
+        units(make, "mmlu", shots=2)
+
+
 def test_a_task_of_ones_own(make: Maker, tmp_path: Path) -> None:
     make.lines("quiz.jsonl", [{"ask": "Up?", "options": ["yes", ""], "right": 0}])
     file = tmp_path / "quiz.yaml"

@@ -158,8 +158,8 @@ class _Builder:
             messages: Messages = []
             if system := self._joined(self.how.system or "", description):
                 messages.append({"role": "system", "content": system})
-            for example in examples:
-                question, answer = self._example(example)
+            for number, example in enumerate(examples, 1):
+                question, answer = self._example(number, example)
                 messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
             self._made = {key: messages}  # of drawn examples none comes again
         return self._made[key]
@@ -169,9 +169,15 @@ class _Builder:
         bare = system and description and not (system[-1].isspace() or description[0].isspace())
         return system + (self.task.separator if bare else "") + description
 
-    def _example(self, doc: Doc) -> tuple[str, str]:
+    def _example(self, number: int, doc: Doc) -> tuple[str, str]:
+        """(question, right answer: of several the first)."""
         task, choices = self.task, self._choices(doc)
         target = self._target(doc, task.shot_target)
+        if isinstance(target, list):
+            target = target[0] if target else None
+        if task.kind == "choice" and target not in range(len(choices)):
+            hint = "mend it, or ask for fewer: --shots"
+            raise ToolError(f"worked example {number} names none of its choices: {target!r:.100}", hint=hint)
         if task.ending is not None:
             return choices[target], str(value_of(task.ending)(doc))
         question = text_of(task.prompt)(doc)
