@@ -152,6 +152,13 @@ def test_choices_without_text_and_answers_astray_are_counted(make: Maker) -> Non
     assert "none of their choices" in unit.notes[0]
 
 
+@pytest.mark.parametrize("choices", [[], None, "yes", {"text": ["yes", "no"]}])
+def test_a_document_without_choices_is_refused(choices: object, make: Maker) -> None:
+    make.lines("agieval/agieval-sat-math/test.jsonl", [{"query": "a?", "choices": choices, "gold": [0]}])
+    with pytest.raises(ToolError, match="agieval_sat-math, document 0: choices are "):
+        units(make, "agieval")
+
+
 def test_a_worked_example_shows_its_right_answer(make: Maker) -> None:
     """Of several the first; one that is none of its choices is refused."""
     rows = [{"query": f"{x}?", "choices": ["one", "two"], "gold": gold} for x, gold in zip("abc", ([0], [1, 0], []), strict=True)]
