@@ -142,6 +142,8 @@ class LocalModel:
             if not pairs:
                 done(number, Response(0.0))
             for window, (context, rest) in enumerate(pairs):
+                if not rest:
+                    raise ToolError(f"no token stands behind {request.context[-60:]!r}", hint="give every choice a text")
                 if request.kind == "loglikelihood" and (over := len(context) + len(rest) - 1 - self.context) > 0:
                     context = self._cut(context, over, rest)
                     cut.add(number)
