@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from jumar.eval.report import report_html, write_report
 from jumar.eval.requests import Done, Request
 from jumar.eval.run import Settings, evaluate
 from jumar.eval.task import FOLDER
+from jumar.infer.conversation import open_template
 from jumar.schema.errors import ToolError
 from jumar.schema.parallel import ParallelLayout
 
@@ -195,6 +197,26 @@ def test_chat_prompts_go_through_the_template(model: LocalModel, data: Path, tmp
     assert prompt.count("<|im_start|>assistant\n") == 2
     assert prompt.endswith("Answer:<|im_end|>\n<|im_start|>assistant\n")
     assert choice == "A"
+
+
+def test_a_template_that_refuses_and_one_that_asks_for_the_day(hf: Path, tmp_path: Path) -> None:
+    """As jumar-infer takes templates."""
+    path = shutil.copytree(hf, tmp_path / "hf")
+    config = json.loads((path / "tokenizer_config.json").read_text())
+    refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
+    config["chat_template"] = refuses + "{{ strftime_now('%Y') }} {{ bos_token or eos_token }} {{ messages[-1].content }}"
+    (path / "tokenizer_config.json").write_text(json.dumps(config))
+    model = LocalModel(path, Opening(device="cpu", cache_tokens=2048))
+    user = {"role": "user", "content": "up?"}
+    assert re.fullmatch(r"20\d\d <\|im_end\|> up\?", model.render([user]))
+    with pytest.raises(ToolError, match="the conversation cannot be written: .*no system here"):
+        model.render([{"role": "system", "content": "Be brief."}, user])
+    named = open_template(model.tokenizer, "chatml")
+    assert named.prompt([user]) == model.tokenizer.encode(named.text([user]), special=False)
+    (path / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(ToolError, match="has no chat template") as fault:
+        LocalModel(path, Opening(device="cpu", cache_tokens=2048)).render([user])
+    assert fault.value.hint == "leave --chat out"
 
 
 COMMAND = [sys.executable, "-m", "jumar.eval", "run"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ from jumar.eval.computing import shares
 from jumar.eval.requests import Done, Request, Response
 from jumar.eval.scoring import Text, score
 from jumar.infer import Engine, Sampling
+from jumar.infer.conversation import Template, open_template
 from jumar.infer.engine import Limits
 from jumar.schema.errors import ToolError
-from jumar.schema.templates import ChatTemplate, special_tokens, template_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,11 +64,13 @@ class LocalModel:
         }
 
     def render(self, messages: Sequence[dict[str, str]]) -> str:
-        return self._template.render(list(messages), None, prompt=True)
+        return self._template.text(list(messages))
 
-    @property
-    def _template(self) -> ChatTemplate:
-        return chat_template(self.tokenizer.directory)
+    @cached_property
+    def _template(self) -> Template:
+        if not self.tokenizer.has_template:
+            raise ToolError(f"{self.tokenizer.directory} has no chat template", hint="leave --chat out")
+        return open_template(self.tokenizer)
 
     def answer(self, requests: Sequence[Request], done: Done) -> None:
         """Requests of one head together; `done` is told as they come."""
@@ -221,12 +223,3 @@ class LocalModel:
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
     """How many tokens two texts begin with alike."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-
-
-@lru_cache(maxsize=4)
-def chat_template(directory: Path) -> ChatTemplate:
-    """A model's own chat template. Raises ToolError (3) where there is none."""
-    source = template_of(directory)
-    if source is None:
-        raise ToolError(f"{directory} has no chat template", hint="leave --chat out")
-    return ChatTemplate(source, special_tokens(directory))
