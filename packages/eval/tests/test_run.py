@@ -160,6 +160,21 @@ def test_what_is_there_is_not_written_over(model: LocalModel, data: Path, tmp_pa
     assert (other / "thesis.tex").exists()
 
 
+def test_a_model_that_does_not_open_leaves_all_as_it_was(model: LocalModel, data: Path, tmp_path: Path) -> None:
+    def none() -> LocalModel:
+        return LocalModel(tmp_path / "mistyped", Opening(device="cpu"))
+
+    out = tmp_path / "out"
+    with pytest.raises(ToolError, match="mistyped does not exist"):
+        evaluate(none, Settings(tasks=("piqa",), data=data, out=out))
+    assert not out.exists()
+    evaluate(lambda: model, Settings(tasks=("piqa",), data=data, out=out))
+    before = files(out)
+    with pytest.raises(ToolError, match="mistyped does not exist"):
+        evaluate(none, Settings(tasks=("piqa",), data=data, out=out, force=True))
+    assert files(out) == before
+
+
 def test_a_damaged_journal_is_refused(model: LocalModel, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     evaluate(lambda: model, Settings(tasks=("piqa",), data=data, out=out))
@@ -209,7 +224,7 @@ def test_a_template_that_refuses_and_one_that_asks_for_the_day(hf: Path, tmp_pat
     model = LocalModel(path, Opening(device="cpu", cache_tokens=2048))
     user = {"role": "user", "content": "up?"}
     assert re.fullmatch(r"20\d\d <\|im_end\|> up\?", model.render([user]))
-    with pytest.raises(ToolError, match="the conversation cannot be written: .*no system here"):
+    with pytest.raises(ToolError, match=r"the conversation cannot be written: .*no system here"):
         model.render([{"role": "system", "content": "Be brief."}, user])
     named = open_template(model.tokenizer, "chatml")
     assert named.prompt([user]) == model.tokenizer.encode(named.text([user]), special=False)

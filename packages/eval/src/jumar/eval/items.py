@@ -66,7 +66,7 @@ class How:
 def unit_of(task: Task, found: Found, how: How) -> Unit:
     """All requests of a subject.
 
-    Raises ToolError (3) for documents that do not fit and worked examples that are missing, (2) for more worked examples than there are.
+    Raises ToolError: 3 for documents that do not fit and worked examples that are missing, 2 for more of them than there are.
     """
     name = task.task if found.subject is None else f"{task.task}_{found.subject}"
     docs, pool = documents(task, found)
