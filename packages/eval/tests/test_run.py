@@ -253,6 +253,17 @@ def test_the_command_prints_a_table_and_fails_under(hf: Path, data: Path, tmp_pa
     assert "no data of piqa" in done.stderr
 
 
+def refused(*arguments: str, **environ: str) -> str:
+    """What a command says that is refused for how it was typed."""
+    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, env={**os.environ, **environ})
+    assert done.returncode == 2, done.stderr
+    return done.stderr
+
+
+def test_several_processes_are_refused(tmp_path: Path) -> None:
+    assert "run it without torchrun" in refused("hf", "--tasks", "piqa", "-o", str(tmp_path / "out"), WORLD_SIZE="2")
+
+
 @pytest.mark.slow
 def test_killed_and_gone_on_with(hf: Path, make: Maker, tmp_path: Path) -> None:
     """kill -9 in the middle, twice, as the machine would."""

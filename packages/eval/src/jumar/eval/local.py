@@ -30,7 +30,6 @@ class Opening:
     adapter: Path | None = None
     iteration: str | None = None
     family: str | None = None
-    pp: int = 1
     engine: str = "auto"
     max_batch: int = 8
     cache_tokens: int | None = None

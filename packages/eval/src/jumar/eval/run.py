@@ -92,7 +92,7 @@ def _finish(
         "total_evaluation_time_seconds": str(time.time() - start),
         "jumar_eval_version": dist_version("jumar-eval"),
     }
-    if settings.out is not None and first_rank():
+    if settings.out is not None:
         results.write(found, settings.out)
     return found
 
@@ -164,7 +164,7 @@ def _remove(out: Path) -> None:
 def _answer(model: Model, unit: Unit, folder: Path | None) -> Journal:
     """Asks what the journal does not have yet."""
     path = None if folder is None else folder / f"samples_{unit.name}.jsonl"
-    journal = Journal(path, max(len(unit.task.answers), 1), writes=first_rank())
+    journal = Journal(path, max(len(unit.task.answers), 1))
     left = [item for item in unit.items if item.number not in journal.samples]
     requests, owners = list[Request](), list[tuple[Item, int]]()
     waiting: dict[int, list[Response | None]] = {}
@@ -185,8 +185,3 @@ def _answer(model: Model, unit: Unit, folder: Path | None) -> Journal:
     assert not waiting, f"{len(waiting)} documents of {unit.name} were not answered"
     journal.close()
     return journal
-
-
-def first_rank() -> bool:
-    """Whether this process speaks and writes: of those that torchrun started, the first."""
-    return os.environ.get("RANK", "0") == "0"
