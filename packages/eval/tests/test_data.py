@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from eval_files import Maker
 from jumar.eval.data import documents, find
@@ -73,16 +74,29 @@ def test_worked_examples_of_big_bench_hard(make: Maker) -> None:
     assert direct.items[0].target in ("Yes", "No")
 
 
-def test_no_document_is_its_own_example(make: Maker) -> None:
+def test_no_document_is_its_own_example(make: Maker, tmp_path: Path) -> None:
     make.piqa(count=4)
-    (unit,) = units(make, "piqa", shots=3)
+    file = tmp_path / "own.yaml"
+    piqa = yaml.safe_load(task_files()["piqa"].read_text())
+    file.write_text(yaml.safe_dump(piqa | {"layouts": [{"test": "valid.jsonl"}], "target": "label"}))
+    (unit,) = units(make, str(file), shots=3)
     for item in unit.items:
-        question = item.requests[0].context.removeprefix(item.requests[0].head)
-        assert question not in item.requests[0].head
-        assert item.requests[0].head.count("Question:") == 3
+        *shots, question = item.requests[0].context.split("\n\n")
+        assert len(shots) == 3
+        assert not any(shot.startswith(question) for shot in shots)
     with pytest.raises(ToolError, match="4 worked examples are asked for, and there are 3") as fault:
-        units(make, "piqa", shots=4)
+        units(make, str(file), shots=4)
     assert fault.value.code == Exit.USAGE
+
+
+def test_worked_examples_that_are_missing_are_not_taken_from_the_documents(make: Maker) -> None:
+    make.mmlu("anatomy", count=7)
+    (make.folder / "mmlu/dev/anatomy_dev.csv").unlink()
+    with pytest.raises(ToolError, match="mmlu_anatomy: no worked examples") as fault:
+        units(make, "mmlu")
+    assert fault.value.hint == f"expected {make.folder}/mmlu/dev/anatomy_dev.csv, or --shots 0"
+    (unit,) = units(make, "mmlu", shots=0)
+    assert unit.items[0].requests[0].context.count("Answer:") == 1
 
 
 def test_missing_data_says_what_is_expected_where(make: Maker) -> None:
@@ -138,6 +152,28 @@ def test_choices_without_text_and_answers_astray_are_counted(make: Maker) -> Non
     assert "none of their choices" in unit.notes[0]
 
 
+@pytest.mark.parametrize("choices", [[], None, "yes", {"text": ["yes", "no"]}])
+def test_a_document_without_choices_is_refused(choices: object, make: Maker) -> None:
+    make.lines("agieval/agieval-sat-math/test.jsonl", [{"query": "a?", "choices": choices, "gold": [0]}])
+    with pytest.raises(ToolError, match="agieval_sat-math, document 0: choices are "):
+        units(make, "agieval")
+
+
+def test_a_worked_example_shows_its_right_answer(make: Maker) -> None:
+    """Of several the first; one that is none of its choices is refused."""
+    rows = [{"query": f"{x}?", "choices": ["one", "two"], "gold": gold} for x, gold in zip("abc", ([0], [1, 0], []), strict=True)]
+    make.lines("agieval/agieval-sat-math/test.jsonl", rows)
+    (unit,) = units(make, "agieval", shots=1, limit=2)
+    assert [item.requests[0].context for item in unit.items] == ["b? two\n\na?", "a? one\n\nb?"]
+    with pytest.raises(ToolError, match="document 0: worked example 2 names none of its choices: None"):
+        units(make, "agieval", shots=2, limit=1)
+    make.mmlu("x", count=1)
+    dev = make.folder / "mmlu/dev/x_dev.csv"
+    dev.write_text("q,a,b,c,d,A\nq,a,b,c,d,E\n")
+    with pytest.raises(ToolError, match="mmlu_x, document 0: worked example 2 names none of its choices: -1"):
+        units(make, "mmlu", shots=2)
+
+
 def test_a_task_of_ones_own(make: Maker, tmp_path: Path) -> None:
     make.lines("quiz.jsonl", [{"ask": "Up?", "options": ["yes", ""], "right": 0}])
     file = tmp_path / "quiz.yaml"
@@ -159,6 +195,16 @@ def test_a_task_of_ones_own(make: Maker, tmp_path: Path) -> None:
     with pytest.raises(ToolError, match="there is no task 'mmlux'") as fault:
         load_task("mmlux")
     assert "did you mean mmlu?" in str(fault.value.hint)
+
+
+def test_a_description_is_that_of_each_document(make: Maker, tmp_path: Path) -> None:
+    """Of the document before that of its worked example."""
+    make.lines("quiz.jsonl", [{"ask": f"ask {x}", "about": f"about {x}"} for x in "abc"])
+    own = {"task": "q", "title": "T", "kind": "generate", "metrics": ["exact_match"], "layouts": [{"test": "quiz.jsonl"}]}
+    (tmp_path / "quiz.yaml").write_text(json.dumps(own | {"description": "{{ about }}: ", "prompt": "{{ ask }}"}))
+    for shots in (0, 1):
+        (unit,) = units(make, str(tmp_path / "quiz.yaml"), shots=shots)
+        assert [item.requests[0].context[:9] for item in unit.items] == ["about a: ", "about b: ", "about c: "]
 
 
 def test_templates_reach_nothing(make: Maker, tmp_path: Path) -> None:

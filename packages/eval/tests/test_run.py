@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from jumar.eval.report import report_html, write_report
 from jumar.eval.requests import Done, Request
 from jumar.eval.run import Settings, evaluate
 from jumar.eval.task import FOLDER
+from jumar.infer.conversation import open_template
 from jumar.schema.errors import ToolError
 from jumar.schema.parallel import ParallelLayout
 
@@ -158,6 +160,21 @@ def test_what_is_there_is_not_written_over(model: LocalModel, data: Path, tmp_pa
     assert (other / "thesis.tex").exists()
 
 
+def test_a_model_that_does_not_open_leaves_all_as_it_was(model: LocalModel, data: Path, tmp_path: Path) -> None:
+    def none() -> LocalModel:
+        return LocalModel(tmp_path / "mistyped", Opening(device="cpu"))
+
+    out = tmp_path / "out"
+    with pytest.raises(ToolError, match="mistyped does not exist"):
+        evaluate(none, Settings(tasks=("piqa",), data=data, out=out))
+    assert not out.exists()
+    evaluate(lambda: model, Settings(tasks=("piqa",), data=data, out=out))
+    before = files(out)
+    with pytest.raises(ToolError, match="mistyped does not exist"):
+        evaluate(none, Settings(tasks=("piqa",), data=data, out=out, force=True))
+    assert files(out) == before
+
+
 def test_a_damaged_journal_is_refused(model: LocalModel, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     evaluate(lambda: model, Settings(tasks=("piqa",), data=data, out=out))
@@ -175,6 +192,17 @@ def test_limit_changes_no_score(model: LocalModel, whole: Path, data: Path, tmp_
         assert lines == (whole / path.name).read_text().splitlines()[: len(lines)]
 
 
+def test_prompts_with_drawn_examples_are_answered_together(
+    model: LocalModel, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No two documents begin alike: that they share nothing is no reason to answer them one by one."""
+    counts: list[int] = []
+    compute = model.engine.compute
+    monkeypatch.setattr(model.engine, "compute", lambda parts: counts.append(len(parts)) or compute(parts))
+    evaluate(lambda: model, Settings(tasks=(str(data / "short.yaml"),), data=data))
+    assert max(counts) == 2
+
+
 def test_chat_prompts_go_through_the_template(model: LocalModel, data: Path, tmp_path: Path) -> None:
     settings = Settings(tasks=("mmlu",), data=data, out=tmp_path / "out", chat=True, shots=1, limit=1, system="Be brief.")
     evaluate(lambda: model, settings)
@@ -184,6 +212,26 @@ def test_chat_prompts_go_through_the_template(model: LocalModel, data: Path, tmp
     assert prompt.count("<|im_start|>assistant\n") == 2
     assert prompt.endswith("Answer:<|im_end|>\n<|im_start|>assistant\n")
     assert choice == "A"
+
+
+def test_a_template_that_refuses_and_one_that_asks_for_the_day(hf: Path, tmp_path: Path) -> None:
+    """As jumar-infer takes templates."""
+    path = shutil.copytree(hf, tmp_path / "hf")
+    config = json.loads((path / "tokenizer_config.json").read_text())
+    refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
+    config["chat_template"] = refuses + "{{ strftime_now('%Y') }} {{ bos_token or eos_token }} {{ messages[-1].content }}"
+    (path / "tokenizer_config.json").write_text(json.dumps(config))
+    model = LocalModel(path, Opening(device="cpu", cache_tokens=2048))
+    user = {"role": "user", "content": "up?"}
+    assert re.fullmatch(r"20\d\d <\|im_end\|> up\?", model.render([user]))
+    with pytest.raises(ToolError, match=r"the conversation cannot be written: .*no system here"):
+        model.render([{"role": "system", "content": "Be brief."}, user])
+    named = open_template(model.tokenizer, "chatml")
+    assert named.prompt([user]) == model.tokenizer.encode(named.text([user]), special=False)
+    (path / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(ToolError, match="has no chat template") as fault:
+        LocalModel(path, Opening(device="cpu", cache_tokens=2048)).render([user])
+    assert fault.value.hint == "leave --chat out"
 
 
 COMMAND = [sys.executable, "-m", "jumar.eval", "run"]
@@ -203,6 +251,17 @@ def test_the_command_prints_a_table_and_fails_under(hf: Path, data: Path, tmp_pa
     done = subprocess.run([*COMMAND, str(hf), "--tasks", "piqa", "--data", str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 3
     assert "no data of piqa" in done.stderr
+
+
+def refused(*arguments: str, **environ: str) -> str:
+    """What a command says that is refused for how it was typed."""
+    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, env={**os.environ, **environ})
+    assert done.returncode == 2, done.stderr
+    return done.stderr
+
+
+def test_several_processes_are_refused(tmp_path: Path) -> None:
+    assert "run it without torchrun" in refused("hf", "--tasks", "piqa", "-o", str(tmp_path / "out"), WORLD_SIZE="2")
 
 
 @pytest.mark.slow

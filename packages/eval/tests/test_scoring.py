@@ -124,3 +124,10 @@ def test_spaces_at_the_border_belong_to_the_continuation(hf: Path) -> None:
     model = LocalModel(hf, Opening(device="cpu", cache_tokens=2048))
     assert model.pair("the  ", "the") == model.pair("the", "  the")
     assert model.pair("", "x")[0] == [model.prefix] == [infer_models.VOCAB - 1]
+
+
+def test_a_continuation_of_no_tokens_is_refused(hf: Path) -> None:
+    """Nothing would be the most probable choice of all."""
+    model = LocalModel(hf, Opening(device="cpu", cache_tokens=2048))
+    with pytest.raises(ToolError, match="no token stands behind 'the rope'"):
+        responses(model, [Request("loglikelihood", "the rope", rest) for rest in (" up", "")])

@@ -1,13 +1,14 @@
 """jumar-eval: parse, call one function, print."""
 
 # Without `from __future__ import annotations`: typer would compile the text of every annotation, for help too.
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jumar.schema.cli import make_app, mute, print_json, run, say
+from jumar.schema.cli import make_app, print_json, run, say
 from jumar.schema.errors import Exit, ToolError
 
 if TYPE_CHECKING:
@@ -37,9 +38,6 @@ Iteration = Annotated[
 ]
 FamilyName = Annotated[
     str | None, typer.Option("--family", help="model_type of a Megatron directory without a config.", rich_help_panel=HOW)
-]
-Stages = Annotated[
-    int, typer.Option("--pp", min=1, help="Stages under torchrun; the processes of each share its layers.", rich_help_panel=HOW)
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
@@ -78,7 +76,6 @@ def run_(
     adapter: Adapter = None,
     iteration: Iteration = None,
     family: FamilyName = None,
-    pp: Stages = 1,
     engine: Annotated[str, typer.Option(help="auto, jumar or transformers, as of jumar-infer.", rich_help_panel=HOW)] = "auto",
     batch: Annotated[int, typer.Option("--batch", min=2, help="Answers at once.", rich_help_panel=HOW)] = 16,
     cache_tokens: Annotated[
@@ -91,14 +88,15 @@ def run_(
     as_json: Json = False,
 ) -> None:
     """Score a model on benchmarks."""
+    if (world := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise ToolError(f"{world} processes were started, and one scores", hint="run it without torchrun", code=Exit.USAGE)
     from jumar.eval.results import check
-    from jumar.eval.run import Settings, evaluate, first_rank
+    from jumar.eval.run import Settings, evaluate
 
     opening: dict[str, Any] = {"device": device, "dtype": dtype, "quantize": quantize, "tokenizer": tokenizer, "adapter": adapter}
     opening |= {
         "iteration": iteration,
         "family": family,
-        "pp": pp,
         "engine": engine,
         "max_batch": batch,
         "cache_tokens": cache_tokens,
@@ -115,9 +113,7 @@ def run_(
         force=force,
         arguments=_asked(model, shots, limit, chat, system, opening),
     )
-    if not first_rank():
-        mute()
-    results = evaluate(_opener(model, name, opening), settings, _say if first_rank() else lambda word, text: None)
+    results = evaluate(_opener(model, name, opening), settings, _say)
     print_json(results) if as_json else _table(results)
     for wanted in fail_under or ():
         check(results, wanted)

@@ -19,10 +19,11 @@ SUBJECT = "{subject}"
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The files of one subject (None: the task has none), in one layout."""
+    """The files of one subject (None: the task has none), in one layout. folder: what its patterns are below."""
 
     subject: str | None
     layout: Layout
+    folder: Path
     test: tuple[Path, ...]
     shots: tuple[Path, ...]
 
@@ -30,7 +31,7 @@ class Found:
 def find(task: Task, data: Path) -> list[Found]:
     """The files of every subject, in the order of their names. Raises ToolError (3) that says what is expected where."""
     if data.is_file():
-        return [Found(None, _layout_of(task, data), (data,), ())]
+        return [Found(None, _layout_of(task, data), data.parent, (data,), ())]
     for folder in _folders(task, data):
         for layout in task.layouts:
             if found := [f for f in _subjects(folder, layout) if f.subject not in task.without]:
@@ -65,7 +66,8 @@ def _subjects(folder: Path, layout: Layout) -> list[Found]:
     tests = _matching(folder, layout.test)
     shots = _matching(folder, layout.shots) if layout.shots else {}
     return [
-        Found(subject, layout, tuple(paths), tuple(shots.get(subject, ()))) for subject, paths in sorted(tests.items(), key=str)
+        Found(subject, layout, folder, tuple(paths), tuple(shots.get(subject, ())))
+        for subject, paths in sorted(tests.items(), key=str)
     ]
 
 

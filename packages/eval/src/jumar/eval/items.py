@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jumar.eval.data import Doc, Found, documents
+from jumar.eval.data import SUBJECT, Doc, Found, documents
 from jumar.eval.requests import Request
 from jumar.eval.task import Task
 from jumar.eval.template import text_of, value_of
@@ -66,13 +66,16 @@ class How:
 def unit_of(task: Task, found: Found, how: How) -> Unit:
     """All requests of a subject.
 
-    Raises ToolError (3) for documents that do not fit, (2) for more worked examples than there are.
+    Raises ToolError: 3 for documents that do not fit and worked examples that are missing, 2 for more of them than there are.
     """
     name = task.task if found.subject is None else f"{task.task}_{found.subject}"
     docs, pool = documents(task, found)
     shots = task.shots if how.shots is None else how.shots
+    if shots and found.layout.shots and not found.shots:
+        path = found.folder / found.layout.shots.replace(SUBJECT, found.subject or "")
+        raise ToolError(f"{name}: no worked examples", hint=f"expected {path}, or --shots 0")
     asked = docs if how.limit is None else docs[: how.limit]
-    draw = _drawn(task, pool, shots, own=not found.shots)
+    draw = _drawn(task, pool, shots, own=found.layout.shots is None)
     builder = _Builder(task, how)
     items = tuple(builder.item(number, doc, draw(doc), f"{name}, document {number}") for number, doc in enumerate(asked))
     return Unit(name, task, items, len(docs), shots, tuple(_notes(items)))
@@ -106,7 +109,7 @@ class _Builder:
 
     def __init__(self, task: Task, how: How) -> None:
         self.task, self.how = task, how
-        self._made: dict[tuple[int, ...], Messages] = {}
+        self._made: dict[tuple[str | int, ...], Messages] = {}
 
     def item(self, number: int, doc: Doc, examples: list[Doc], where: str) -> Item:
         """Raises ToolError (3) that says which document is at fault."""
@@ -149,14 +152,14 @@ class _Builder:
 
     def _before(self, doc: Doc, examples: list[Doc]) -> Messages:
         """Description and worked examples, as messages."""
-        key = tuple(map(id, examples))
+        description = text_of(self.task.description)({**(examples[0] if examples else {}), **doc})
+        key = description, *map(id, examples)
         if key not in self._made:
             messages: Messages = []
-            description = text_of(self.task.description)({**doc, **(examples[0] if examples else {})})
             if system := self._joined(self.how.system or "", description):
                 messages.append({"role": "system", "content": system})
-            for example in examples:
-                question, answer = self._example(example)
+            for number, example in enumerate(examples, 1):
+                question, answer = self._example(number, example)
                 messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
             self._made = {key: messages}  # of drawn examples none comes again
         return self._made[key]
@@ -166,26 +169,33 @@ class _Builder:
         bare = system and description and not (system[-1].isspace() or description[0].isspace())
         return system + (self.task.separator if bare else "") + description
 
-    def _example(self, doc: Doc) -> tuple[str, str]:
+    def _example(self, number: int, doc: Doc) -> tuple[str, str]:
+        """(question, right answer: of several the first)."""
         task, choices = self.task, self._choices(doc)
         target = self._target(doc, task.shot_target)
+        if isinstance(target, list):
+            target = target[0] if target else None
+        if task.kind == "choice" and target not in range(len(choices)):
+            hint = "mend it, or ask for fewer: --shots"
+            raise ToolError(f"worked example {number} names none of its choices: {target!r:.100}", hint=hint)
         if task.ending is not None:
             return choices[target], str(value_of(task.ending)(doc))
         question = text_of(task.prompt)(doc)
         return question, choices[target] if task.kind == "choice" else str(target)
 
     def _context(self, before: Messages, question: str) -> tuple[str, str]:
-        """(context, its beginning that is the same for equal worked examples)."""
+        """(context, its beginning that other documents have too: none where worked examples are drawn for each)."""
+        alone = self.task.fewshot == "random" and any(message["role"] == "assistant" for message in before)
         if self.how.render is not None:
             asked = [*before, {"role": "user", "content": question}]
             rendered = self.how.render(asked)
-            return rendered, rendered.rpartition(question)[0]
+            return rendered, "" if alone else rendered.rpartition(question)[0]
         text = []
         for message in before:
             delimiter = {"system": "", "user": self.task.delimiter, "assistant": self.task.separator}[message["role"]]
             text.append(message["content"] + delimiter)
         head = "".join(text)
-        return head + question, head
+        return head + question, "" if alone else head
 
 
 def _notes(items: Sequence[Item]) -> Iterator[str]:

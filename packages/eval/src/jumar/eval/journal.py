@@ -52,16 +52,16 @@ def _hash(text: str) -> str:
 class Journal:
     """The samples of one unit. `add` writes a document's lines at once; `close` puts all in the order of the documents.
 
-    path: None where nothing is kept. answers: lines of a document. writes: whether this process is the one that does.
+    path: None where nothing is kept. answers: lines of a document.
     Raises ToolError (3) where what is there is damaged; a line that was torn at the end is not.
     """
 
-    def __init__(self, path: Path | None, answers: int, *, writes: bool = True) -> None:
+    def __init__(self, path: Path | None, answers: int) -> None:
         self.samples: dict[int, list[Sample]] = {}
         self._file: BinaryIO | None = None
         self.path = path
         end = self._read(path, answers) if path is not None and path.exists() else 0
-        if path is not None and writes:
+        if path is not None:
             self._file = path.open("r+b" if path.exists() else "wb")
             self._file.truncate(end)
             self._file.seek(end)

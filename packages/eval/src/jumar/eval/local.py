@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ from jumar.eval.computing import shares
 from jumar.eval.requests import Done, Request, Response
 from jumar.eval.scoring import Text, score
 from jumar.infer import Engine, Sampling
+from jumar.infer.conversation import Template, open_template
 from jumar.infer.engine import Limits
 from jumar.schema.errors import ToolError
-from jumar.schema.templates import ChatTemplate, special_tokens, template_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +30,6 @@ class Opening:
     adapter: Path | None = None
     iteration: str | None = None
     family: str | None = None
-    pp: int = 1
     engine: str = "auto"
     max_batch: int = 8
     cache_tokens: int | None = None
@@ -64,20 +63,21 @@ class LocalModel:
         }
 
     def render(self, messages: Sequence[dict[str, str]]) -> str:
-        return self._template.render(list(messages), None, prompt=True)
+        return self._template.text(list(messages))
 
-    @property
-    def _template(self) -> ChatTemplate:
-        return chat_template(self.tokenizer.directory)
+    @cached_property
+    def _template(self) -> Template:
+        if not self.tokenizer.has_template:
+            raise ToolError(f"{self.tokenizer.directory} has no chat template", hint="leave --chat out")
+        return open_template(self.tokenizer)
 
     def answer(self, requests: Sequence[Request], done: Done) -> None:
-        """Log-likelihoods first, then texts; `done` is told as they come."""
-        scored = [(number, r) for number, r in enumerate(requests) if r.kind != "generate"]
-        asked = [(number, r) for number, r in enumerate(requests) if r.kind == "generate"]
-        for head in dict.fromkeys(r.head for _, r in scored):
-            self._score(head, [(n, r) for n, r in scored if r.head == head], done)
-        for head in dict.fromkeys(r.head for _, r in asked):
-            self._generate(head, [(n, r) for n, r in asked if r.head == head], done)
+        """Requests of one head together; `done` is told as they come."""
+        groups: dict[tuple[bool, str], list[tuple[int, Request]]] = {}
+        for number, request in enumerate(requests):
+            groups.setdefault((request.kind == "generate", request.head), []).append((number, request))
+        for (texts, head), numbered in groups.items():
+            (self._generate if texts else self._score)(head, numbered, done)
 
     # --- tokens
 
@@ -143,6 +143,8 @@ class LocalModel:
             if not pairs:
                 done(number, Response(0.0))
             for window, (context, rest) in enumerate(pairs):
+                if not rest:
+                    raise ToolError(f"no token stands behind {request.context[-60:]!r}", hint="give every choice a text")
                 if request.kind == "loglikelihood" and (over := len(context) + len(rest) - 1 - self.context) > 0:
                     context = self._cut(context, over, rest)
                     cut.add(number)
@@ -220,12 +222,3 @@ class LocalModel:
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
     """How many tokens two texts begin with alike."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-
-
-@lru_cache(maxsize=4)
-def chat_template(directory: Path) -> ChatTemplate:
-    """A model's own chat template. Raises ToolError (3) where there is none."""
-    source = template_of(directory)
-    if source is None:
-        raise ToolError(f"{directory} has no chat template", hint="leave --chat out")
-    return ChatTemplate(source, special_tokens(directory))

@@ -61,9 +61,11 @@ def evaluate(open_model: Callable[[], Model], settings: Settings, say: Say = lam
     for unit in units:
         for note in unit.notes:
             say("note", f"{unit.name}: {note}")
-    folder = _prepare(settings, units)
+    recipe = recipe_of(settings, units)
+    _check(settings, recipe)
     start = time.time()
     model = model or open_model()
+    folder = _begin(settings, recipe)
     for note in model.facts().get("notes", ()):
         say("note", note)
     journals = [_answer(model, unit, folder) for unit in units]
@@ -90,7 +92,7 @@ def _finish(
         "total_evaluation_time_seconds": str(time.time() - start),
         "jumar_eval_version": dist_version("jumar-eval"),
     }
-    if settings.out is not None and first_rank():
+    if settings.out is not None:
         results.write(found, settings.out)
     return found
 
@@ -112,27 +114,35 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def _prepare(settings: Settings, units: Sequence[Unit]) -> Path | None:
-    """The directory of a run, with its manifest. Raises ToolError: 2 where there is something that is not to be gone on with."""
+def _check(settings: Settings, recipe: dict[str, Any]) -> None:
+    """Raises ToolError: 2 where there is something that is not to be gone on with."""
     out = settings.out
     if out is None:
         if settings.resume:
             raise ToolError("--resume goes on with a directory", hint="give it with -o", code=Exit.USAGE)
-        return None
-    recipe = recipe_of(settings, units)
+        return
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
     there = read_manifest(out) if out.is_dir() else None
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        ours = there is not None and there.get("tool") == "jumar-eval"
-        if not ours:
-            raise ToolError(f"{out} is there, and is no run of jumar-eval", hint="give another directory", code=Exit.USAGE)
-        if settings.force:
-            _remove(out)
-        elif not settings.resume:
-            raise ToolError(f"{out} holds a run", hint="--resume goes on with it, --force removes it", code=Exit.USAGE)
-        elif (was := there.get("recipe", {}) if there else {}) != recipe:
-            differing = ", ".join(sorted(key for key in {*was, *recipe} if was.get(key) != recipe.get(key)))
-            hint = "ask as it did, or give another directory"
-            raise ToolError(f"{out} was begun with other settings: {differing}", hint=hint, code=Exit.USAGE)
+    if there is None or there.get("tool") != "jumar-eval":
+        raise ToolError(f"{out} is there, and is no run of jumar-eval", hint="give another directory", code=Exit.USAGE)
+    if settings.force:
+        return
+    if not settings.resume:
+        raise ToolError(f"{out} holds a run", hint="--resume goes on with it, --force removes it", code=Exit.USAGE)
+    was = there.get("recipe", {})
+    if differing := ", ".join(sorted(key for key in {*was, *recipe} if was.get(key) != recipe.get(key))):
+        hint = "ask as it did, or give another directory"
+        raise ToolError(f"{out} was begun with other settings: {differing}", hint=hint, code=Exit.USAGE)
+
+
+def _begin(settings: Settings, recipe: dict[str, Any]) -> Path | None:
+    """The directory of a run, with its manifest."""
+    out = settings.out
+    if out is None:
+        return None
+    if settings.force:
+        _remove(out)
     out.mkdir(parents=True, exist_ok=True)
     text = manifest_text(tool="jumar-eval", version=dist_version("jumar-eval"), recipe=recipe)
     part = out / (NAME + ".part")
@@ -154,7 +164,7 @@ def _remove(out: Path) -> None:
 def _answer(model: Model, unit: Unit, folder: Path | None) -> Journal:
     """Asks what the journal does not have yet."""
     path = None if folder is None else folder / f"samples_{unit.name}.jsonl"
-    journal = Journal(path, max(len(unit.task.answers), 1), writes=first_rank())
+    journal = Journal(path, max(len(unit.task.answers), 1))
     left = [item for item in unit.items if item.number not in journal.samples]
     requests, owners = list[Request](), list[tuple[Item, int]]()
     waiting: dict[int, list[Response | None]] = {}
@@ -175,8 +185,3 @@ def _answer(model: Model, unit: Unit, folder: Path | None) -> Journal:
     assert not waiting, f"{len(waiting)} documents of {unit.name} were not answered"
     journal.close()
     return journal
-
-
-def first_rank() -> bool:
-    """Whether this process speaks and writes: of those that torchrun started, the first."""
-    return os.environ.get("RANK", "0") == "0"

@@ -30,24 +30,32 @@ class Template:
 
     def prompt(self, messages: list[Message], tools: list[Message] | None = None) -> list[int]:
         """Tokens up to where the answer begins. Raises ToolError (3) for a conversation that the template refuses."""
+        ids: list[int] = []
+        for piece in self._pieces(messages, tools):
+            if isinstance(piece, str):
+                ids += self.tokenizer.encode(piece, special=False)
+            elif (text := self._written(piece)) is not None:
+                ids.append(_token_id(self.tokenizer, text))
+        return ids
+
+    def text(self, messages: list[Message], tools: list[Message] | None = None) -> str:
+        """The text of `prompt`; raises as it does."""
+        return "".join(self._written(piece) or "" for piece in self._pieces(messages, tools))
+
+    def _pieces(self, messages: list[Message], tools: list[Message] | None) -> list[Piece]:
         check_messages(messages)
         try:
             if isinstance(self.own, ChatTemplate):
-                return self.tokenizer.encode(self.own.render(messages, tools, prompt=True), special=False)
+                return [self.own.render(messages, tools, prompt=True)]
             turns = tuple(_turn(message) for message in messages)
-            return self._ids(self.own.prompt(ChatRecord(turns, tuple(tools or ()))))
+            return self.own.prompt(ChatRecord(turns, tuple(tools or ())))
         except (TemplateFault, ValueError) as fault:
             raise ToolError(f"the conversation cannot be written: {fault}", hint="see the roles and their order") from None
 
-    def _ids(self, pieces: list[Piece]) -> list[int]:
-        ids: list[int] = []
-        for piece in pieces:
-            if isinstance(piece, str):
-                ids += self.tokenizer.encode(piece, special=False)
-            else:
-                text = piece.name if isinstance(piece, Token) else self.tokenizer.special.get(piece.name)
-                ids += [] if text is None else [_token_id(self.tokenizer, text)]
-        return ids
+    def _written(self, piece: Piece) -> str | None:
+        if isinstance(piece, str):
+            return piece
+        return piece.name if isinstance(piece, Token) else self.tokenizer.special.get(piece.name)
 
 
 def open_template(tokenizer: Tokenizer, name: str = "auto") -> Template:
