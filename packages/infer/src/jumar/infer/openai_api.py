@@ -280,7 +280,8 @@ class Answers:
             "created": int(time.time()),
             "model": model,
         }
-        self._told: dict[int, int] = {}
+        self._told: dict[int, tuple[int, int]] = {}  # tokens whose log-probabilities were given, and characters of their text
+        self._done: set[int] = set()
 
     def whole(self, requests: Sequence[Request]) -> Json:
         """All answers, done."""
@@ -290,7 +291,8 @@ class Answers:
     def _choice(self, index: int, request: Request) -> Json:
         text = self._echo(index) + request.text
         content: Json = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
-        return {"index": index, **content, "logprobs": self.logprobs(request), "finish_reason": request.finish}
+        logs, _ = self.logprobs(request, _entries(request))
+        return {"index": index, **content, "logprobs": logs, "finish_reason": request.finish}
 
     def _echo(self, index: int) -> str:
         return self.echoes[index // self.returns] if self.echoes else ""
@@ -305,15 +307,19 @@ class Answers:
         """What is new since the last call."""
         out = []
         for i, request in enumerate(requests):
-            if self._told.get(i) == -1:
+            if i in self._done:
                 continue
             assert request.stream is not None
             done = request.finish is not None
             text = request.stream.take(last=done)
             if text or done:
                 text = text if i in self._told else self._echo(i) + text
-                logs = self.logprobs(request, self._told.get(i, 0))
-                self._told[i] = -1 if done else len(_entries(request))
+                count, offset = self._told.get(i, (0, 0))
+                entries = _entries(request)[count:]  # once: the engine's thread may add to them at any time
+                logs, offset = self.logprobs(request, entries, offset)
+                self._told[i] = count + len(entries), offset
+                if done:
+                    self._done.add(i)
                 content: Json = {"delta": {"content": text} if text else {}} if self.chat else {"text": text}
                 out.append(self._chunk(i, {**content, "logprobs": logs}, request.finish))
         return out
@@ -327,24 +333,26 @@ class Answers:
         kind = self.kind + (".chunk" if self.chat else "")
         return {**self.head, "object": kind, "choices": [{"index": index, **content, "finish_reason": finish}]}
 
-    def logprobs(self, request: Request, start: int = 0) -> Json | None:
-        """Those of the tokens from `start` on, in the form of the endpoint: the answer's, and an echoed prompt's before them."""
+    def logprobs(self, request: Request, entries: Sequence[LogProb], offset: int = 0) -> tuple[Json | None, int]:
+        """Those of tokens, an answer's or an echoed prompt's, in the form of the endpoint; and where the next token begins.
+
+        offset: characters before the first of them
+        """
         if request.sampling.logprobs is None:
-            return None
-        entries = _entries(request)
+            return None, 0
         if self.chat:
-            return {"content": [self._chat_logprob(entry) for entry in entries[start:]]}
+            return {"content": [self._chat_logprob(entry) for entry in entries]}, 0
         tokens = [self._token(entry.token) for entry in entries]
-        offsets = [0, *itertools.accumulate(map(len, tokens))]
-        return {
-            "text_offset": offsets[start:-1],
-            "tokens": tokens[start:],
-            "token_logprobs": [None if isnan(entry.logprob) else entry.logprob for entry in entries[start:]],
+        *offsets, after = itertools.accumulate(map(len, tokens), initial=offset)
+        found = {
+            "text_offset": offsets,
+            "tokens": tokens,
+            "token_logprobs": [None if isnan(entry.logprob) else entry.logprob for entry in entries],
             "top_logprobs": [
-                None if isnan(entry.logprob) else {self._token(token): value for token, value in entry.top}
-                for entry in entries[start:]
+                None if isnan(entry.logprob) else {self._token(token): value for token, value in entry.top} for entry in entries
             ],
         }
+        return found, after
 
     def _token(self, token: int) -> str:
         return self.engine.tokenizer.token(token) if self.engine.tokenizer is not None else f"token_id:{token}"
