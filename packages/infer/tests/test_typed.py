@@ -42,6 +42,7 @@ HALF = "caf\udce9"  # what Python makes of a byte of Latin-1
         (("chat", "--system", HALF), "not valid Unicode"),
         (("chat", "--top-k", "-1"), "--top-k is -1"),
         (("serve", "--template", "no-such"), "no-such"),
+        (("serve", "--timeout-s", "inf"), "--timeout-s is inf"),
     ],
     ids=ascii,
 )
