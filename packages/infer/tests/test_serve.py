@@ -23,7 +23,7 @@ from jumar.infer import Engine, Sampling
 from jumar.infer.conversation import Template, open_template
 from jumar.infer.openai_api import ChatCompletion, parse
 from jumar.infer.service import Service
-from jumar.schema.errors import ToolError
+from jumar.schema.errors import Exit, ToolError
 from serving import KEY, Running, start
 
 HELLO = [{"role": "user", "content": "hello"}]
@@ -163,7 +163,7 @@ def test_what_is_refused(server: Running) -> None:
         ({**good, "messages": [{"role": "nobody", "content": "x"}]}, 400, "nobody"),
         ({**good, "temperature": "hot"}, 400, "temperature"),
         ({**good, "temperature": -1}, 400, "temperature"),
-        ({**good, "temperature": 1e-300}, 400, "temperature: it is 1e-300, expected 0, or from"),
+        ({**good, "temperature": 1e-300}, 400, "temperature is 1e-300, expected 0, or from 1e-05 to 1000"),
         (b'{"temperature": 1e999}', 400, "1e999 is too large"),
         ({**good, "top_p": float("nan")}, 400, "NaN"),
         ({**good, "repetition_penalty": 1e300}, 400, "repetition_penalty"),
@@ -294,6 +294,28 @@ def test_a_port_that_is_taken(server: Running) -> None:
     assert done.returncode == 4
     assert "cannot listen" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_port_is_held_while_the_model_is_read(
+    hf: Path, infer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of two servers that bound it at once, the second to listen says so before it says that it serves."""
+    from jumar.infer.serve import Settings, bound, serve
+
+    with bound("127.0.0.1", 0) as first, bound("127.0.0.1", first.getsockname()[1]) as second:
+        first.listen()
+        with pytest.raises(ToolError, match=r"cannot listen on 127\.0\.0\.1 port \d+: Address already in use") as fault:
+            serve(Engine.open(hf, device="cpu"), None, Settings(name="tiny"), second, max_waiting=1)
+        port = first.getsockname()[1]
+    assert (fault.value.code, capfd.readouterr().err) == (4, "")
+
+    def read(*_: object) -> Engine:
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", port))
+        raise ToolError("read", hint="no more", code=Exit.INPUT)
+
+    monkeypatch.setattr("jumar.infer.cli.Run.open", read)
+    assert infer("serve", hf, "--port", port).code == 3
 
 
 def test_the_end_of_the_drain_is_told(server: Running, tmp_path: Path) -> None:

@@ -21,10 +21,13 @@ HALF = "caf\udce9"  # what Python makes of a byte of Latin-1
 @pytest.mark.parametrize(
     "words, says",
     [
-        ((*ONE, "--temperature", "-1"), "--temperature is -1.0, expected at least 0"),
+        ((*ONE, "--temperature", "-1"), "--temperature is -1.0, expected 0, or from 1e-05 to 1000"),
+        ((*ONE, "--temperature", "1e-40"), "--temperature is 1e-40, expected 0, or from 1e-05 to 1000"),
+        ((*ONE, "--temperature", "1001"), "--temperature is 1001.0, expected 0, or from 1e-05 to 1000"),
         ((*ONE, "--temperature", "inf"), "--temperature is inf"),
         ((*ONE, "--top-p", "1.5"), "--top-p is 1.5"),
-        ((*ONE, "--seed", "-1"), f"--seed is -1, expected from 0 to {2**63 - 1}"),
+        ((*ONE, "--seed", "-1"), f"--seed is -1, expected from 0 to {2**62 - 1}"),
+        ((*ONE, "--repetition-penalty", "1e10"), "--repetition-penalty is 10000000000.0, expected from 1e-09 to 1000000000"),
         ((*ONE, "--stop", ""), "a stop text is empty"),
         ((*ONE, "--stop", HALF), "a stop text is not valid Unicode: U+DCE9 after 3 characters"),
         ((*ONE, "--logprobs", "101"), "--logprobs is 101"),
@@ -39,6 +42,7 @@ HALF = "caf\udce9"  # what Python makes of a byte of Latin-1
         (("chat", "--system", HALF), "not valid Unicode"),
         (("chat", "--top-k", "-1"), "--top-k is -1"),
         (("serve", "--template", "no-such"), "no-such"),
+        (("serve", "--timeout-s", "inf"), "--timeout-s is inf"),
     ],
     ids=ascii,
 )

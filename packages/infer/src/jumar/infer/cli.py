@@ -229,9 +229,6 @@ def serve(
         return
     _check_typed(template, None)
     keys = work.read_keys(api_key_file)
-    with work.listen(host, port):
-        pass  # a port that is taken is told before the model is read
-    engine = run.open(model, max_batch)
     settings = work.Settings(
         name=name or model.resolve().name,
         keys=keys,
@@ -241,11 +238,13 @@ def serve(
         timeout_s=timeout_s,
         drain_s=drain_s,
     )
-    with leading(engine):
-        opened = None
-        if engine.tokenizer is not None and (template != "auto" or engine.tokenizer.has_template):
-            opened = open_template(engine.tokenizer, template)
-        work.serve(engine, opened, settings, host=host, port=port, max_waiting=max_waiting)
+    with work.bound(host, port) as open_socket:  # before the model is read: a port that is taken is told at once
+        engine = run.open(model, max_batch)
+        with leading(engine):
+            opened = None
+            if engine.tokenizer is not None and (template != "auto" or engine.tokenizer.has_template):
+                opened = open_template(engine.tokenizer, template)
+            work.serve(engine, opened, settings, open_socket, max_waiting=max_waiting)
 
 
 @app.command()

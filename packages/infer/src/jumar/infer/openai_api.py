@@ -31,15 +31,6 @@ Nothing = Annotated[Any, AfterValidator(_unused)]
 """Clients may send it empty, to say that they do not use it."""
 
 Alternatives = Annotated[int, Field(ge=0, le=100)]
-COLDEST, HOTTEST = 1e-5, 1e3
-
-
-def _temperature(value: float) -> float:
-    if value != 0 and not COLDEST <= value <= HOTTEST:  # beyond, logits of 32 bits overflow
-        raise ValueError(f"it is {value:g}, expected 0, or from {COLDEST:g} to {HOTTEST:g}")
-    return value
-
-
 UNIONS = {
     "prompt": "expected a text, a list of texts, a list of token ids, or a list of such lists",
     "stop": "expected a text or a list of texts",
@@ -74,17 +65,17 @@ class Asked(BaseModel):
     stream: bool = False
     stream_options: StreamOptions | None = None
     max_tokens: int | None = None
-    temperature: Annotated[float, AfterValidator(_temperature)] | None = None
+    temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
-    repetition_penalty: Annotated[float, Field(le=1e9)] | None = None
+    repetition_penalty: float | None = None
     stop_token_ids: list[int] | None = None
     ignore_eos: bool = False
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     stop: str | list[str] | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**62)] | None = None
+    seed: int | None = None
     n: int | None = None
     logit_bias: Nothing = None
     # of no effect on the answer

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Sampling:
     """What one request asks for. Raises ToolError (2) for a value that means nothing.
 
-    temperature: 0 takes the most probable token each time
+    temperature: 0 takes the most probable token each time; else from 1e-5 to 1e3
     top_k, top_p, min_p: 0, 1, 0 leave all tokens in
     repetition_penalty: logits of tokens of the prompt and the answer are divided (if negative, multiplied) by it
     presence_penalty, frequency_penalty: taken off the logits of tokens of the answer, once, and once for each time
@@ -49,9 +49,9 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for name, low, high in LIMITS:
-            value = getattr(self, name)
-            if value is not None and (not low <= value <= high or value == INF):
-                what = f"at least {low}" if high == INF else f"from {low} to {high}"
+            value, off = getattr(self, name), name == "temperature"
+            if value is not None and not (off and value == 0) and (not low <= value <= high or value == INF):
+                what = ("0, or " if off else "") + (f"at least {low}" if high == INF else f"from {low} to {high}")
                 raise ToolError(f"{name} is {value!s:.40}, expected {what}", hint=f"give {name} {what}", code=Exit.USAGE)
         if not all(self.stop):
             raise ToolError("a stop text is empty", hint="leave it out", code=Exit.USAGE)
@@ -67,14 +67,14 @@ class Sampling:
 INF = float("inf")
 LIMITS: tuple[tuple[str, float, float], ...] = (
     ("max_new_tokens", 0, INF),
-    ("temperature", 0, INF),
+    ("temperature", 1e-5, 1000),  # or 0; beyond, logits of 32 bits overflow
     ("top_k", 0, INF),
     ("top_p", 1e-9, 1),
     ("min_p", 0, 1),
-    ("repetition_penalty", 1e-9, INF),
+    ("repetition_penalty", 1e-9, 10**9),
     ("presence_penalty", -2, 2),
     ("frequency_penalty", -2, 2),
-    ("seed", 0, 2**63 - 1),
+    ("seed", 0, 2**62 - 1),
     ("logprobs", 0, 100),
 )
 assert {name for name, _, _ in LIMITS} <= {f.name for f in fields(Sampling)}

@@ -39,8 +39,9 @@ try:
 except ImportError as missing:
     raise ToolError(f"the server needs {missing.name}", hint="pip install 'jumar-infer[serve]'", code=Exit.ENVIRONMENT) from None
 
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
+LOOPBACK = ("127.0.0.1", "::1")
 GRACE_S = 2
+BACKLOG = 2048  # uvicorn's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,20 +84,23 @@ def read_keys(path: Path | None) -> tuple[str, ...]:
     return keys
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A bound socket. Raises ToolError (4) where that is not possible."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    found = socket.socket(family, socket.SOCK_STREAM)
+def bound(host: str, port: int) -> socket.socket:
+    """A socket that holds its port, and does not listen yet. Raises ToolError (4) where that is not possible."""
+    found = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind((host, port))
     except (OSError, OverflowError) as fault:
         found.close()
-        why = getattr(fault, "strerror", None) or fault
-        address = isinstance(fault, socket.gaierror) or getattr(fault, "errno", None) == errno.EADDRNOTAVAIL
-        hint = "give an address of this machine: --host 127.0.0.1" if address else "choose another: --port 8001"
-        raise ToolError(f"cannot listen on {host} port {port}: {why}", hint=hint, code=Exit.ENVIRONMENT) from None
+        raise _no_port(host, port, fault) from None
     return found
+
+
+def _no_port(host: str, port: int, fault: Exception) -> ToolError:
+    why = getattr(fault, "strerror", None) or fault
+    address = isinstance(fault, socket.gaierror) or getattr(fault, "errno", None) == errno.EADDRNOTAVAIL
+    hint = "give an address of this machine: --host 127.0.0.1" if address else "choose another: --port 8001"
+    return ToolError(f"cannot listen on {host} port {port}: {why}", hint=hint, code=Exit.ENVIRONMENT)
 
 
 class App:
@@ -355,21 +359,30 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
 
-def serve(engine: Engine, template: Template | None, settings: Settings, *, host: str, port: int, max_waiting: int) -> None:
-    """Listens until SIGTERM or Ctrl-C, then lets answers be finished. Raises ToolError if the engine fails on the way:
-    1, or 4 where memory is short or another process is gone; 3 for a model without a tokenizer, before it listens."""
+def serve(
+    engine: Engine, template: Template | None, settings: Settings, open_socket: socket.socket, *, max_waiting: int
+) -> None:
+    """Listens on a bound socket until SIGTERM or Ctrl-C, then lets answers be finished.
+
+    Raises ToolError if the engine fails on the way: 1, or 4 where memory is short or another process is gone; before it listens
+    3 for a model without a tokenizer, 4 for a port that another process listens on.
+    """
     if engine.tokenizer is None:
         raise ToolError("the checkpoint has no tokenizer", hint="give one: --tokenizer DIR")
-    with listen(host, port) as open_socket:
-        where = f"http://{f'[{host}]' if ':' in host else host}:{open_socket.getsockname()[1]}"
-        if host not in LOOPBACK and not settings.keys:
-            say("warning", f"anybody who reaches {where} can use it: --api-key-file FILE asks for a key")
-        service = Service(engine, max_waiting=max_waiting)
-        app = App(service, template, settings)
-        server = Server(app)
-        service.on_fault = lambda: setattr(server, "should_exit", True)
-        say("serving", f"{settings.name} at {where} (chat page there; API at {where}/v1); Ctrl-C ends it", "bold cyan")
-        server.run(sockets=[open_socket])
-        service.stop()
+    host, port = open_socket.getsockname()[:2]
+    try:
+        open_socket.listen(BACKLOG)  # of two that hold a port by SO_REUSEADDR, the second to listen fails here
+    except OSError as fault:
+        raise _no_port(host, port, fault) from None
+    where = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    if host not in LOOPBACK and not settings.keys:
+        say("warning", f"anybody who reaches {where} can use it: --api-key-file FILE asks for a key")
+    service = Service(engine, max_waiting=max_waiting)
+    app = App(service, template, settings)
+    server = Server(app)
+    service.on_fault = lambda: setattr(server, "should_exit", True)
+    say("serving", f"{settings.name} at {where} (chat page there; API at {where}/v1); Ctrl-C ends it", "bold cyan")
+    server.run(sockets=[open_socket])
+    service.stop()
     if service.fault is not None:
         raise stopped(service.fault)
