@@ -36,7 +36,7 @@ def main(what: str, run: Path) -> int:
 
 
 def wait(run: Path, ended: ExitFile) -> int:
-    """Counts the signals that come within a second of the first, then is stopped with a checkpoint saved."""
+    """Counts the signals that come within a second of the first, then is stopped with a checkpoint saved, as all are."""
     heard: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, lambda n, _frame: heard.append(n))
@@ -46,6 +46,8 @@ def wait(run: Path, ended: ExitFile) -> int:
     time.sleep(1)
     (run / f"heard{RANK}").write_text(" ".join(str(n) for n in heard))
     ended.write(75, "", RANK)
+    while not all((run / f"heard{rank}").exists() for rank in range(int(os.environ["WORLD_SIZE"]))):
+        time.sleep(0.05)  # torchrun ends the others when the first one is gone
     return 75
 
 

@@ -95,7 +95,7 @@ def test_separate_data_for_validation_and_test(tmp_path: Path) -> None:
     assert {t // 1000 for row in tokens_of(found.train) for t in row} == {0}
     assert {t // 1000 for row in tokens_of(found.valid) for t in row} == {1}
     assert {t // 1000 for row in tokens_of(found.test) for t in row} == {0, 2}
-    assert [each["name"] for each in found.inputs] == [f"{n}.{end}" for n in "abca" for end in ("idx", "bin")]
+    assert [each["name"] for each in found.inputs] == [f"{n}.{end}" for n in "abc" for end in ("idx", "bin")]
     assert datasets(make_job(tmp_path, data)).valid is None  # no evaluation, no maps
 
 

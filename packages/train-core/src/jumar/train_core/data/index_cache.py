@@ -77,17 +77,19 @@ class IndexCache:
                 os.close(handle)
 
     def _put_in_place(self, staging: Path) -> None:
-        """A directory can be renamed onto an empty one or none: whoever comes second finds it filled."""
-        while self.facts() is None:
-            try:
-                staging.rename(self.folder)
-            except OSError:
-                if not self.folder.exists():
-                    raise
-                if self.facts() is None:  # damaged: who has it open keeps it, under another name
-                    damaged = self.root / f"{self.key}.{uuid.uuid4().hex}.tmp"
-                    _gone(lambda damaged=damaged: self.folder.rename(damaged))  # type: ignore[misc]
-                    shutil.rmtree(damaged, ignore_errors=True)
+        """A directory can be renamed onto an empty one or none: whoever comes second finds it filled.
+
+        A damaged set is mended file by file, its list last, and never taken away: of the same key the same bytes are built, so
+        that who reads a file, and who mends it at the same time, may have either.
+        """
+        try:
+            staging.rename(self.folder)
+        except OSError:
+            if not self.folder.is_dir():
+                raise
+            if self.facts() is None:
+                for path in sorted(staging.iterdir(), key=lambda path: path.name == LIST):
+                    path.replace(self.folder / path.name)
 
     def _sweep(self) -> None:
         """Removes what killed runs left."""
@@ -110,13 +112,6 @@ class IndexCache:
             if self.root.is_dir():
                 os.listdir(self.root)  # a network file system looks again
         return facts
-
-
-def _gone(rename: Callable[[], object]) -> None:
-    try:
-        rename()
-    except FileNotFoundError:
-        return  # another job was faster
 
 
 def builders(root: Path, ranks: Ranks, without: list[int]) -> bool:

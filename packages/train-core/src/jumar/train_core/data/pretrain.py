@@ -42,8 +42,8 @@ class Datasets:
     """What a run reads. train, valid, test: indexable by sample number; None where the recipe asks for none.
 
     valid and test hold one evaluation each, which begins at sample 0 every time.
-    inputs: name, size and sha256 of the head of every .idx and .bin, in the order of the recipe: for the manifest, and for a
-            resumed run to see that its data was exchanged
+    inputs: name, size and sha256 of the head of every .idx and .bin, each once, in the order of the recipe: for the manifest,
+            and for a resumed run to see that its data was exchanged
     """
 
     train: Any
