@@ -12,6 +12,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from jumar.schema.errors import Exit, ToolError
 APP = '''
 import sys, time
 import typer
-from jumar.schema.cli import ByteProgress, make_app, print_json, run, say
+from jumar.schema.cli import ByteProgress, CtrlC, make_app, print_json, run, say
 from jumar.schema.errors import Exit, ToolError
 
 app = make_app("tiny", "jumar-schema", "A tiny command.", epilog="Example: tiny fail 3")
@@ -56,6 +57,17 @@ def wait():
     """Wait until stopped."""
     print("ready", flush=True)
     time.sleep(60)
+
+@app.command()
+def tidy(seconds: float):
+    """Wait until stopped, then put things in order, which takes so long."""
+    CtrlC.PATIENCE_S = 1.0
+    try:
+        wait()
+    finally:
+        print("begun", flush=True)
+        time.sleep(seconds)
+        print("in order", flush=True)
 
 @app.command()
 def copy(quiet: bool = False):
@@ -195,6 +207,23 @@ def test_ctrl_c_is_130_without_a_traceback(app: Path) -> None:
     assert process.returncode == Exit.INTERRUPTED
     assert out == ""
     assert err.strip() == "stopped"
+
+
+@pytest.mark.parametrize("seconds, out", [(0.8, "in order\n"), (60, "")])  # within its patience, and when it hangs
+def test_ctrl_c_pressed_again(app: Path, seconds: float, out: str) -> None:
+    words = [sys.executable, str(app), "tidy", str(seconds)]
+    with subprocess.Popen(words, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "begun\n"
+        until = time.monotonic() + 30
+        while process.poll() is None and time.monotonic() < until:
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.05)
+        said = process.communicate(timeout=60)
+    assert process.returncode == Exit.INTERRUPTED
+    assert said == (out, "\nstopped\n" if out else "")
 
 
 @pytest.mark.parametrize("flag", ["-h", "--help"])

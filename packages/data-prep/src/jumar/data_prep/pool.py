@@ -1,6 +1,8 @@
 """Blocks through workers, results in the order of the blocks, a bounded number of them under way.
 
-Workers are forked, so that they share the loaded tokenizer. One worker is none: the work is done here.
+Workers are forked, so that they share the loaded tokenizer. One worker is none: the work is done here. Each has a pipe of its
+own, and no thread stands between: of concurrent.futures, a worker that is killed while it sends (which Ctrl-C does) leaves a
+thread that reads for ever, for which the interpreter waits at its end.
 """
 
 from __future__ import annotations
@@ -9,68 +11,109 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import traceback
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
 from jumar.schema.errors import Exit, ToolError
 
 T = TypeVar("T")
 R = TypeVar("R")
+Outcome = tuple[Any, Exception | None, str]
+"""(result, or what was raised, and where)."""
 PR_SET_PDEATHSIG = 1
-_work: Callable[[Any], Any] | None = None  # in a worker: what it does; inherited by the fork
 
 
 def ordered(items: Iterable[T], work: Callable[[T], R], workers: int) -> Iterator[R]:
     """work(item) of every item, in order, by `workers` processes.
 
-    ToolError (exit 4) if a worker is killed.
+    Raises what `work` raised, when its turn comes, and ToolError (4) if a worker is killed.
     """
     if workers <= 1:
         yield from map(work, items)
         return
-    global _work
-    _work = work
-    context = multiprocessing.get_context("fork")
-    under_way: deque[Future[R]] = deque()
-    others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(os.getpid(),))
+    hands = [_Worker(work) for _ in range(workers)]
+    by_pipe = {hand.pipe: hand for hand in hands}
+    free = deque(hands)
+    numbered, done, sent, following = enumerate(items), dict[int, Any](), 0, 0
     try:
+        while True:
+            # To those alone who have nothing to send, else both ends of a pipe may be full. What waits for a slow one is bounded.
+            while free and sent - following < 3 * workers and (item := next(numbered, None)) is not None:
+                free.popleft().send(item)
+                sent += 1
+            if following in done:
+                result, fault, where = done.pop(following)
+                if fault is not None:
+                    raise fault from RuntimeError(where)
+                yield result
+                following += 1
+            elif following < sent:
+                for pipe in wait(list(by_pipe)):
+                    hand = by_pipe[pipe]  # type: ignore[index]
+                    number, done[number] = hand.receive()
+                    free.append(hand)
+            else:
+                return
+    finally:  # done, stopped or given up: nobody waits for what is under way
+        for hand in hands:
+            hand.end()
+
+
+class _Worker:
+    """A forked process that does one item after another: it is sent (number, item), and answers (number, outcome)."""
+
+    def __init__(self, work: Callable[[Any], Any]) -> None:
+        self.pipe, theirs = multiprocessing.Pipe()
+        context = multiprocessing.get_context("fork")
+        self._process = context.Process(target=_serve, args=(theirs, work, os.getpid()), daemon=True)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: forking with threads, which the pool itself has
-            for item in items:
-                under_way.append(pool.submit(_do, item))
-                if len(under_way) > 2 * workers:
-                    yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
-    except BrokenProcessPool:
-        raise ToolError(
-            "a worker was killed (out of memory?)",
-            hint="run the same command again to go on; --workers 1, or a smaller --block-size, takes less memory",
-            code=Exit.ENVIRONMENT,
-        ) from None
-    except BaseException:  # stopped, or given up: nobody waits for what is under way, however often Ctrl-C is pressed
-        for process in set(multiprocessing.active_children()) - others:
-            process.kill()
-        raise
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        _work = None
+            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: forking with threads, which a tokenizer may have
+            self._process.start()
+        theirs.close()
+
+    def send(self, item: tuple[int, Any]) -> None:
+        try:
+            self.pipe.send(item)
+        except OSError:
+            raise _killed() from None
+
+    def receive(self) -> tuple[int, Outcome]:
+        try:
+            answer: tuple[int, Outcome] = self.pipe.recv()
+        except (EOFError, OSError):
+            raise _killed() from None
+        return answer
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.join()
+        self.pipe.close()
 
 
-def _start(parent: int) -> None:
+def _killed() -> ToolError:
+    return ToolError(
+        "a worker was killed (out of memory?)",
+        hint="run the same command again to go on; --workers 1, or a smaller --block-size, takes less memory",
+        code=Exit.ENVIRONMENT,
+    )
+
+
+def _serve(pipe: Connection, work: Callable[[Any], Any], parent: int) -> None:
     """A worker leaves Ctrl-C to the process that began it, and ends with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the threads of the process that this one was forked from are not here
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
-
-
-def _do(item: Any) -> Any:
-    assert _work is not None
-    return _work(item)
+    while True:
+        number, item = pipe.recv()
+        outcome: Outcome
+        try:
+            outcome = work(item), None, ""
+        except Exception as fault:  # noqa: BLE001  # raised again where the result is asked for
+            outcome = None, fault, traceback.format_exc()
+        pipe.send((number, outcome))

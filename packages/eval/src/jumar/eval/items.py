@@ -109,7 +109,7 @@ class _Builder:
 
     def __init__(self, task: Task, how: How) -> None:
         self.task, self.how = task, how
-        self._made: dict[tuple[str | int, ...], Messages] = {}
+        self._made: dict[tuple[object, ...], Messages] = {}
 
     def item(self, number: int, doc: Doc, examples: list[Doc], where: str) -> Item:
         """Raises ToolError (3) that says which document is at fault."""
@@ -153,7 +153,7 @@ class _Builder:
     def _before(self, doc: Doc, examples: list[Doc]) -> Messages:
         """Description and worked examples, as messages."""
         description = text_of(self.task.description)({**(examples[0] if examples else {}), **doc})
-        key = description, *map(id, examples)
+        key = (description, *map(id, examples))
         if key not in self._made:
             messages: Messages = []
             if system := self._joined(self.how.system or "", description):

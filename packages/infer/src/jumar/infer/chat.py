@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -57,6 +58,8 @@ class Chat:
 
     def run(self) -> None:
         """Reads from the terminal until the end."""
+        if self.stops:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # each Ctrl-C, not the first alone
         if isinstance(sys.stdin, TextIOWrapper):  # bytes that are no UTF-8 are a fault of one message, not of all
             sys.stdin.reconfigure(errors="surrogateescape")
         while (text := self.read()) is not None:

@@ -359,9 +359,7 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
 
-def serve(
-    engine: Engine, template: Template | None, settings: Settings, open_socket: socket.socket, *, max_waiting: int
-) -> None:
+def serve(engine: Engine, template: Template | None, settings: Settings, open_socket: socket.socket, *, max_waiting: int) -> None:
     """Listens on a bound socket until SIGTERM or Ctrl-C, then lets answers be finished.
 
     Raises ToolError if the engine fails on the way: 1, or 4 where memory is short or another process is gone; before it listens

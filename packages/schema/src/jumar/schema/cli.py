@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from types import FrameType
 from typing import Any, TextIO
 
 import typer
@@ -71,6 +72,8 @@ def dist_version(dist: str) -> str:
 def run(app: Callable[..., Any], name: str) -> None:
     """Runs an app as a command and exits: 0 done, 1 our bug, 2 usage, 3 input, 4 environment, 5 a check failed, 130 Ctrl-C."""
     _open_streams()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, CtrlC())
     if getattr(sys.stdout, "errors", None) in ("strict", "surrogateescape"):  # the latter in the locale C
         # a name that the terminal cannot show is no reason to stop
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -122,6 +125,23 @@ def _heard_or_not() -> Iterator[None]:
         yield
     except OSError:
         _forget(sys.stderr)
+
+
+class CtrlC:
+    """Ctrl-C stops a command once: pressed again, it does not cut short what is put in order on the way out. Pressed after
+    `PATIENCE_S` more, when that seems to hang, it ends the process where it stands."""
+
+    PATIENCE_S = 3.0
+
+    def __init__(self) -> None:
+        self.first: float | None = None
+
+    def __call__(self, _number: int, _frame: FrameType | None) -> None:
+        if self.first is None:
+            self.first = time.monotonic()
+            raise KeyboardInterrupt
+        if time.monotonic() - self.first > self.PATIENCE_S:
+            os._exit(Exit.INTERRUPTED)
 
 
 def _interrupted() -> int:
