@@ -134,12 +134,14 @@ def _dynamic(whole: Tensor, scales: Tensor, bias: Tensor | None) -> Matrix:
         held = torch._make_per_channel_quantized_tensor(whole, scales.double(), torch.zeros(len(scales), dtype=torch.int64), 0)
         packed = torch.ops.quantized.linear_prepack(held, None)
     multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+    # tensors: a number in an operation is made one each time, which for one row takes as long as the operation
+    each, least, finer = torch.tensor(1 / STEPS), torch.tensor(1e-30), torch.tensor(2.0 * STEPS)
 
     def apply(x: Tensor) -> Tensor:
-        step = torch.linalg.vector_norm(x, float("inf"), -1, keepdim=True).mul_(1 / STEPS).clamp_min_(1e-30)
+        step = torch.linalg.vector_norm(x, float("inf"), -1, keepdim=True).mul_(each).clamp_min_(least)
         x = x / step
         coarse = x.round()
-        rows = torch.cat((coarse, x.sub_(coarse).mul_(2 * STEPS)))
+        rows = torch.cat((coarse, x.sub_(coarse).mul_(finer)))
         first, second = multiply(rows, 1.0, STEPS + 1, packed).chunk(2)
         out: Tensor = torch.add(first, second, alpha=1 / (2 * STEPS)).mul_(step)
         return out if bias is None else out + bias
