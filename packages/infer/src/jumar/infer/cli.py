@@ -4,7 +4,7 @@
 import os
 import secrets
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,11 +27,6 @@ app = make_app(
     epilog="Example: jumar-infer chat mcore/",
 )
 HOW, WHAT = "How it runs", "How it answers"
-Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A Hugging Face or Megatron directory.")]
-Prompt = Annotated[str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="One prompt; the answer streams.")]
-TemplateName = Annotated[str, typer.Option("--template", help="auto (the model's), a name, or FILE.jinja.", rich_help_panel=WHAT)]
-MaxBatch = Annotated[int, typer.Option(min=1, help="Answers at once.", rich_help_panel=HOW)]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
 
 def how(*names: str, **words: Any) -> Any:
@@ -42,6 +37,13 @@ def how(*names: str, **words: Any) -> Any:
 def what(*names: str, **words: Any) -> Any:
     """An option of how it answers."""
     return typer.Option(*names, rich_help_panel=WHAT, **words)
+
+
+Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A Hugging Face or Megatron directory.")]
+Prompt = Annotated[str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="One prompt; the answer streams.")]
+TemplateName = Annotated[str, what("--template", help="auto (the model's), a name, or FILE.jinja.")]
+MaxBatch = Annotated[int, how(min=1, help="Answers at once.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
 
 @dataclass
@@ -63,7 +65,7 @@ class Run:
         """The model. Every rank computes, one speaks."""
         from jumar.infer.engine import Engine, Limits
 
-        options = {field.name: getattr(self, field.name) for field in fields(self)}
+        options = dict(vars(self))
         engine = Engine.open(model, Limits(max_batch=max_batch, cache_tokens=options.pop("cache_tokens")), **options)
         if _rank():
             mute()
@@ -91,8 +93,7 @@ class Asked:
     seed: Annotated[int | None, what(help="The same answers again.", show_default="another each time")] = None
 
     def _given(self, more: dict[str, Any]) -> dict[str, Any]:
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {**given, "stop": tuple(self.stop or ()), **more}
+        return {**vars(self), "stop": tuple(self.stop or ()), **more}
 
     def typed(self, **more: Any) -> "Sampling":
         """What was typed alone, before a model is opened. Raises ToolError (2), in the words of options."""
@@ -121,14 +122,10 @@ def generate(
     prompt: Prompt = None,
     chat_prompt: Annotated[bool, typer.Option("--chat", help="-p is a user's message: through the chat template.")] = False,
     asked: Asked,
-    num_return: Annotated[int, typer.Option(min=1, help="Answers to each prompt.", rich_help_panel=WHAT)] = 1,
-    num_beams: Annotated[int, typer.Option(min=1, max=64, help="Beam search; 1: none.", rich_help_panel=WHAT)] = 1,
-    length_penalty: Annotated[
-        float, typer.Option(help="Of beams: more than 0 is for longer answers.", rich_help_panel=WHAT)
-    ] = 1.0,
-    logprobs: Annotated[
-        int | None, typer.Option(min=0, help="Log-probabilities, with N alternatives each.", rich_help_panel=WHAT)
-    ] = None,
+    num_return: Annotated[int, what(min=1, help="Answers to each prompt.")] = 1,
+    num_beams: Annotated[int, what(min=1, max=64, help="Beam search; 1: none.")] = 1,
+    length_penalty: Annotated[float, what(help="Of beams: more than 0 is for longer answers.")] = 1.0,
+    logprobs: Annotated[int | None, what(min=0, help="Log-probabilities, with N alternatives each.")] = None,
     template: TemplateName = "auto",
     run: Run,
     max_batch: MaxBatch = 8,
@@ -233,7 +230,6 @@ def serve(
         name=name or model.resolve().name,
         keys=keys,
         max_tokens=max_tokens,
-        default_tokens=min(max_tokens, 1024),
         max_body_bytes=max_body_mb << 20,
         timeout_s=timeout_s,
         drain_s=drain_s,

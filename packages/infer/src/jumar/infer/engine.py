@@ -105,9 +105,13 @@ class Engine:
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Ids of a text. Raises ToolError (3) without a tokenizer."""
+        return self.needs_tokenizer().encode(text, special=special)
+
+    def needs_tokenizer(self) -> Tokenizer:
+        """The tokenizer. Raises ToolError (3) where there is none."""
         if self.tokenizer is None:
             raise ToolError("the checkpoint has no tokenizer", hint="give one: --tokenizer DIR")
-        return self.tokenizer.encode(text, special=special)
+        return self.tokenizer
 
     def _check(self, ids: list[int], sampling: Sampling, scored: int | None) -> None:
         if not ids:
@@ -122,8 +126,8 @@ class Engine:
             raise ToolError(
                 f"token {bad[0]} is outside the vocabulary of {vocab}", hint="does the tokenizer belong to the model?"
             )
-        if sampling.stop and self.tokenizer is None:
-            raise ToolError("stop texts need a tokenizer", hint="give one: --tokenizer DIR")
+        if sampling.stop:
+            self.needs_tokenizer()
 
     def abort(self, request: Request) -> None:
         """Forget a request; its pages are free after the next step. May be called from any thread."""

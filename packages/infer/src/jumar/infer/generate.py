@@ -92,9 +92,7 @@ def _check_tools(row: Row, tools: Any) -> None:
 
 def chat_template(engine: Engine, name: str) -> Template:
     """The engine's chat template. Raises ToolError (3) where there is none."""
-    if engine.tokenizer is None:
-        raise ToolError("the checkpoint has no tokenizer", hint="give one: --tokenizer DIR")
-    return open_template(engine.tokenizer, name)
+    return open_template(engine.needs_tokenizer(), name)
 
 
 def with_stops(sampling: Sampling, template: Template) -> Sampling:
@@ -163,11 +161,8 @@ def log_prob_object(engine: Engine, entry: LogProb) -> dict[str, Any]:
     return {**found, "top": [named(*pair) for pair in entry.top]} if entry.top else found
 
 
-def write_lines(objects: Iterator[dict[str, Any]]) -> int:
-    """One JSON object a line on standard output. Returns how many."""
-    count = 0
+def write_lines(objects: Iterator[dict[str, Any]]) -> None:
+    """One JSON object a line on standard output."""
     for value in objects:
         sys.stdout.write(json_text(value) + "\n")
         sys.stdout.flush()
-        count += 1
-    return count

@@ -7,13 +7,14 @@ import json
 import time
 import uuid
 from collections.abc import Sequence
-from math import isfinite, isnan, nan
-from typing import Annotated, Any, Literal, NoReturn
+from math import isnan, nan
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from jumar.infer.conversation import Template
 from jumar.infer.engine import Engine
+from jumar.infer.rows import strict_json
 from jumar.infer.sampling import LogProb, Sampling
 from jumar.infer.scheduler import Request
 from jumar.schema.errors import ToolError
@@ -76,7 +77,7 @@ class Asked(BaseModel):
     frequency_penalty: float | None = None
     stop: str | list[str] | None = None
     seed: int | None = None
-    n: int | None = None
+    n: Annotated[int, Field(ge=1)] | None = None
     logit_bias: Nothing = None
     # of no effect on the answer
     user: str | None = None
@@ -220,7 +221,7 @@ def parse(kind: type[Asked], body: bytes) -> Any:
 def _load(body: bytes) -> Any:
     """JSON whose texts are valid Unicode and whose numbers are finite. Raises Fault 400."""
     try:
-        loaded = json.loads(body.decode("utf-8-sig"), parse_constant=_no_number, parse_float=_finite)
+        loaded = strict_json(body.decode("utf-8-sig"))
         json.dumps(loaded, ensure_ascii=False).encode()
     except UnicodeEncodeError as fault:
         found = fault.object[fault.start].encode("unicode_escape").decode()
@@ -232,17 +233,6 @@ def _load(body: bytes) -> Any:
     except ValueError as fault:
         raise Fault(400, f"the body is not JSON: {fault}") from None
     return loaded
-
-
-def _no_number(word: str) -> NoReturn:
-    raise ValueError(f"{word} is no number of JSON")
-
-
-def _finite(word: str) -> float:
-    value = float(word)
-    if not isfinite(value):
-        raise ValueError(f"{word:.20} is too large a number")
-    return value
 
 
 # --- answers

@@ -36,12 +36,40 @@ UNLIMITED = 1 << 20
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+PASSED: dict[str, Any] = {
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1.0,
+    "diversity_penalty": 0.0,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "penalty_alpha": None,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "bad_words_ids": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "sequence_bias": None,
+    "exponential_decay_length_penalty": None,
+    "guidance_scale": 1.0,
+    "stop_strings": None,
+}
+"""Keys of generation_config.json by which transformers would answer otherwise and we do not, and their values that change nothing
+(https://huggingface.co/docs/transformers/main_classes/text_generation)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What the model's own files say of generation."""
+    """What the model's own files say of generation. notes: on what they say and is not done."""
 
     eos_ids: tuple[int, ...] = ()
     values: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def sampling(self, **given: Any) -> Sampling:
         """generation_config.json's settings, under those that are given and not None."""
@@ -133,7 +161,7 @@ def open_model(
         found,
         defaults,
         _context(checkpoint.spec),
-        (f"{hardware.name}{_spread(ranks)}, {why}", *notes),
+        (f"{hardware.name}{_spread(ranks)}, {why}", *notes, *defaults.notes),
     )
 
 
@@ -176,7 +204,8 @@ def _open_transformers(path: Path, why: str, device: str, dtype: str, tokenizer:
     found = _tokenizer(tokenizer, path) or other.tokenizer_of(path)
     notes = f"{hardware.name}, {chosen}", f"through {other.VERSION}, one sequence after another: {why}"
     decoder, context = other.load(path, kind, where), getattr(config, "max_position_embeddings", None) or UNLIMITED
-    return Opened(decoder, hardware, found, _defaults(path, found), context, notes)
+    defaults = _defaults(path, found)
+    return Opened(decoder, hardware, found, defaults, context, (*notes, *defaults.notes))
 
 
 def _spread(ranks: Ranks) -> str:
@@ -229,4 +258,6 @@ def _defaults(extras: Path | None, tokenizer: Tokenizer | None) -> Defaults:
         Sampling(**values)
     except ToolError as fault:
         raise ToolError(f"{extras}: {fault.message}", hint=hint) from None
-    return Defaults(ids, values)
+    passed = sorted(key for key, value in generation.items() if key in PASSED and value not in (None, PASSED[key], [], {}))
+    notes = (f"generation_config.json: {', '.join(passed)} passed over; answers are as without",) if passed else ()
+    return Defaults(ids, values, notes)

@@ -43,7 +43,7 @@ def read_rows(source: str, example: str = '{"prompt": "..."}') -> list[Row]:
             continue
         where = f"{name}:{number}"
         try:
-            values = json.loads(line, parse_constant=_no_number, parse_float=_number)
+            values = strict_json(line)
         except RecursionError:
             raise ToolError(f"{where}: nested too deeply", hint=f"each line is an object: {example}") from None
         except ValueError as fault:
@@ -57,10 +57,15 @@ def read_rows(source: str, example: str = '{"prompt": "..."}') -> list[Row]:
     return rows
 
 
-def _number(text: str) -> float:
+def strict_json(text: str) -> Any:
+    """JSON whose numbers are finite. Raises ValueError, and RecursionError for what is nested too deeply."""
+    return json.loads(text, parse_constant=_no_number, parse_float=_finite)
+
+
+def _finite(text: str) -> float:
     value = float(text)
     return value if math.isfinite(value) else _no_number(text)
 
 
 def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is no number that JSON can hold")
+    raise ValueError(f"{text:.20} is no number that JSON can hold")

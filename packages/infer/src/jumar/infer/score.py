@@ -20,8 +20,7 @@ def score_rows(engine: Engine, source: str, *, each: bool = False) -> Iterator[d
 
     Of a text every token counts but the first, which nothing comes before. Nothing is computed if a row is at fault.
     """
-    if engine.tokenizer is None:
-        raise ToolError("the checkpoint has no tokenizer", hint="give one: --tokenizer DIR")
+    engine.needs_tokenizer()
     rows = read_rows(source, '{"text": "..."}')
     asked = [(row, _ask(engine, row)) for row in rows]
     for row, request in asked:

@@ -41,6 +41,7 @@ except ImportError as missing:
 
 LOOPBACK = ("127.0.0.1", "::1")
 GRACE_S = 2
+DEFAULT_TOKENS = 1024
 BACKLOG = 2048  # uvicorn's
 
 
@@ -48,7 +49,7 @@ BACKLOG = 2048  # uvicorn's
 class Settings:
     """How the server behaves.
 
-    max_tokens:  of an answer; also where a request does not say
+    max_tokens:  of an answer; where a request does not say, at most DEFAULT_TOKENS of them
     max_returns: answers to one request, over all of its prompts
     timeout_s:   for a whole answer; drain_s: for all answers at the end
 
@@ -59,7 +60,6 @@ class Settings:
     keys: tuple[str, ...] = ()
     max_body_bytes: int = 4 << 20
     max_tokens: int = 4096
-    default_tokens: int = 1024
     max_returns: int = 64
     timeout_s: float = 600.0
     drain_s: float = 60.0
@@ -108,6 +108,8 @@ class App:
 
     def __init__(self, service: Service, template: Template | None, settings: Settings) -> None:
         self.service, self.engine, self.template, self.settings = service, service.engine, template, settings
+        self._page = files("jumar.infer").joinpath("page.html").read_text(encoding="utf-8")
+        self._page_headers = {"content-security-policy": _policy(self._page), "x-content-type-options": "nosniff"}
         self.api = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
         for path, handler, method in (
             ("/", self.page, "GET"),
@@ -159,8 +161,7 @@ class App:
             raise Fault(401, "the API key is wrong or missing", code="invalid_api_key")
 
     async def page(self, request: Request) -> Response:
-        page = files("jumar.infer").joinpath("page.html").read_text(encoding="utf-8")
-        return HTMLResponse(page, headers={"content-security-policy": _policy(page), "x-content-type-options": "nosniff"})
+        return HTMLResponse(self._page, headers=self._page_headers)
 
     async def health(self, request: Request) -> Response:
         broken = self.service.fault is not None
@@ -224,9 +225,7 @@ class App:
         if asked.max_tokens is not None and not least <= asked.max_tokens <= self.settings.max_tokens:
             what = f"max_tokens is {asked.max_tokens}, expected {least} to {self.settings.max_tokens}"
             raise Fault(400, what, param="max_tokens")
-        if asked.n is not None and asked.n < 1:
-            raise Fault(400, f"n is {asked.n}, expected at least 1", param="n")
-        return asked.sampling(self.engine, self.settings.default_tokens, **more)
+        return asked.sampling(self.engine, min(self.settings.max_tokens, DEFAULT_TOKENS), **more)
 
     async def _answer(self, http: Request, asked: Asked, each: list[Ask], *, chat: bool, echoes: Sequence[str] = ()) -> Response:
         returns = asked.n or 1
@@ -365,8 +364,7 @@ def serve(engine: Engine, template: Template | None, settings: Settings, open_so
     Raises ToolError if the engine fails on the way: 1, or 4 where memory is short or another process is gone; before it listens
     3 for a model without a tokenizer, 4 for a port that another process listens on.
     """
-    if engine.tokenizer is None:
-        raise ToolError("the checkpoint has no tokenizer", hint="give one: --tokenizer DIR")
+    engine.needs_tokenizer()
     host, port = open_socket.getsockname()[:2]
     try:
         open_socket.listen(BACKLOG)  # of two that hold a port by SO_REUSEADDR, the second to listen fails here
