@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,8 +123,14 @@ class _Builder:
 
     def _choices(self, doc: Doc) -> tuple[str, ...]:
         choices = self.task.choices
-        found = value_of(choices)(doc) if isinstance(choices, str) else choices
-        return tuple("" if c is None else str(c) for c in found)
+        if not isinstance(choices, str):
+            return choices
+        found = value_of(choices)(doc)
+        several = isinstance(found, Iterable) and not isinstance(found, str | Mapping)
+        texts = tuple("" if c is None else str(c) for c in found) if several else ()
+        if not texts:
+            raise ToolError(f"choices are {found!r:.100}", hint="the task's expression is to give a list of texts")
+        return texts
 
     def _target(self, doc: Doc, expression: str | None = None) -> Any:
         return value_of(expression or self.task.target)(doc)
