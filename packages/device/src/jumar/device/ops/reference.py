@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -37,18 +36,10 @@ class _RmsNorm(torch.autograd.Function):
         return inner.sub_(normed.mul_(along)).mul_(rstd).to(x.dtype), grad_weight, None
 
 
-@lru_cache(maxsize=64)
-def _constant(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Held, as a number in an operation is made a tensor each time, which for one row takes as long as the operation."""
-    with torch.inference_mode(False):
-        return torch.tensor(value, dtype=dtype, device=device)
-
-
 def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The norm, and what x was multiplied with, in weight's dtype."""
     wide = x.to(weight.dtype)
-    norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-    rstd = torch.addcmul(_constant(eps, weight.dtype, x.device), norm, norm, value=1 / x.shape[-1]).rsqrt_()
+    rstd = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
     return (wide * rstd).mul_(weight).to(x.dtype), rstd
 
 
