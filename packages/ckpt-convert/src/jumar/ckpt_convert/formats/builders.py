@@ -179,11 +179,22 @@ def _items(reader: Reader, items: Any = (), _maxlen: Any = None) -> list[Any]:
 
 
 def _attribute(reader: Reader, owner: Any, name: Any) -> Inert:
-    """Classes within classes are pickled as getattr(Outer, "Inner"); here it joins two names."""
-    inert = type(owner) is Inert and owner.args is None and owner.module.split(".")[0] in PACKAGES
-    if not inert or type(name) is not str or not name.isidentifier() or len(owner.name) + len(name) > 200:
+    """Classes within classes are pickled as getattr(Outer, "Inner"), and by Python 3.11.0 to 3.11.3 members of enums too; here it
+    joins two names."""
+    if not _of_packages(owner) or type(name) is not str or not name.isidentifier() or len(owner.name) + len(name) > 200:
         raise reader.refusal("builtins.getattr")
     return Inert(owner.module, f"{owner.name}.{name}")
+
+
+def _either(reader: Reader, first: Any, second: Any) -> Inert:
+    """Python 3.11.0 to 3.11.3 pickle several members of a Flag as an `or` of each; here it joins their names."""
+    if not (_of_packages(first) and _of_packages(second)) or len(first.name) + len(second.name) > 200:
+        raise reader.refusal("_operator.or_")
+    return Inert(first.module, f"{first.name}|{second.name}")
+
+
+def _of_packages(value: Any) -> bool:
+    return type(value) is Inert and value.args is None and value.module.split(".")[0] in PACKAGES
 
 
 def _numbers(kind: type, types_allowed: tuple[type, ...], counts: range) -> Builder:
@@ -223,6 +234,7 @@ BUILDERS: dict[tuple[str, str], Builder] = TENSORS | {
     ("builtins", "bytes"): lambda reader: b"",
     ("builtins", "bytearray"): _bytearray,
     ("builtins", "getattr"): _attribute,
+    ("_operator", "or_"): _either,
     ("_codecs", "encode"): _encoded,
 }
 """Global -> what makes its value. Everything else is inert or refused."""

@@ -99,6 +99,8 @@ class _Reader(Unpickler):
                 return _Facts(function.name)
             if (function.module, function.name) in CALLS:
                 return Inert(function.module, function.name, args)
+            if (function.module, function.name) == ("builtins", "getattr") and _names_member(*args):
+                return Inert(args[0].module, args[0].name, args[1:])  # as Python 3.11.0 to 3.11.3 pickle members of enums
         return super().call(function, args)
 
     def build(self, target: Any, state: Any) -> None:
@@ -118,6 +120,11 @@ class _Reader(Unpickler):
             elif type(item.get("fqn")) is not str or not _plain_offset(item.get("offset")):
                 raise ValueError("a key that is no MetadataIndex")
         return items
+
+
+def _names_member(owner: Any = None, name: Any = None, *more: Any) -> bool:
+    enum = type(owner) is Inert and owner.args is None and (owner.module, owner.name) in CALLS
+    return enum and type(name) is str and name.isidentifier() and not more
 
 
 def _plain_offset(value: Any) -> bool:
