@@ -40,6 +40,11 @@ def test_a_fault_is_raised_when_its_turn_comes() -> None:
     assert "in <lambda>" in str(caught.value.__cause__)
 
 
+def test_a_result_that_cannot_be_sent_is_told() -> None:
+    with pytest.raises(Exception, match="pickle"):
+        list(ordered(range(3), lambda i: lambda: i, 2))
+
+
 @pytest.mark.parametrize("count", [0, 1, 5])
 def test_no_worker_is_left(count: int) -> None:
     assert list(ordered(range(count), lambda i: i, 4)) == list(range(count))
@@ -51,5 +56,5 @@ def test_given_up_while_workers_send() -> None:
     for _ in range(10):
         results = ordered(range(100), lambda i: bytes(16 * LARGE), 2)
         next(results)
-        results.close()  # type: ignore[attr-defined]
+        results.close()
         assert not multiprocessing.active_children()

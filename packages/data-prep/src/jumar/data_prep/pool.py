@@ -14,7 +14,7 @@ import signal
 import traceback
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
@@ -27,7 +27,7 @@ Outcome = tuple[Any, Exception | None, str]
 PR_SET_PDEATHSIG = 1
 
 
-def ordered(items: Iterable[T], work: Callable[[T], R], workers: int) -> Iterator[R]:
+def ordered(items: Iterable[T], work: Callable[[T], R], workers: int) -> Generator[R, None, None]:
     """work(item) of every item, in order, by `workers` processes.
 
     Raises what `work` raised, when its turn comes, and ToolError (4) if a worker is killed.
@@ -36,7 +36,6 @@ def ordered(items: Iterable[T], work: Callable[[T], R], workers: int) -> Iterato
         yield from map(work, items)
         return
     hands = [_Worker(work) for _ in range(workers)]
-    by_pipe = {hand.pipe: hand for hand in hands}
     free = deque(hands)
     numbered, done, sent, following = enumerate(items), dict[int, Any](), 0, 0
     try:
@@ -52,8 +51,8 @@ def ordered(items: Iterable[T], work: Callable[[T], R], workers: int) -> Iterato
                 yield result
                 following += 1
             elif following < sent:
-                for pipe in wait(list(by_pipe)):
-                    hand = by_pipe[pipe]  # type: ignore[index]
+                ready = wait([hand.pipe for hand in hands])
+                for hand in (hand for hand in hands if hand.pipe in ready):
                     number, done[number] = hand.receive()
                     free.append(hand)
             else:
@@ -111,9 +110,7 @@ def _serve(pipe: Connection, work: Callable[[Any], Any], parent: int) -> None:
         os._exit(1)
     while True:
         number, item = pipe.recv()
-        outcome: Outcome
         try:
-            outcome = work(item), None, ""
+            pipe.send((number, (work(item), None, "")))
         except Exception as fault:  # noqa: BLE001  # raised again where the result is asked for
-            outcome = None, fault, traceback.format_exc()
-        pipe.send((number, outcome))
+            pipe.send((number, (None, fault, traceback.format_exc())))
