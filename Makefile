@@ -22,9 +22,10 @@ demo: $(INSTALLED) ## convert a tiny model there and back
 test: lint ## linters, then every test that is not slow
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
-test-all: lint ## linters, then every test; the packages alone on Python 3.10 too
+test-all: lint ## linters, then every test; every package alone, without torch on Python 3.10 too
 	$(BIN)/python -m pytest -n 2 --dist worksteal
-	scripts/test-packages-alone.sh $(PYTHON) python3.10
+	$(BIN)/python scripts/packages_alone.py
+	$(BIN)/python scripts/packages_alone.py --python python3.10 --torch-free
 
 bench: $(INSTALLED) ## every benchmark, one after another
 	@set -e; for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python "$$script"; done

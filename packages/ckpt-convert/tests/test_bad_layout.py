@@ -10,6 +10,8 @@ import pytest
 
 from failing import model, refused, run, untouched, usage_refused
 
+pytestmark = pytest.mark.matrix
+
 HUGE = {  # said at once, before anything of such a size is counted out
     "--tp 20000000": "20000000 checkpoint files",
     "--tp 262144": "tp=262144 does not divide the model's 4 KV groups",

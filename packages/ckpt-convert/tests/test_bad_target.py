@@ -25,6 +25,8 @@ from failing import (
     without_privileges,
 )
 
+pytestmark = pytest.mark.matrix
+
 FORCE = ([], ["--force"])
 ALL = ([], ["--force"], ["--resume"], ["--resume", "--force"])
 

@@ -22,6 +22,8 @@ from jumar.schema.errors import ToolError
 from jumar.schema.parallel import ParallelLayout
 from jumar.schema.registry import families
 
+pytestmark = pytest.mark.matrix
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _disk_without_waiting() -> Iterator[None]:

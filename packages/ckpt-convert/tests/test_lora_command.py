@@ -18,6 +18,8 @@ from jumar.ckpt_convert import open_checkpoint
 from jumar.schema.registry import families
 from test_resume import killed_at
 
+pytestmark = pytest.mark.matrix
+
 Q = "base_model.model.model.layers.0.self_attn.q_proj."
 HALF = "decoder.layers.0.self_attention.linear_qkv.lora_A.default.weight"
 CONFIG = "adapter_config.json"

@@ -9,6 +9,8 @@ import pytest
 
 from failing import ITERATION, contents, copied, megatron, model, ok, refused, run, without_privileges
 
+pytestmark = pytest.mark.matrix
+
 AT_THE_END = """
 import os, shutil
 from pathlib import Path

@@ -25,6 +25,8 @@ from jumar.ckpt_convert.checkpoint import Checkpoint
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.registry import families
 
+pytestmark = pytest.mark.matrix
+
 Config = dict[str, Any]
 FAMILIES = ("deepseek_v3", "qwen2_moe", "llama", "gpt2")
 EVERY_FAMILY = settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -34,6 +34,8 @@ from failing import (
     started,
 )
 
+pytestmark = pytest.mark.matrix
+
 JOURNAL = "journal.jsonl"
 OFTEN = "import jumar.ckpt_convert.execute as execute; execute.SYNC_EVERY = {size}"
 """So that the journal has lines to go on from, however small the model."""

@@ -31,6 +31,8 @@ from jumar.ckpt_convert.plan import compose
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.registry import families
 
+pytestmark = pytest.mark.matrix
+
 LAYERS = 4
 PIPELINES: dict[str, dict[str, Any]] = {
     "pp1": {},

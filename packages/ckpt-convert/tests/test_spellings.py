@@ -23,6 +23,8 @@ from jumar.schema.errors import ToolError
 from jumar.schema.parallel import ParallelLayout
 from jumar.schema.registry import families
 
+pytestmark = pytest.mark.matrix
+
 Config = dict[str, Any]
 MLA: Config = {**families()["deepseek_v2"].tiny, "num_hidden_layers": 2}
 A = "decoder.layers.1.self_attention."

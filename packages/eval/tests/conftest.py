@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 
-import infer_models
 from eval_files import Maker
 
 
 @pytest.fixture(scope="session")
 def hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Llama that reads bytes; its scores are noise."""
+    import infer_models  # here: what an endpoint's scores take is tested without torch too
+
     directory = tmp_path_factory.mktemp("llama") / "hf"
     infer_models.llama_with_tokenizer(directory, max_position_embeddings=1600)
     return directory

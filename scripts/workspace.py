@@ -1,0 +1,111 @@
+"""The packages of this repository as the scripts see them: their pyproject.toml, what they need of one another, their wheels."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parents[1]
+REQUIREMENT = re.compile(r"^(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)(?:\[(?P<extras>[^]]*)\])?(?P<rest>.*)$")
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def split(requirement: str) -> tuple[str, tuple[str, ...], str]:
+    """(canonical name, extras, what else it says: range and marker) of a requirement."""
+    parts = REQUIREMENT.match(requirement.strip())
+    assert parts, f"not a requirement: {requirement}"
+    extras = tuple(extra.strip() for extra in (parts["extras"] or "").split(",") if extra.strip())
+    return canonical(parts["name"]), extras, parts["rest"].strip()
+
+
+@dataclass(frozen=True)
+class Package:
+    """A folder below packages/ with its pyproject.toml."""
+
+    folder: Path
+    project: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return str(self.project["name"])
+
+    @property
+    def version(self) -> str:
+        return str(self.project["version"])
+
+    @property
+    def commands(self) -> tuple[str, ...]:
+        return tuple(self.project.get("scripts", {}))
+
+    @property
+    def extras(self) -> dict[str, list[str]]:
+        return dict(self.project.get("optional-dependencies", {}))
+
+    def requirements(self, extras: Iterable[str] = ()) -> list[str]:
+        return [*self.project.get("dependencies", ()), *(line for extra in extras for line in self.extras[extra])]
+
+
+def packages(root: Path = ROOT) -> dict[str, Package]:
+    """Name of the distribution -> package, those that others need first."""
+    found = [
+        Package(path.parent, tomllib.loads(path.read_text(encoding="utf-8"))["project"])
+        for path in sorted(root.glob("packages/*/pyproject.toml"))
+    ]
+    left = {package.name: package for package in found}
+    out: dict[str, Package] = {}
+    while left:
+        ready = [name for name, package in left.items() if not siblings(package, left) - {name}]
+        assert ready, f"packages that need one another: {', '.join(left)}"
+        out |= {name: left.pop(name) for name in ready}
+    return out
+
+
+def siblings(package: Package, ours: Iterable[str]) -> set[str]:
+    """Which of ours it names, be it in an extra."""
+    return {split(line)[0] for line in package.requirements(package.extras)} & set(ours)
+
+
+def closure(name: str, extras: Iterable[str], ours: dict[str, Package]) -> set[str]:
+    """Which of ours come with a package and these extras of it, itself among them."""
+    seen: set[tuple[str, str]] = set()
+    todo = [(name, extra) for extra in ("", *extras)]
+    while todo:
+        at = todo.pop()
+        if at in seen:
+            continue
+        seen.add(at)
+        package = ours[at[0]]
+        for line in package.extras[at[1]] if at[1] else package.requirements():
+            other, wanted, _ = split(line)
+            if other in ours:
+                todo += [(other, extra) for extra in ("", *wanted)]
+    return {of for of, _ in seen}
+
+
+def build(chosen: Sequence[Package], into: Path, *targets: str) -> list[Path]:
+    """Wheels (and sdists) of packages, by hatchling as it is installed here. Returns the files."""
+    into.mkdir(parents=True, exist_ok=True)
+    made = []
+    for package in chosen:
+        for target in targets or ("wheel",):
+            command = [sys.executable, "-m", "hatchling", "build", "--target", target, "--directory", into.resolve()]
+            done = subprocess.run(command, cwd=package.folder, capture_output=True, text=True)
+            if done.returncode:
+                sys.exit(f"error: {package.folder.name} cannot be built\n{done.stdout}{done.stderr}")
+            stem = f"{package.name.replace('-', '_')}-{package.version}"
+            made.append(into / (f"{stem}-py3-none-any.whl" if target == "wheel" else f"{stem}.tar.gz"))
+            assert made[-1].exists(), made[-1]
+    return made
