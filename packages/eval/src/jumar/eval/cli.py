@@ -59,6 +59,13 @@ def run_(
     system: Annotated[
         str | None, typer.Option(metavar="TEXT", help="A system message before all.", show_default="none", rich_help_panel=WHAT)
     ] = None,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Run programs that the model writes, walled in.", rich_help_panel=WHAT)
+    ] = False,
+    allow_unsandboxed: Annotated[
+        bool,
+        typer.Option("--allow-unsandboxed", help="Also where they cannot be walled in: with your rights.", rich_help_panel=WHAT),
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option("-o", "--out", metavar="OUT", help="For results and samples.", show_default="none", rich_help_panel=WHERE),
@@ -108,6 +115,8 @@ def run_(
         limit=limit,
         chat=chat,
         system=system,
+        allow_code=allow_code,
+        allow_unsandboxed=allow_unsandboxed,
         out=out,
         resume=resume,
         force=force,

@@ -31,7 +31,8 @@ class Found:
 def find(task: Task, data: Path) -> list[Found]:
     """The files of every subject, in the order of their names. Raises ToolError (3) that says what is expected where."""
     if data.is_file():
-        return [Found(None, _layout_of(task, data), data.parent, (data,), ())]
+        layout = _layout_of(task, data)
+        return [Found(None, layout, data.parent, (data,), (data,) if layout.shots == layout.test else ())]
     for folder in _folders(task, data):
         for layout in task.layouts:
             if found := [f for f in _subjects(folder, layout) if f.subject not in task.without]:
@@ -83,19 +84,29 @@ def _matching(folder: Path, pattern: str) -> dict[str | None, list[Path]]:
 
 def documents(task: Task, found: Found) -> tuple[list[Doc], list[Doc]]:
     """(documents, those that worked examples are taken from). ToolError (3) names the file and the row that is at fault."""
-    docs = _read(task, found, found.test)
-    return docs, _read(task, found, found.shots) if found.shots else docs
+    docs = _read(task, found, found.test, found.layout.only)
+    return docs, _read(task, found, found.shots, found.layout.shots_only) if found.shots else docs
 
 
-def _read(task: Task, found: Found, paths: tuple[Path, ...]) -> list[Doc]:
+def _read(task: Task, found: Found, paths: tuple[Path, ...], only: str | None) -> list[Doc]:
     out = []
     for path in paths:
         rows = cot_prompts(path) if path.suffix == ".txt" and path in found.shots else None
         if rows is None:
             rows = read_rows(path, columns=found.layout.columns, rows=found.layout.rows)
         for number, row in enumerate(rows, 1):
-            out.append(document(task, found, row, f"{path}: row {number}"))
+            where = f"{path}: row {number}"
+            if only is None or _value(only, row, row, where):
+                out.append(document(task, found, row, where))
     return out
+
+
+def _value(expression: str, values: Mapping[str, Any], row: Row, where: str) -> Any:
+    """Raises ToolError (3) that names the row and its columns."""
+    try:
+        return value_of(expression)(values)
+    except ToolError as fault:
+        raise ToolError(f"{where}: {fault.message} (its columns: {', '.join(map(str, row))})", hint=fault.hint) from None
 
 
 def document(task: Task, found: Found, row: Row, where: str) -> Doc:
@@ -105,11 +116,7 @@ def document(task: Task, found: Found, row: Row, where: str) -> Doc:
     values: Mapping[str, Any] = {**subject, "set": name, **row}
     if not found.layout.fields:
         return {**subject, **row}
-    try:
-        return {**subject, **{name: value_of(source)(values) for name, source in found.layout.fields.items()}}
-    except ToolError as fault:
-        columns = ", ".join(map(str, row))
-        raise ToolError(f"{where}: {fault.message} (its columns: {columns})", hint=fault.hint) from None
+    return {**subject, **{name: _value(source, values, row, where) for name, source in found.layout.fields.items()}}
 
 
 def cot_prompts(path: Path) -> list[Row]:

@@ -6,11 +6,12 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from jumar.eval.items import Item
-from jumar.eval.metrics import measured
+from jumar.eval.metrics import Judge, measured
 from jumar.eval.requests import Response
 from jumar.eval.task import Task
 from jumar.schema.errors import ToolError
@@ -18,7 +19,7 @@ from jumar.schema.errors import ToolError
 Sample = dict[str, Any]
 
 
-def samples_of(task: Task, item: Item, responses: Sequence[Response]) -> list[Sample]:
+def samples_of(task: Task, item: Item, responses: Sequence[Response], judge: Judge | None = None) -> list[Sample]:
     """What is written of one document: one object for each way in which its answers are read."""
     values = [r.value for r in responses]
     arguments = [request.arguments() for request in item.requests]
@@ -35,10 +36,12 @@ def samples_of(task: Task, item: Item, responses: Sequence[Response]) -> list[Sa
         "target_hash": _hash(str(item.target)),
     }
     cut = {"truncated": True} if any(r.truncated for r in responses) else {}
-    return [
-        {**base, "filtered_resps": [_plain(v) for v in read], "filter": name, "metrics": list(found), **hashes, **cut, **found}
-        for name, read, found in measured(task, item, values)
-    ]
+    out = []
+    for name, read, found, verdicts in measured(task, item, values, judge):
+        own: Sample = {"filtered_resps": [_plain(v) for v in read], "filter": name, "metrics": list(found)}
+        ran = {"verdicts": [asdict(verdict) for verdict in verdicts]} if verdicts else {}
+        out.append({**base, **own, **hashes, **cut, **ran, **found})
+    return out
 
 
 def _plain(value: Any) -> Any:

@@ -10,22 +10,29 @@ from dataclasses import dataclass
 from typing import Any
 
 from jumar.eval.items import Item
+from jumar.eval.sandbox.host import Verdict
 from jumar.eval.task import Extract, Match, Task
 from jumar.eval.template import value_of
 
 WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
+Judge = Callable[[Task, Item, str], Verdict]
+"""Runs the program that an answer makes."""
 Value = float | tuple[float, int]
 """Of one document: a number, or a log-likelihood and how many words or bytes it is of."""
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """name: in results. of: (task, item, response values) -> Value. higher: whether more is better."""
+    """name: in results. of: (task, item, response values) -> Value. higher: whether more is better.
+
+    judged: `of` takes the verdicts on programs
+    """
 
     name: str
     of: Callable[[Task, Item, Sequence[Any]], Value]
     total: Callable[[Sequence[Any]], float]
     higher: bool = True
+    judged: bool = False
 
 
 def mean(values: Sequence[float]) -> float:
@@ -119,6 +126,18 @@ def _keywords(task: Task, item: Item, responses: Sequence[Any]) -> float:
     return mean([float(alike(task.match, str(w)) in alike(task.match, responses[0])) for w in item.targets])
 
 
+# --- programs
+
+
+def pass_at(k: int, samples: int, passed: int) -> float:
+    """The chance that one of k samples passes, estimated without bias (Chen et al. 2021, arXiv 2107.03374, eq. 1)."""
+    return 1 - math.comb(samples - passed, k) / math.comb(samples, k)
+
+
+def _pass_at_1(task: Task, item: Item, verdicts: Sequence[Any]) -> float:
+    return pass_at(1, len(verdicts), sum(verdict.passed for verdict in verdicts))
+
+
 # --- whole texts
 
 
@@ -151,18 +170,23 @@ METRICS: dict[str, Metric] = {
     "exact_match": Metric("exact_match", _exact, mean),
     "begins_with": Metric("begins_with", _begins, mean),
     "keywords": Metric("keywords", _keywords, mean),
+    "pass@1": Metric("pass@1", _pass_at_1, mean, judged=True),
     "word_perplexity": Metric("word_perplexity", _words, _perplexity, higher=False),
     "byte_perplexity": Metric("byte_perplexity", _bytes, _perplexity, higher=False),
     "bits_per_byte": Metric("bits_per_byte", _bytes, _bits, higher=False),
 }
 
 
-def measured(task: Task, item: Item, values: Sequence[Any]) -> list[tuple[str, list[Any], dict[str, Value]]]:
-    """(name of the answer, what counts as the answer, metric -> value) of each way in which answers are read."""
+def measured(
+    task: Task, item: Item, values: Sequence[Any], judge: Judge | None = None
+) -> list[tuple[str, list[Any], dict[str, Value], list[Verdict]]]:
+    """(name of the answer, what counts as the answer, metric -> value, verdicts) of each way in which answers are read."""
     out = []
     for how in task.answers or (Extract(name="none"),):
         read = [extract(how, value) for value in values] if task.kind == "generate" else list(values)
-        out.append((how.name, read, {METRICS[m].name: METRICS[m].of(task, item, read) for m in task.metrics}))
+        verdicts = [judge(task, item, text) for text in read] if judge is not None else []
+        of = {m: METRICS[m].of(task, item, verdicts if METRICS[m].judged else read) for m in task.metrics}
+        out.append((how.name, read, {METRICS[m].name: value for m, value in of.items()}, verdicts))
     return out
 
 

@@ -14,8 +14,10 @@ from typing import Any
 from jumar.eval import results
 from jumar.eval.data import find
 from jumar.eval.items import How, Item, Unit, unit_of
-from jumar.eval.journal import Journal, samples_of
+from jumar.eval.journal import Journal
+from jumar.eval.programs import check_programs, keeping, sandbox_for
 from jumar.eval.requests import Model, Request, Response
+from jumar.eval.sandbox.host import Sandbox
 from jumar.eval.task import Task, load_task, plain
 from jumar.schema.cli import dist_version
 from jumar.schema.errors import Exit, ToolError
@@ -32,6 +34,7 @@ class Settings:
     tasks: names or YAML files; data: where the benchmarks lie
     shots, limit: None for the task's own, and for all documents
     chat: prompts go through the model's chat template, worked examples as turns
+    allow_code: tasks may run programs that the model writes; allow_unsandboxed: also where they cannot be walled in
     out: where results go; None: nowhere. resume: go on with what is there. force: remove what is there
     """
 
@@ -41,6 +44,8 @@ class Settings:
     limit: int | None = None
     chat: bool = False
     system: str | None = None
+    allow_code: bool = False
+    allow_unsandboxed: bool = False
     out: Path | None = None
     resume: bool = False
     force: bool = False
@@ -53,12 +58,14 @@ def evaluate(open_model: Callable[[], Model], settings: Settings, say: Say = lam
     Raises ToolError (3) for data that is missing or does not fit, (2) for settings that do not fit.
     """
     tasks = [load_task(name) for name in settings.tasks]
+    sandbox = sandbox_for(tasks, say, code=settings.allow_code, unsandboxed=settings.allow_unsandboxed)
     model = open_model() if settings.chat else None
     how = How(
         shots=settings.shots, limit=settings.limit, render=model.render if model is not None else None, system=settings.system
     )
     units = [unit_of(task, found, how) for task in tasks for found in find(task, settings.data)]
     for unit in units:
+        check_programs(unit)
         for note in unit.notes:
             say("note", f"{unit.name}: {note}")
     recipe = recipe_of(settings, units)
@@ -68,12 +75,19 @@ def evaluate(open_model: Callable[[], Model], settings: Settings, say: Say = lam
     folder = _begin(settings, recipe)
     for note in model.facts().get("notes", ()):
         say("note", note)
-    journals = [_answer(model, unit, folder) for unit in units]
-    return _finish(model, units, journals, settings, start, say)
+    journals = [_answer(model, unit, folder, sandbox) for unit in units]
+    programs = {} if sandbox is None else {"programs": "walled in" if sandbox.walls else "not walled in"}
+    return _finish(model, units, journals, settings, start, say, programs)
 
 
 def _finish(
-    model: Model, units: Sequence[Unit], journals: Sequence[Journal], settings: Settings, start: float, say: Say
+    model: Model,
+    units: Sequence[Unit],
+    journals: Sequence[Journal],
+    settings: Settings,
+    start: float,
+    say: Say,
+    more: dict[str, str],
 ) -> dict[str, Any]:
     facts = {key: value for key, value in model.facts().items() if key != "notes"}
     inner = ("model_args", "batch_size", "device")
@@ -83,6 +97,7 @@ def _finish(
         "limit": settings.limit,
         "fewshot_seed": 1234,
         **settings.arguments,
+        **more,
     }
     found = results.collect(list(zip(units, journals, strict=True)), {k: v for k, v in facts.items() if k not in inner}, config)
     for name, count in found.get("n-truncated", {}).items():
@@ -161,7 +176,7 @@ def _remove(out: Path) -> None:
 # --- asking
 
 
-def _answer(model: Model, unit: Unit, folder: Path | None) -> Journal:
+def _answer(model: Model, unit: Unit, folder: Path | None, sandbox: Sandbox | None) -> Journal:
     """Asks what the journal does not have yet."""
     path = None if folder is None else folder / f"samples_{unit.name}.jsonl"
     journal = Journal(path, max(len(unit.task.answers), 1))
@@ -178,10 +193,11 @@ def _answer(model: Model, unit: Unit, folder: Path | None) -> Journal:
         item, place = owners[number]
         waiting[item.number][place] = response
         if all(r is not None for r in waiting[item.number]):
-            journal.add(samples_of(unit.task, item, [r for r in waiting.pop(item.number) if r is not None]))
+            keep(item, [r for r in waiting.pop(item.number) if r is not None])
 
-    if requests:
-        model.answer(requests, done)
+    with keeping(unit.task, journal, sandbox) as keep:
+        if requests:
+            model.answer(requests, done)
     assert not waiting, f"{len(waiting)} documents of {unit.name} were not answered"
     journal.close()
     return journal

@@ -15,7 +15,7 @@ from jumar.schema.recipe import read_file, validate
 
 METRICS_OF = {
     "choice": ("acc", "acc_norm", "acc_bytes", "true_mass"),
-    "generate": ("exact_match", "begins_with", "keywords"),
+    "generate": ("exact_match", "begins_with", "keywords", "pass@1"),
     "rolling": ("word_perplexity", "byte_perplexity", "bits_per_byte"),
 }
 FOLDER = Path(__file__).parent / "tasks"
@@ -29,6 +29,7 @@ class Layout:
     columns:     of a CSV file that has no header
     rows:        of a JSON file: the key under which the documents are
     fields:      name -> expression over a row's columns; none: the columns as they are
+    only, shots_only: expressions over a row's columns: which rows are documents, which are worked examples
     """
 
     test: str
@@ -36,6 +37,8 @@ class Layout:
     columns: tuple[str, ...] = ()
     rows: str | None = None
     fields: Mapping[str, str] = field(default_factory=dict)
+    only: str | None = None
+    shots_only: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +75,7 @@ class Task:
     shots, fewshot: how many worked examples, the first ones or drawn for every document
     shot_target: the answer that worked examples show, where that is another expression than `target`
     answers:  what of a generated text counts; several are measured side by side
+    program, seconds: a template over a document, `answer` and `target`: what is run, for so long at most
     subjects: name in files -> name in prompts; groups: name -> subjects that have a score together
     without:  subjects that are there, and are no task of this kind
     """
@@ -98,6 +102,8 @@ class Task:
     max_new_tokens: int = 256
     answers: tuple[Extract, ...] = ()
     match: Match = field(default_factory=Match)
+    program: str = ""
+    seconds: float = 3.0
     subjects: Mapping[str, str] = field(default_factory=dict)
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     without: tuple[str, ...] = ()
@@ -142,6 +148,10 @@ def _check(task: Task, path: Path) -> None:
         raise wrong("a task of kind choice has choices", "give choices: [A, B, C, D], or an expression")
     if task.kind != "rolling" and not task.prompt and task.ending is None:
         raise wrong("it has no prompt", 'give prompt: "Question: {{ question }}\\nAnswer:"')
+    if bool(task.program) != ("pass@1" in task.metrics):
+        raise wrong("pass@1 is of a program, and a program has pass@1", 'give metrics: ["pass@1"] and program: "{{ answer }}..."')
+    if task.seconds <= 0:
+        raise wrong(f"seconds is {task.seconds:g}", "give more than 0")
     if not task.layouts:
         raise wrong("it has no layouts", "give layouts: [{test: FILE.jsonl}]")
 
