@@ -153,7 +153,7 @@ class _Builder:
             for choice in choices:
                 yield Request("loglikelihood", context, delimiter + choice, head)
             return
-        until = task.until or (task.separator,)
+        until = (task.separator,) if task.until is None else task.until
         yield Request("generate", context, "", head, until, task.max_new_tokens)
 
     def _before(self, doc: Doc, examples: list[Doc]) -> Messages:

@@ -9,16 +9,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jumar.eval.items import Item
+from jumar.eval.ifeval import checks_of, loosely, strictly
+from jumar.eval.items import Item, Unit
 from jumar.eval.sandbox.host import Verdict
 from jumar.eval.task import Extract, Match, Task
 from jumar.eval.template import value_of
+from jumar.schema.errors import ToolError
 
 WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 Judge = Callable[[Task, Item, str], Verdict]
 """Runs the program that an answer makes."""
-Value = float | tuple[float, int]
-"""Of one document: a number, or a log-likelihood and how many words or bytes it is of."""
+Value = float | tuple[float, int] | list[bool]
+"""Of one document: a number, a log-likelihood and how many words or bytes it is of, or which of its instructions are followed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,7 @@ class Metric:
     """name: in results. of: (task, item, response values) -> Value. higher: whether more is better.
 
     judged: `of` takes the verdicts on programs
+    needs: raises ToolError for a document that cannot be measured
     """
 
     name: str
@@ -33,6 +36,7 @@ class Metric:
     total: Callable[[Sequence[Any]], float]
     higher: bool = True
     judged: bool = False
+    needs: Callable[[Mapping[str, Any]], object] | None = None
 
 
 def mean(values: Sequence[float]) -> float:
@@ -138,6 +142,21 @@ def _pass_at_1(task: Task, item: Item, verdicts: Sequence[Any]) -> float:
     return pass_at(1, len(verdicts), sum(verdict.passed for verdict in verdicts))
 
 
+# --- instructions
+
+
+def _all_followed(how: Callable[[Mapping[str, Any], str], list[bool]]) -> Callable[[Task, Item, Sequence[Any]], float]:
+    return lambda task, item, responses: float(all(how(item.doc, responses[0])))
+
+
+def _followed(how: Callable[[Mapping[str, Any], str], list[bool]]) -> Callable[[Task, Item, Sequence[Any]], list[bool]]:
+    return lambda task, item, responses: how(item.doc, responses[0])
+
+
+def _share(values: Sequence[Sequence[bool]]) -> float:
+    return mean([followed for of_doc in values for followed in of_doc])
+
+
 # --- whole texts
 
 
@@ -171,10 +190,25 @@ METRICS: dict[str, Metric] = {
     "begins_with": Metric("begins_with", _begins, mean),
     "keywords": Metric("keywords", _keywords, mean),
     "pass@1": Metric("pass@1", _pass_at_1, mean, judged=True),
+    "prompt_level_strict_acc": Metric("prompt_level_strict_acc", _all_followed(strictly), mean, needs=checks_of),
+    "inst_level_strict_acc": Metric("inst_level_strict_acc", _followed(strictly), _share, needs=checks_of),
+    "prompt_level_loose_acc": Metric("prompt_level_loose_acc", _all_followed(loosely), mean, needs=checks_of),
+    "inst_level_loose_acc": Metric("inst_level_loose_acc", _followed(loosely), _share, needs=checks_of),
     "word_perplexity": Metric("word_perplexity", _words, _perplexity, higher=False),
     "byte_perplexity": Metric("byte_perplexity", _bytes, _perplexity, higher=False),
     "bits_per_byte": Metric("bits_per_byte", _bytes, _bits, higher=False),
 }
+
+
+def check(unit: Unit) -> None:
+    """Raises ToolError for a document that the task's metrics cannot measure: before a model is asked."""
+    needs = dict.fromkeys(needed for m in unit.task.metrics if (needed := METRICS[m].needs) is not None)
+    for item in unit.items if needs else ():
+        try:
+            for need in needs:
+                need(item.doc)
+        except ToolError as fault:
+            raise ToolError(f"{unit.name}, document {item.number}: {fault.message}", hint=fault.hint, code=fault.code) from None
 
 
 def measured(

@@ -12,6 +12,7 @@ from typing import Any
 from jumar.eval import results
 from jumar.eval.compare import sample_files
 from jumar.eval.journal import Sample, read_samples
+from jumar.eval.report_checks import instructions
 from jumar.eval.report_style import POLICY, STYLE
 
 MOST_ERRORS = 50
@@ -146,10 +147,8 @@ def _choices(sample: Sample, arguments: Sequence[Sequence[Any]]) -> str:
 def _text(sample: Sample) -> str:
     whole, read = str(sample["resps"][0][0]), sample["filtered_resps"][0]
     said = "" if read == whole else f"<p>read as <code>{esc(read)}</code></p>"
-    return (
-        f'<p>answer</p><pre dir="auto" class="answer">{esc(whole[:MOST_CHARS])}</pre>{said}'
-        f'<p>expected</p><pre dir="auto">{esc(sample["target"][:MOST_CHARS])}</pre>\n'
-    )
+    expected = instructions(sample, esc) or f'<p>expected</p><pre dir="auto">{esc(sample["target"][:MOST_CHARS])}</pre>\n'
+    return f'<p>answer</p><pre dir="auto" class="answer">{esc(whole[:MOST_CHARS])}</pre>{said}{expected}'
 
 
 def _settings(found: Mapping[str, Any]) -> str:

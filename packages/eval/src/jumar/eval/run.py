@@ -15,6 +15,7 @@ from jumar.eval import results
 from jumar.eval.data import find
 from jumar.eval.items import How, Item, Unit, unit_of
 from jumar.eval.journal import Journal
+from jumar.eval.metrics import check
 from jumar.eval.programs import check_programs, keeping, sandbox_for
 from jumar.eval.requests import Model, Request, Response
 from jumar.eval.sandbox.host import Sandbox
@@ -66,6 +67,7 @@ def evaluate(open_model: Callable[[], Model], settings: Settings, say: Say = lam
     units = [unit_of(task, found, how) for task in tasks for found in find(task, settings.data)]
     for unit in units:
         check_programs(unit)
+        check(unit)
         for note in unit.notes:
             say("note", f"{unit.name}: {note}")
     recipe = recipe_of(settings, units)

@@ -15,7 +15,10 @@ from jumar.schema.recipe import read_file, validate
 
 METRICS_OF = {
     "choice": ("acc", "acc_norm", "acc_bytes", "true_mass"),
-    "generate": ("exact_match", "begins_with", "keywords", "pass@1"),
+    "generate": (
+        *("exact_match", "begins_with", "keywords", "pass@1"),
+        *("prompt_level_strict_acc", "inst_level_strict_acc", "prompt_level_loose_acc", "inst_level_loose_acc"),
+    ),
     "rolling": ("word_perplexity", "byte_perplexity", "bits_per_byte"),
 }
 FOLDER = Path(__file__).parent / "tasks"
@@ -74,6 +77,7 @@ class Task:
     delimiter, separator: between question and answer, between worked examples
     shots, fewshot: how many worked examples, the first ones or drawn for every document
     shot_target: the answer that worked examples show, where that is another expression than `target`
+    until:    texts that end an answer; none given: the separator
     answers:  what of a generated text counts; several are measured side by side
     program, seconds: a template over a document, `answer` and `target`: what is run, for so long at most
     subjects: name in files -> name in prompts; groups: name -> subjects that have a score together
@@ -98,7 +102,7 @@ class Task:
     shots: int = 0
     fewshot: Literal["first", "random"] = "first"
     shot_target: str | None = None
-    until: tuple[str, ...] = ()
+    until: tuple[str, ...] | None = None
     max_new_tokens: int = 256
     answers: tuple[Extract, ...] = ()
     match: Match = field(default_factory=Match)
@@ -161,4 +165,4 @@ def plain(task: Task) -> dict[str, Any]:
     from dataclasses import asdict
 
     defaults = {name: f.default for name, f in Task.__dataclass_fields__.items()}
-    return {key: value for key, value in asdict(task).items() if value not in ((), {}, None) and value != defaults[key]}
+    return {key: value for key, value in asdict(task).items() if value not in ({}, None) and value != defaults[key]}
