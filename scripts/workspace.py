@@ -15,20 +15,13 @@ try:
 except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib
 
+from packaging.requirements import Requirement
+
 ROOT = Path(__file__).resolve().parents[1]
-REQUIREMENT = re.compile(r"^(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)(?:\[(?P<extras>[^]]*)\])?(?P<rest>.*)$")
 
 
 def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
-
-
-def split(requirement: str) -> tuple[str, tuple[str, ...], str]:
-    """(canonical name, extras, what else it says: range and marker) of a requirement."""
-    parts = REQUIREMENT.match(requirement.strip())
-    assert parts, f"not a requirement: {requirement}"
-    extras = tuple(extra.strip() for extra in (parts["extras"] or "").split(",") if extra.strip())
-    return canonical(parts["name"]), extras, parts["rest"].strip()
 
 
 @dataclass(frozen=True)
@@ -75,7 +68,7 @@ def packages(root: Path = ROOT) -> dict[str, Package]:
 
 def siblings(package: Package, ours: Iterable[str]) -> set[str]:
     """Which of ours it names, be it in an extra."""
-    return {split(line)[0] for line in package.requirements(package.extras)} & set(ours)
+    return {canonical(Requirement(line).name) for line in package.requirements(package.extras)} & set(ours)
 
 
 def closure(name: str, extras: Iterable[str], ours: dict[str, Package]) -> set[str]:
@@ -89,9 +82,9 @@ def closure(name: str, extras: Iterable[str], ours: dict[str, Package]) -> set[s
         seen.add(at)
         package = ours[at[0]]
         for line in package.extras[at[1]] if at[1] else package.requirements():
-            other, wanted, _ = split(line)
-            if other in ours:
-                todo += [(other, extra) for extra in ("", *wanted)]
+            wanted = Requirement(line)
+            if canonical(wanted.name) in ours:
+                todo += [(canonical(wanted.name), extra) for extra in ("", *wanted.extras)]
     return {of for of, _ in seen}
 
 
