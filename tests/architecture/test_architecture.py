@@ -24,7 +24,8 @@ def relative(path: Path) -> str:
 
 
 def import_name(package: Path) -> str:
-    return "jumar." + package.name.replace("-", "_")
+    """`jumar` itself is the namespace: the package of that name brings jumar.chain."""
+    return "jumar." + ("chain" if package.name == "jumar" else package.name.replace("-", "_"))
 
 
 def test_no_package_hides_its_siblings() -> None:
@@ -55,6 +56,7 @@ def test_importing_a_package_loads_nothing_heavy(package: Path) -> None:
 
 
 COMMANDS = {
+    "jumar.chain.cli": ["", "migrate"],
     "jumar.ckpt_convert.cli": ["", "to-megatron", "to-hf", "merge-lora", "to-peft", "verify", "inspect", "families"],
     "jumar.data_prep.cli": [
         *("", "pretrain", "sft", "pairwise", "process-reward", "prompts"),

@@ -26,9 +26,9 @@ README, CONVERT, DATA, TRAIN, CORRECTNESS, FAMILIES = (
     ROOT / name
     for name in ("README.md", "docs/convert.md", "docs/data.md", "docs/train.md", "docs/correctness.md", "docs/families.md")
 )
-INFER, EVAL = ROOT / "docs/infer.md", ROOT / "docs/eval.md"
+INFER, EVAL, MIGRATE = (ROOT / f"docs/{name}.md" for name in ("infer", "eval", "migrate"))
 TRANSLATED = {README: ROOT / "README.zh-CN.md"} | {
-    page: ROOT / "docs/zh" / page.name for page in (CONVERT, DATA, TRAIN, INFER, EVAL, CORRECTNESS)
+    page: ROOT / "docs/zh" / page.name for page in (CONVERT, DATA, TRAIN, INFER, EVAL, CORRECTNESS, MIGRATE)
 }
 DEMO = ROOT / "runs/demo/hf"
 COLUMNS = 100
@@ -44,6 +44,7 @@ class Program:
 
 
 PROGRAMS = {
+    "jumar": Program("jumar.chain.cli", MIGRATE, ("migrate",)),
     "jumar-convert": Program(
         "jumar.ckpt_convert.cli", CONVERT, ("to-megatron", "to-hf", "merge-lora", "to-peft", "verify", "inspect", "families")
     ),
@@ -119,6 +120,7 @@ RUNNABLE = [
     *(Play(CONVERT), Play(DATA), Play(INFER), Play(EVAL, files_of=INFER), Play(FAMILIES, files_of=CONVERT)),
     Play(README, "run data", files_of=DATA),
     Play(TRAIN, files_of=DATA, columns=120),
+    Play(MIGRATE, files_of=DATA, columns=120),
 ]
 TOUR = Play(README, "run demo")
 

@@ -26,13 +26,15 @@ from jumar.schema.errors import Exit, ToolError
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
-def make_app(name: str, dist: str, summary: str, *, epilog: str | None = None) -> typer.Typer:
-    """A typer app with the house's habits: `-h`, `--version`, help when called with nothing."""
+def make_app(
+    name: str, dist: str, summary: str, *, epilog: str | None = None, alone: Callable[[], None] | None = None
+) -> typer.Typer:
+    """A typer app with the house's habits: `-h`, `--version`, help when called with nothing (or `alone`, instead)."""
     app = typer.Typer(
         name=name,
         help=summary,
         epilog=epilog,
-        no_args_is_help=True,
+        no_args_is_help=alone is None,
         pretty_exceptions_enable=False,
         rich_markup_mode="rich",
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -43,11 +45,13 @@ def make_app(name: str, dist: str, summary: str, *, epilog: str | None = None) -
             print(f"{name} {dist_version(dist)}")
             raise typer.Exit
 
-    @app.callback()
+    @app.callback(invoke_without_command=alone is not None)
     def root(
+        context: typer.Context,
         _version: bool = typer.Option(False, "--version", callback=show_version, is_eager=True, help="Print the version."),
     ) -> None:
-        pass
+        if alone is not None and context.invoked_subcommand is None:
+            alone()
 
     root.__doc__ = summary
     return app

@@ -1,0 +1,3 @@
+from jumar.chain.cli import main
+
+main()

@@ -1,0 +1,232 @@
+"""Generation as a jumar-infer command, evaluation as a jumar-eval command."""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+
+from jumar.chain.facts import Facts
+from jumar.chain.jobs import Flag, Job
+from jumar.chain.options import Value, classed, line, option
+from jumar.chain.tables import tables
+from jumar.chain.verdicts import Made, Outcome, text, whole, words
+from jumar.schema.slots import template_names
+
+PROMPT = "PROMPT"
+FOLDERS = ("test", "val", "dev", "data")
+
+
+class Answers(Facts):
+    """What a script that asks a model says."""
+
+    @property
+    def tasks(self) -> list[str]:
+        flag = self.job.last("--task")
+        return [] if flag is None else words(flag)
+
+    @property
+    def command(self) -> str:
+        if "server" in self.job.program:
+            return "serve"
+        return "chat" if "chat" in self.tasks else "generate"
+
+    @property
+    def processes(self) -> int:
+        """Of torchrun: those that share the model there, where one machine has them."""
+        count = self.tp * self.pp
+        return count if self.nodes == 1 and 1 < count <= self.nproc else 1
+
+
+def _task(t: Facts, flag: Flag) -> Outcome:
+    assert isinstance(t, Answers)
+    known = tables()["inference"].more["tasks"]
+    sets: dict[str, object] = {}
+    for task in words(flag):
+        if task not in known:
+            return Outcome("refused", why=f"of greedy, do_sample, beam_search and chat; leave {task} out")
+        if known[task] is None:
+            return Outcome("refused", why="beams are not drawn by lot: choose beam_search, or do_sample")
+        if isinstance(known[task], list) and known[task] and not t.has(known[task][0]):
+            sets[known[task][0]] = known[task][1]
+    more = " ".join(f"{name} {value}" for name, value in sets.items())
+    return Outcome("mapped", f"jumar-infer {t.command} {more}".strip(), sets=sets)
+
+
+def _template(t: Facts, flag: Flag) -> Outcome:
+    assert isinstance(t, Answers)
+    chat: dict[str, object] = {"--chat": True} if t.command == "generate" else {}
+    if flag.name == "--hf-chat-template":
+        return Outcome("mapped", "the model's own template" if not chat else "--chat", sets=chat)
+    if text(flag) not in template_names():
+        return Outcome("refused", why="jumar-data templates lists the names; leave the flag out for the model's own template")
+    return Outcome("mapped", f"--template {flag.text}", sets={**chat, "--template": flag.text})
+
+
+def _stages(t: Facts, flag: Flag) -> Outcome:
+    assert isinstance(t, Answers)
+    stages = whole(flag)
+    if t.processes == 1:
+        return Outcome("no effect", why="the files are read whatever their layout, by one process")
+    return option("--pp", str(stages)) if stages > 1 else Outcome("default", why="one stage")
+
+
+def _serving(t: Facts, flag: Flag) -> Outcome:
+    assert isinstance(t, Answers)
+    assert flag.rule is not None
+    return option(flag.rule.ours, text(flag)) if t.command == "serve" else Outcome("no effect", why="nothing is served")
+
+
+def _family(t: Facts, flag: Flag) -> Outcome:
+    found = tables()["conversion"].more["families"].get(text(flag))
+    return option("--family", found) if found else Outcome("refused", why="no family of docs/families.md; a family is one file")
+
+
+INFERENCE = {"task": _task, "template": _template, "stages": _stages, "serving": _serving, "family": _family}
+SERVED = (
+    "--host",
+    "--port",
+    "--template",
+    "--tokenizer",
+    "--dtype",
+    "--adapter",
+    "--iteration",
+    "--family",
+    "--pp",
+    "--max-batch",
+    "MODEL",
+)
+GREEDY = ("greedy", "greedy_search")
+SAMPLING = ("--temperature", "--top-k", "--top-p")
+SAMPLED = ("--max-new-tokens", "--temperature", "--top-k", "--top-p", "--seed")
+BATCHED = ("--num-beams", "--length-penalty", "--max-batch", "--chat")
+
+
+def migrate_inference(job: Job, name: str, model: str | None = None) -> Made:
+    """The jumar-infer command; where the script shares the model out over processes of one machine, under torchrun."""
+    t = Answers(job)
+    allowed = SERVED if t.command == "serve" else (*SERVED[2:], *SAMPLED, *(BATCHED if t.command == "generate" else ()))
+
+    def amend(outcome: Outcome) -> Outcome:
+        if outcome.sets and not set(outcome.sets) <= set(allowed):
+            where = "each request says it" if t.command == "serve" else f"jumar-infer {t.command} has no use for it"
+            return Outcome("no effect", why=where)
+        return outcome
+
+    ranks = "torchrun starts the ranks that share the model: tp x pp" if t.processes > 1 else "one process does it"
+    verdicts, options = classed(job, INFERENCE, t, amend, ranks=ranks)
+    _without_own_tokenizer(options, model)
+    if t.command == "generate":
+        options["-p"] = PROMPT
+        if t.tasks and set(t.tasks) <= set(GREEDY):
+            options = {key: value for key, value in options.items() if key not in SAMPLING} | {"--temperature": "0"}
+    program = ["jumar-infer"]
+    if t.processes > 1:
+        program = ["torchrun", "--nproc-per-node", str(t.processes), "-m", "jumar.infer"]
+    faults = () if "MODEL" in options else ("--load is not given: name the model with --model DIR",)
+    notes = (
+        ((job.line, f"its prompts stand in the program: write yours for {PROMPT}, or a file of them"),)
+        if t.command == "generate"
+        else ()
+    )
+    return Made(job, verdicts, (line([*program, t.command], options, ("MODEL", "-p")),), notes=notes, faults=faults)
+
+
+def _without_own_tokenizer(options: dict[str, Value], model: str | None) -> None:
+    if model is not None:
+        options["MODEL"] = model
+    if options.get("--tokenizer") == options.get("MODEL"):
+        options.pop("--tokenizer", None)
+
+
+# --- evaluation
+
+
+def _tasks(t: Facts, flag: Flag) -> Outcome:
+    known = tables()["evaluation"].more["tasks"]
+    names = [known.get(task) for word in words(flag) for task in word.split(",")]
+    if not names or None in names:
+        return Outcome("refused", why="jumar-eval list shows the tasks; one of your own is a YAML file")
+    if t.has("--chain-of-thought"):
+        names = ["bbh_cot" if each == "bbh" else each for each in names]
+    return option("--tasks", ",".join(map(str, names)))
+
+
+def _data(t: Facts, flag: Flag) -> Outcome:
+    path = words(flag)[0] if flag.values else text(flag)
+    folder, _, last = path.rstrip("/").rpartition("/")
+    return (
+        option("--data", folder or ".", "the benchmark's folder, that of its parts")
+        if last in FOLDERS
+        else option("--data", path)
+    )
+
+
+def _batch(t: Facts, flag: Flag) -> Outcome:
+    return (
+        option("--batch", str(whole(flag))) if whole(flag) > 1 else Outcome("no effect", why="scores do not depend on the batch")
+    )
+
+
+EVALUATION = {"tasks": _tasks, "data": _data, "batch": _batch, "family": _family}
+
+
+def migrate_evaluation(job: Job, name: str, model: str | None = None) -> Made:
+    """The jumar-eval command, with MindSpeed-LLM's prompts and ways to count."""
+    t = Answers(job)
+    verdicts, options = classed(job, EVALUATION, t)
+    _without_own_tokenizer(options, model)
+    options["--protocol"] = "mindspeed"
+    options["--out"] = f"runs/{PurePath(name).name}"
+    needed = (("--load", "MODEL", "the model with --model DIR"), ("--task", "--tasks", "a task"))
+    faults = tuple(f"{flag} is not given or refused: name {what}" for flag, key, what in needed if key not in options)
+    return Made(job, verdicts, (line(["jumar-eval", "run"], options, ("MODEL",)),), faults=faults)
+
+
+# --- lm-eval
+
+
+def _lm_model(t: Facts, flag: Flag) -> Outcome:
+    if flag.name == "--model":
+        kinds = ("hf", "hf-auto", "vllm", "local-completions")
+        return (
+            Outcome("default", why="a directory or an endpoint")
+            if text(flag) in kinds
+            else Outcome("refused", why="of " + ", ".join(kinds))
+        )
+    given = dict(part.partition("=")[::2] for part in text(flag).split(","))
+    path = given.pop("pretrained", "") or given.pop("base_url", "").removesuffix("/completions")
+    if not path:
+        return Outcome("refused", why="expected pretrained=DIR or base_url=http://HOST/v1/completions")
+    left = ", ".join(given)
+    return option("MODEL", path, f"without {left}: --dtype, --engine and their like are options of their own" if left else "")
+
+
+def _lm_batch(t: Facts, flag: Flag) -> Outcome:
+    size = text(flag)
+    return (
+        option("--batch", size)
+        if size.isdecimal() and int(size) > 1
+        else Outcome("no effect", why="scores do not depend on the batch")
+    )
+
+
+def _lm_device(t: Facts, flag: Flag) -> Outcome:
+    return option("--device", text(flag).partition(":")[0])
+
+
+LM_EVAL = {"model": _lm_model, "batch": _lm_batch, "device": _lm_device}
+
+
+def migrate_lm_eval(job: Job, name: str, model: str | None = None) -> Made:
+    """jumar-eval for lm-eval: the same prompts, the same numbers."""
+    verdicts, options = classed(job, LM_EVAL, Facts(job))
+    _without_own_tokenizer(options, model)
+    if "--data" not in options:
+        options["--data"] = "benchmarks"
+    faults = tuple(
+        f"{flag} is not given: name it" for flag, key in (("--model_args", "MODEL"), ("--tasks", "--tasks")) if key not in options
+    )
+    note = (
+        job.line,
+        "nothing is fetched: --data is the folder of the benchmarks' files; jumar-eval list --data DIR says what is expected",
+    )
+    return Made(job, verdicts, (line(["jumar-eval", "run"], options, ("MODEL",)),), notes=(note,), faults=faults)

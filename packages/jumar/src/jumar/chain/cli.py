@@ -1,0 +1,115 @@
+"""jumar: parse, call one function, print."""
+
+# Without `from __future__ import annotations`: typer would compile the text of every annotation, for help too.
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from jumar.schema.cli import make_app, print_json, run, say
+from jumar.schema.errors import Exit, ToolError
+
+if TYPE_CHECKING:
+    from jumar.chain.migrate import Migrated
+
+
+def _chain() -> None:
+    from jumar.chain.tools import chain
+
+    for line in chain():
+        print(line)
+
+
+app = make_app(
+    "jumar",
+    "jumar",
+    "Data, weights, training, generation, scores: a chain of separate tools. Without a command: what is installed of it.",
+    epilog="Example: jumar migrate pretrain_qwen3_8b.sh -o recipes/",
+    alone=_chain,
+)
+
+
+@app.command("migrate")
+def migrate_(
+    script: Annotated[Path, typer.Argument(metavar="SCRIPT.sh", help="A launch script of Megatron-LM or MindSpeed-LLM.")],
+    given: Annotated[list[str] | None, typer.Argument(metavar="[ARG]...", help="What stands for $1, $2, ... in it.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="DIR", help="Where recipes are written.", show_default="only shown")
+    ] = None,
+    variables: Annotated[
+        list[str] | None, typer.Option("--var", metavar="NAME=VALUE", help="A variable that is set outside; may be repeated.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="DIR", help="The model: config.json, tokenizer.", show_default="the script's")
+    ] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="Go on without the flags that are refused.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace recipes that are there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+) -> None:
+    """Read a launch script, never run it: our commands and recipes for it, and what becomes of every flag.
+
+    Exit code 3 if a flag is refused (unless --partial) or unknown.
+    """
+    from jumar.chain.migrate import migrate
+    from jumar.chain.report import as_json as object_of
+    from jumar.chain.report import lines
+
+    migrated = migrate(script, given or (), _pairs(variables or ()), model, output)
+    for number, text in migrated.notes:
+        say("note", f"line {number}: {text}", "bold cyan")
+    whole = partial or not (migrated.refused or migrated.unknown)
+    if output is not None and whole:
+        _write(migrated, output, force=force)
+    if as_json:
+        print_json(object_of(migrated))
+    else:
+        for line in lines(migrated, whole=whole, written=output is not None):
+            print(line)
+    _end(migrated, partial=partial)
+
+
+def _pairs(variables: "list[str] | tuple[str, ...]") -> dict[str, str]:
+    found = {}
+    for item in variables:
+        name, sign, value = item.partition("=")
+        if not sign or not name.isidentifier():
+            raise ToolError(
+                f"--var {item!r}: expected NAME=VALUE", hint="for example --var DATA_PATH=data/corpus", code=Exit.USAGE
+            )
+        found[name] = value
+    return found
+
+
+def _write(migrated: "Migrated", folder: Path, *, force: bool) -> None:
+    files = {Path(name): content for made in migrated.made for name, content in made.files.items()}
+    there = [path for path in files if path.exists() and path.read_text(encoding="utf-8") != files[path]]
+    if there and not force:
+        raise ToolError(f"{there[0]} is there, with another content", hint="choose another -o, or add --force to replace it")
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, content in files.items():
+        path.write_text(content, encoding="utf-8")
+        say("written", str(path))
+
+
+def _end(migrated: "Migrated", *, partial: bool) -> None:
+    """Raises ToolError (3) where something is refused or unknown."""
+    unknown = [v.flag for made in migrated.made for v in made.of("unknown")]
+    refused = [v.flag for made in migrated.made for v in made.of("refused")]
+    faults = [fault for made in migrated.made for fault in made.faults]
+    if unknown:
+        hint = "correct them in the script, or take them out" + (
+            "" if partial else "; --partial shows what there is without them"
+        )
+        raise ToolError(f"unknown: {', '.join(dict.fromkeys(unknown))}", hint=hint)
+    if (refused or faults) and not partial:
+        said = [*([f"refused: {', '.join(dict.fromkeys(refused))}"] if refused else []), *faults]
+        raise ToolError("; ".join(said), hint="each says what to do; --partial goes on without them")
+
+
+def main() -> None:
+    """The command."""
+    run(app, "jumar")
+
+
+if __name__ == "__main__":
+    main()

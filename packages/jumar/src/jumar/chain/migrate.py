@@ -1,0 +1,115 @@
+"""A launch script as commands and recipes of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from jumar.chain.answering import migrate_evaluation, migrate_inference, migrate_lm_eval
+from jumar.chain.converting import migrate_conversion
+from jumar.chain.jobs import Flag, Job, all_flags, jobs
+from jumar.chain.preparing import migrate_preparation
+from jumar.chain.shell.reader import read_script
+from jumar.chain.shell.values import PLACEHOLDER, Argument
+from jumar.chain.training import migrate_training
+from jumar.chain.verdicts import Made, Outcome, Verdict, by_table, verdict
+from jumar.schema.errors import Exit, ToolError
+
+Maker = Callable[[Job, str, str | None], Made]
+MAKERS: Mapping[str, Maker] = {
+    "training": migrate_training,
+    "conversion": migrate_conversion,
+    "preprocessing": migrate_preparation,
+    "inference": migrate_inference,
+    "evaluation": migrate_evaluation,
+    "lm_eval": migrate_lm_eval,
+}
+BESIDE = ("ray", "pip", "tests")
+"""Commands of which nothing is made, and need not be."""
+KNOWN = "pretrain_gpt.py, posttrain_gpt.py, convert_ckpt_v2.py, preprocess_data.py, inference.py, evaluation.py and their like"
+
+
+@dataclass(frozen=True, slots=True)
+class Migrated:
+    """A script's jobs. notes: (line, text) of what was not read as bash would, and of what could not be."""
+
+    made: tuple[Made, ...]
+    notes: tuple[tuple[int, str], ...]
+
+    @property
+    def refused(self) -> bool:
+        return any(made.of("refused") or made.faults for made in self.made)
+
+    @property
+    def unknown(self) -> bool:
+        return any(made.of("unknown") for made in self.made)
+
+
+def migrate(
+    path: Path,
+    given: Iterable[str] = (),
+    variables: Mapping[str, str] | None = None,
+    model: str | None = None,
+    out: Path | None = None,
+) -> Migrated:
+    """A script, read and never run, as our commands.
+
+    given: what stands for `$1`, `$2`, ...; variables: set before it; model: the directory of config.json and tokenizer;
+    out: where recipes will lie.
+    Raises ToolError where it cannot be read, or starts nothing that is known here.
+    """
+    script = read_script(_content(path), list(given) or None, variables, path.parent)
+    found, passed_over = jobs(script)
+    if not any(job.table not in BESIDE for job in found):
+        told = "; ".join(f"line {line}: {text}" for line, text in passed_over[:3])
+        raise ToolError(f"{path} starts no program that is known here{': ' + told if told else ''}", hint=f"known are {KNOWN}")
+    made: list[Made] = []
+    for job in found:
+        name = path.stem if not any(each.files for each in made) else f"{path.stem}-{len(made) + 1}"
+        made.append(_checked(MAKERS.get(job.table, _nothing)(job, str(out / name) if out else name, model)))
+    notes = sorted({*script.notes, *passed_over, *(note for each in made for note in each.notes)})
+    return Migrated(tuple(made), tuple(notes))
+
+
+def _content(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return path.read_text(encoding="latin-1")
+    except FileNotFoundError:
+        raise ToolError(f"{path} does not exist", hint="give the path of a launch script", code=Exit.USAGE) from None
+    except OSError as fault:
+        raise ToolError(f"{path}: {fault.strerror}", hint="give the path of a launch script", code=Exit.USAGE) from None
+
+
+def _nothing(job: Job, name: str, model: str | None = None) -> Made:
+    """A command of which nothing is made: its flags are classed all the same."""
+    verdicts = tuple(verdict(flag, by_table(flag, job) or Outcome("no effect")) for flag in all_flags(job))
+    faults = () if job.table in BESIDE or any(each.kind == "refused" for each in verdicts) else (f"{job.program} is not here",)
+    return Made(job, verdicts, (), faults=faults)
+
+
+def _checked(made: Made) -> Made:
+    """With the words that belong to no flag, and what is still to be filled in."""
+    notes = dict.fromkeys(made.notes)
+    more: list[Verdict] = []
+    for flag, word in _extra(made.job):
+        if word.unknown == (word.text,) and word.text.startswith("$"):
+            notes[word.line, f"{word.text} is set nowhere in the script: read as empty"] = None
+        else:
+            why = f"{flag.written} does not take it" if flag is not None else "it belongs to no flag"
+            more.append(Verdict(word.text, "", word.line, "unknown", why=why))
+    for flag in all_flags(made.job):
+        for text in flag.unknown:
+            notes[flag.line, f"{flag.written}: {text} is not known before the script runs; --var NAME=VALUE gives it"] = None
+        for value in flag.values:
+            if PLACEHOLDER.match(value.text):
+                notes[flag.line, f"{flag.written}: fill in {value.text!r}"] = None
+    faults = (*made.faults, *([made.job.refused] if made.job.refused and not made.verdicts else []))
+    return Made(made.job, (*made.verdicts, *more), made.commands, made.files, tuple(notes), faults)
+
+
+def _extra(job: Job) -> list[tuple[Flag | None, Argument]]:
+    behind = [(flag, word) for flag in all_flags(job) for word in flag.extra]
+    return [*((None, word) for word in job.loose), *behind]

@@ -1,0 +1,138 @@
+"""A training command as a recipe: its flags, and what Megatron does where one is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from jumar.chain.facts import Facts
+from jumar.chain.jobs import Flag, Job
+from jumar.chain.options import quoted
+from jumar.chain.recipe_text import recipe_text
+from jumar.chain.training_rules import NO_EXPERTS, RULES, sets, typed
+from jumar.chain.verdicts import Made, Outcome, Unreadable, Verdict, by_table, verdict
+
+OTHER_STAGES = ("--stage", "--is-pairwise-dataset")
+"""Where one of these is refused, a recipe without it would be another training."""
+NO_MODEL = "nothing names the model's directory, with its config.json: give it with --model DIR"
+
+
+@dataclass(slots=True)
+class Fields:
+    """Recipe fields with their values, and what is written beside each."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    sources: dict[str, list[str]] = field(default_factory=dict)
+
+    def set(self, values: Mapping[str, object], source: str) -> None:
+        for path, value in values.items():
+            self.values[path] = value
+            known = self.sources.setdefault(path, [])
+            if source not in known:
+                known.append(source)
+
+
+def migrate_training(job: Job, name: str, model: str | None = None) -> Made:
+    """A recipe and the command that runs it.
+
+    name: of the recipe's file, without its suffix; model: the directory of config.json, where the script does not say.
+    """
+    facts, fields, environment = Facts(job), Fields(), dict[str, str]()
+    verdicts: list[Verdict] = []
+    for flag in (*job.launcher, *job.flags):
+        outcome = by_table(flag, job, ("tuning",) if facts.task == "sft" else ()) or _with_effect(facts, _mapped(facts, flag))
+        if flag.rule is not None and outcome.kind == "mapped":
+            fields.set(outcome.sets, flag.name)
+            environment |= outcome.environment
+        verdicts.append(verdict(flag, outcome))
+    if model is not None:
+        fields.set({"model.path": model}, "--model")
+    implied = list(_implied(facts, fields.values))
+    for path, value, flag_name in implied:
+        fields.set({path: value}, f"{flag_name}, left out")
+    faults = [] if "model.path" in fields.values or "load.path" in fields.values else [NO_MODEL]
+    recipe = f"{name}.yaml"
+    elsewhere = [each for each in verdicts if each.kind == "refused" and each.flag in OTHER_STAGES]
+    head = [f"From {job.program}, line {job.line}. `jumar-train schema` says what each field is."]
+    words = ["jumar-train", facts.task, recipe, *(["--nproc", str(facts.nproc)] if facts.nproc > 1 else [])]
+    before = [f"{key}={quoted(value)}" for key, value in environment.items()]
+    return Made(
+        job=job,
+        verdicts=tuple(verdicts),
+        commands=() if elsewhere else (" ".join([*before, *(quoted(word) for word in words)]),),
+        files={} if elsewhere else {recipe: recipe_text(fields.values, fields.sources, head)},
+        notes=tuple(_notes(facts)),
+        faults=tuple(faults),
+    )
+
+
+def _mapped(facts: Facts, flag: Flag) -> Outcome:
+    rule = flag.rule
+    assert rule is not None
+    try:
+        if rule.how.startswith("by "):
+            return RULES[rule.how[3:]](facts, flag)
+        return sets(rule.ours, typed(rule.how, flag))
+    except Unreadable as fault:
+        return Outcome("refused", why=str(fault))
+
+
+def _with_effect(t: Facts, outcome: Outcome) -> Outcome:
+    """Fields that jumar-train would refuse as having no effect are left out."""
+    for path in outcome.sets:
+        if path.startswith(("save.", "log.tensorboard", "log.wandb")) and not t.has("--save"):
+            return Outcome("no effect", why="nothing is saved: --save is not given")
+        of_experts = path in ("parallel.ep", "parallel.etp") or path.startswith("features.moe.")
+        if of_experts and not t.experts:
+            return Outcome("no effect", why=NO_EXPERTS)
+        if path == "features.mtp_loss" and not t.has("--mtp-num-layers"):
+            return Outcome("no effect", why="this model has no multi-token-prediction layers")
+    return outcome
+
+
+def _implied(t: Facts, fields: Mapping[str, Any]) -> Iterator[tuple[str, object, str]]:
+    """(field, value, flag) of what Megatron takes where a flag is left out, and jumar-train would take otherwise."""
+    for path, value, flag in (
+        ("optim.weight_decay", 0.01, "--weight-decay"),
+        ("optim.beta2", 0.999, "--adam-beta2"),
+        ("schedule.kind", "linear", "--lr-decay-style"),
+        ("model.hidden_dropout", 0.1, "--hidden-dropout"),
+        ("log.every", 100, "--log-interval"),
+    ):
+        if not t.has(flag):
+            yield path, value, flag
+    if not t.has("--bf16", "--fp16"):
+        yield "train.precision", "fp32", "--bf16"
+    if not t.has("--global-batch-size"):
+        yield "train.global_batch_size", (t.number("--micro-batch-size", 1) or 1) * t.dp, "--global-batch-size"
+    if not t.loads and not t.has("--init-method-std"):
+        yield "model.init_std", 0.02, "--init-method-std"
+    if t.task == "sft" and not t.has("--calculate-per-token-loss"):
+        yield "train.loss", "micro_batch", "--calculate-per-token-loss"
+    if t.tp > 1 and not t.has("--sequence-parallel") and not t.experts:
+        yield "parallel.sequence_parallel", False, "--sequence-parallel"
+    if t.tp > 1 and t.experts and not t.has("--expert-tensor-parallel-size", "--moe-tp-extend-ep"):
+        yield "parallel.etp", t.tp, "--expert-tensor-parallel-size"
+    if not t.has("--split", "--train-data-path", "--valid-data-path", "--test-data-path"):
+        yield "data.split", [969, 30, 1], "--split"
+    if t.validates:
+        for path, number, flag in (("train.eval_every", 1000, "--eval-interval"), ("train.eval_batches", 100, "--eval-iters")):
+            if path not in fields:
+                yield path, number, flag
+
+
+def _notes(t: Facts) -> Iterator[tuple[int, str]]:
+    line, ranks, unit = t.job.line, t.nproc * t.nodes, t.tp * t.pp * t.cp
+    if not t.has("--attention-dropout"):
+        yield line, "--attention-dropout is 0.1 there where it is left out; attention here has no dropout"
+    if ranks % unit:
+        yield line, f"tp {t.tp} x pp {t.pp} x cp {t.cp} = {unit} does not divide the {ranks} ranks of the launcher"
+    batch, micro = t.number("--global-batch-size"), t.number("--micro-batch-size", 1) or 1
+    if batch and batch % (micro * t.dp):
+        yield line, f"--global-batch-size {batch} is no multiple of --micro-batch-size {micro} x dp {t.dp}"
+    for flag in ("--lr", "--seq-length", "--micro-batch-size", "--data-path", "--train-data-path"):
+        if not t.has(flag) and not (flag.endswith("data-path") and t.has("--data-path", "--train-data-path")):
+            yield line, f"{flag} is not given: the recipe's own default holds"
+    if t.steps is None:
+        yield line, "--train-iters is not given: the recipe's own train.steps holds"

@@ -1,0 +1,106 @@
+"""The tables of flags: every name in use has its class, and what it becomes exists."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+import typer
+
+from jumar.chain import answering, converting, preparing, training_rules
+from jumar.chain.jobs import look_up
+from jumar.chain.tables import Rule, case_of, find, tables
+from jumar.ckpt_convert.cli import app as convert
+from jumar.data_prep.cli import app as data
+from jumar.eval.cli import app as evaluate
+from jumar.infer.cli import app as infer
+from jumar.train_core.recipe import Recipe
+
+NAMES = (Path(__file__).parent / "names.txt").read_text().split()
+"""Flags in public example scripts of MindSpeed-LLM (1.0.0, and its head of August 2026)."""
+RULES = [(name, rule) for name, table in tables().items() for rule in table.rules.values()]
+APPS = {"conversion": convert, "preprocessing": data, "inference": infer, "evaluation": evaluate, "lm_eval": evaluate}
+
+
+def options(app: typer.Typer) -> set[str]:
+    """The options of all commands."""
+    group: Any = typer.main.get_command(app)
+    return {option for command in group.commands.values() for parameter in command.params for option in parameter.opts}
+
+
+def recipe_fields(kind: Any, prefix: str = "") -> set[str]:
+    """Every dotted name of a recipe, sections among them."""
+    found: set[str] = set()
+    for each in fields(kind):
+        found.add(prefix + each.name)
+        inner = next(
+            (
+                t
+                for t in (get_type_hints(kind)[each.name], *getattr(get_type_hints(kind)[each.name], "__args__", ()))
+                if is_dataclass(t)
+            ),
+            None,
+        )
+        if inner is not None:
+            found |= recipe_fields(inner, f"{prefix}{each.name}.")
+    return found
+
+
+def test_there_are_many() -> None:
+    assert len(NAMES) == len(set(NAMES)) == 465
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_flag_in_use_has_its_class(name: str) -> None:
+    rules = [rule for table in tables().values() if (rule := look_up(name, [table])[1]) is not None]
+    assert rules
+    for rule in rules:
+        assert rule.kind == "mapped" or rule.why or rule.cases
+
+
+@pytest.mark.parametrize("table, rule", RULES, ids=lambda part: part if isinstance(part, str) else part.flag)
+def test_what_a_flag_becomes_exists(table: str, rule: Rule) -> None:
+    if rule.kind != "mapped":
+        return
+    assert rule.ours
+    if table == "training":
+        assert rule.ours in recipe_fields(Recipe) or rule.ours in ("the command", "JUMAR_COLLECTIVE_TIMEOUT_S")
+    elif rule.ours.startswith("--") and table in APPS:
+        assert rule.ours in options(APPS[table])
+    ways = {
+        "training": training_rules.RULES,
+        "launchers": training_rules.RULES,
+        "conversion": converting.RULES,
+        "preprocessing": preparing.RULES,
+        "inference": answering.INFERENCE,
+        "evaluation": answering.EVALUATION,
+        "lm_eval": answering.LM_EVAL,
+    }[table]
+    if rule.how.startswith("by "):
+        assert rule.how[3:] in ways
+    elif not rule.how.startswith("= "):
+        assert rule.how in ("int", "float", "text", "path", "flag", "many")
+
+
+@pytest.mark.parametrize("rule", [rule for _, rule in RULES if rule.kind == "refused"], ids=lambda rule: rule.flag)
+def test_what_is_refused_says_what_to_do(rule: Rule) -> None:
+    assert any(sign in rule.why for sign in (":", ";", ",")), rule.why
+
+
+def test_values_decide() -> None:
+    (rule,) = [rule for name, rule in find("--attention-dropout") if name == "training"]
+    assert case_of(rule, "0.0")[0] == "default"
+    assert case_of(rule, "0.1")[0] == "refused"
+    (rule,) = [rule for name, rule in find("--reset-position-ids") if name == "training"]
+    assert case_of(rule, "", ["tuning"])[0] == "default"
+    assert case_of(rule, "")[0] == "refused"
+
+
+def test_a_beginning_is_a_flag_as_argparse_takes_it() -> None:
+    known = [tables()["training"]]
+    assert look_up("--num-layers-per-virtual-pipeline-stag", known)[0] == "--num-layers-per-virtual-pipeline-stage"
+    assert look_up("--recompute-m", known)[1] is None  # of two
+    name, rule, near = look_up("--tensor-model-paralel-size", known)
+    assert (name, rule, near[0]) == ("--tensor-model-paralel-size", None, "--tensor-model-parallel-size")

@@ -1,0 +1,287 @@
+"""Launch scripts in the published styles become commands and recipes; what does not fit is refused aloud."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jumar.chain.migrate import Migrated, migrate
+from jumar.chain.verdicts import Made, Verdict
+from jumar.schema.errors import ToolError
+from jumar.schema.indexed import IndexedWriter
+from jumar.schema.recipe import load_recipe, read_file
+from jumar.schema.registry import families
+from jumar.train_core.checks import check
+from jumar.train_core.job import resolve
+from jumar.train_core.recipe import Recipe
+
+SCRIPTS = Path(__file__).parent / "scripts"
+
+
+def script(name: str, **more: object) -> Made:
+    (made,) = migrate(SCRIPTS / f"{name}.sh", **more).made  # type: ignore[arg-type]
+    return made
+
+
+def of(made: Made, flag: str) -> Verdict:
+    (found,) = [each for each in made.verdicts if each.flag == flag]
+    return found
+
+
+def written(tmp_path: Path, text: str) -> Migrated:
+    path = tmp_path / "run.sh"
+    path.write_text(text)
+    return migrate(path)
+
+
+COMMANDS = {
+    "chat": "torchrun --nproc-per-node 8 -m jumar.infer chat mg --pp 4 --tokenizer hf --template llama2 --max-new-tokens 512",
+    "convert_mlm": "jumar-convert to-megatron '${HF_DIR}' '${MG_DIR}' --tp 2 --dtype bf16 --dialect te",
+    "convert_to_hf": "jumar-convert to-hf ./mg/ ./hf/mg2hf --family llama",
+    "convert_to_megatron": "jumar-convert to-megatron ./hf/ ./mg/ --tp 2 --pp 2 --vpp 2 --dialect mindspeed",
+    "data_pretrain": "jumar-data pretrain ./text.jsonl --tokenizer ./tok/ --output ./dataset/corpus --key text --workers 1 "
+    "--append-eod",
+    "data_tune": "jumar-data sft ./alpaca.jsonl --tokenizer tok --output ./dataset/alpaca --workers 1 --format alpaca "
+    "--template qwen --seq-len 128 --pack --map prompt=instruction --map query=input --map response=output",
+    "evaluate": "jumar-eval run mg --data ./mmlu --tasks mmlu --tokenizer hf --dtype bf16 --protocol mindspeed "
+    "--out runs/evaluate",
+    "generate": "jumar-infer generate mg -p PROMPT --tokenizer hf --max-new-tokens 8 --temperature 0.7 --top-p 0.9 --seed 42 "
+    "--dtype bf16 --chat",
+    "lm_eval": "jumar-eval run hf --tasks mmlu,gsm8k --batch 8 --out out --data benchmarks",
+    "pretrain_mlm": "JUMAR_COLLECTIVE_TIMEOUT_S=600 jumar-train pretrain pretrain_mlm.yaml --nproc 4",
+    "pretrain_moe": "jumar-train pretrain pretrain_moe.yaml --nproc 8",
+    "pretrain_ms": "jumar-train pretrain pretrain_ms.yaml --nproc 4",
+    "serve_mlm": "jumar-infer serve mg --port 5001 --tokenizer hf --max-batch 4 --dtype bf16",
+    "tune_ms": "jumar-train sft tune_ms.yaml --nproc 2",
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_command(name: str) -> None:
+    made = script(name)
+    (command,) = made.commands
+    assert re.sub(r" \\\n +", " ", command) == COMMANDS[name].replace("'${HF_DIR}'", "$HF_DIR")
+    assert not made.of("unknown")
+    assert not made.of("refused")
+    assert not made.faults
+
+
+@pytest.mark.parametrize("name", [path.stem for path in SCRIPTS.glob("*.sh")])
+def test_every_flag_has_one_verdict(name: str) -> None:
+    text = re.sub(r"^\s*#.*$|\s#.*$", "", (SCRIPTS / f"{name}.sh").read_text(), flags=re.MULTILINE)
+    flags = re.findall(r"(?<!\S)(--[\w-]+)", text)
+    if name == "pretrain_mlm":
+        flags.remove("--fp16")  # of the branch that is not taken
+    assert sorted(flags) == sorted(each.flag for each in script(name).verdicts)
+
+
+def test_lines_are_those_of_the_script() -> None:
+    lines = (SCRIPTS / "pretrain_ms.sh").read_text().splitlines()
+    for each in script("pretrain_ms").verdicts:
+        assert each.flag in lines[each.line - 1]
+
+
+# --- recipes
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Models and datasets where the scripts have them."""
+    for name, family in (("model", "llama"), ("moe", "mixtral"), ("weights", "mixtral")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(families()[family].tiny))
+    (tmp_path / "data").mkdir()
+    with IndexedWriter(tmp_path / "data/corpus_text_document", np.uint16) as writer:
+        for number in range(1200):
+            writer.add(np.arange(60) % (number % 50 + 3))
+    for key, first, rest in (("input_ids", 3, 4), ("attention_mask", 1, 1), ("labels", -100, 5)):
+        with IndexedWriter(tmp_path / f"data/talks_packed_{key}_document", np.int32) as writer:
+            for number in range(40):
+                writer.add(np.array([first] * 5 + [rest] * (number % 9 + 1)))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name, ranks", [("pretrain_ms", 4), ("pretrain_mlm", 4), ("pretrain_moe", 8), ("tune_ms", 2)])
+def test_a_recipe_is_one_that_jumar_train_takes(name: str, ranks: int, home: Path) -> None:
+    """All that a dry run checks, without its process."""
+    made = script(name, given=["runs/a", "data/corpus"])
+    ((file, content),) = made.files.items()
+    Path(file).write_text(content)
+    recipe = load_recipe(Recipe, Path(file))
+    job = resolve(recipe, world=ranks, device="cpu", task="sft" if name == "tune_ms" else "pretrain")
+    assert [problem for problem in check(job) if not problem.warning] == []
+    for field in re.findall(r"^ *(\w+):.*# (--.*)$", content, re.MULTILINE):
+        assert field
+
+
+def test_a_recipe_says_what_the_script_says(home: Path) -> None:
+    ((_, content),) = script("pretrain_ms").files.items()
+    Path("recipe.yaml").write_text(content)
+    values = read_file(Path("recipe.yaml"))
+    assert values["parallel"] == {"tp": 2, "pp": 1}
+    assert values["optim"] == {"lr": 0.00125, "beta1": 0.9, "beta2": 0.95, "weight_decay": 0.1, "clip_grad": 1.0}
+    assert values["schedule"] == {"min_lr": 0.000125, "warmup_steps": 4}
+    assert values["features"]["recompute"] == {"granularity": "full", "method": "block", "layers": 2}
+    assert values["data"] == {"train": "data/corpus_text_document", "split": [90, 10], "seq_len": 32}
+
+
+def test_what_megatron_takes_where_a_flag_is_left_out_is_written(home: Path) -> None:
+    ((_, content),) = script("pretrain_mlm", given=["runs/a", "data/corpus"]).files.items()
+    for line in ("beta2: 0.999", "weight_decay: 0.01", "kind: linear", "hidden_dropout: 0.1", "sequence_parallel: false"):
+        assert re.search(rf"^  {line} +# --[a-z0-9-]+, left out$", content, re.MULTILINE)
+
+
+def test_samples_are_steps_and_chunks_are_counted() -> None:
+    made = script("pretrain_mlm")
+    assert of(made, "--train-samples").ours == "train.steps: 50"
+    assert of(made, "--lr-warmup-samples").ours == "schedule.warmup_steps: 5"
+    assert of(made, "--num-layers-per-virtual-pipeline-stage").ours == "parallel.vpp: 2"
+
+
+# --- what does not fit
+
+
+def test_lora_is_refused_and_partly_made() -> None:
+    made = script("tune_lora")
+    assert [each.flag for each in made.of("refused")] == ["--lora-r", "--lora-alpha", "--lora-target-modules"]
+    assert made.files
+
+
+def test_another_stage_makes_no_recipe() -> None:
+    made = script("dpo")
+    assert {"--stage", "--dpo-loss-type", "--is-pairwise-dataset"} == {each.flag for each in made.of("refused")}
+    assert not made.commands
+    assert not made.files
+
+
+STAGES = "--num-layers 10 --pipeline-model-parallel-size 2"
+BASE = "torchrun --nproc_per_node 2 pretrain_gpt.py --tokenizer-name-or-path m --data-path d --train-iters 9 --lr 1e-3 "
+
+
+@pytest.mark.parametrize(
+    "more, flag, kind, said",
+    [
+        ("--attention-dropout 0.1", "--attention-dropout", "refused", "no dropout"),
+        ("--fp8-format hybrid", "--fp8-format", "refused", "train.precision"),
+        ("--moe-expert-capacity-factor 1.1", "--moe-expert-capacity-factor", "refused", "no token is dropped"),
+        ("--lr-decay-style inverse-square-root", "--lr-decay-style", "refused", "schedule.kind"),
+        ("--micro-batch-size $MBS", "--micro-batch-size", "refused", "$MBS is not known"),
+        ("--micro-batch-size many", "--micro-batch-size", "refused", "expected a whole number, got 'many'"),
+        (
+            "--num-layers 10 --pipeline-model-parallel-size 2 --num-layers-per-virtual-pipeline-stage 4",
+            "--num-layers-per-virtual-pipeline-stage",
+            "refused",
+            "no multiple",
+        ),
+        ("--reset-attention-mask", "--reset-attention-mask", "refused", "not masked"),
+        ("--mirco-batch-size 4", "--mirco-batch-size", "unknown", "--micro-batch-size"),
+        ("--our-own-flag 4", "--our-own-flag", "unknown", "neither passed on nor dropped"),
+        ("--bf16 yes", "yes", "unknown", "--bf16 does not take it"),
+        ("--expert-model-parallel-size 2", "--expert-model-parallel-size", "no effect", "no experts"),
+        ("--save-interval 10", "--save-interval", "no effect", "nothing is saved"),
+        ("--sequence-parallel", "--sequence-parallel", "no effect", "tp is 1"),
+        ("--use-flash-attn", "--use-flash-attn", "no effect", "kernels"),
+        ("--num-experts 8", "--num-experts", "default", "config.json"),
+        ("--lr-warmup-it 3", "--lr-warmup-it", "mapped", ""),
+    ],
+)
+def test_what_becomes_of_a_flag(more: str, flag: str, kind: str, said: str, tmp_path: Path) -> None:
+    (made,) = written(tmp_path, BASE + more).made
+    found = of(made, flag)
+    assert found.kind == kind
+    assert said in found.why
+
+
+def test_the_last_of_two_holds(tmp_path: Path) -> None:
+    (made,) = written(tmp_path, BASE + "--lr 2e-3").made
+    assert [(each.kind, each.values) for each in made.verdicts if each.flag == "--lr"] == [
+        ("no effect", "1e-3"),
+        ("mapped", "2e-3"),
+    ]
+    assert "lr: 0.002" in next(iter(made.files.values()))
+
+
+def test_several_machines(tmp_path: Path) -> None:
+    text = BASE.replace("torchrun", "torchrun --nnodes 4 --node_rank $RANK --master_addr 10.0.0.1")
+    (made,) = written(tmp_path, text).made
+    assert made.commands[0].startswith("PET_NNODES=4 PET_NODE_RANK=$RANK PET_MASTER_ADDR=10.0.0.1 jumar-train pretrain run.yaml")
+
+
+def test_a_command_broken_off_by_a_blank_line_goes_on(tmp_path: Path) -> None:
+    found = written(tmp_path, BASE + "\\\n\n    --clip-grad 0.5\n")
+    assert of(found.made[0], "--clip-grad").kind == "mapped"
+    assert any("begins a command of its own" in text for _, text in found.notes)
+
+
+def test_several_commands_of_a_script(tmp_path: Path) -> None:
+    found = written(tmp_path, BASE + "\n" + BASE.replace("1e-3", "1e-4") + "\npip install --upgrade x\npython plot.py --out a\n")
+    assert [name for made in found.made for name in made.files] == ["run.yaml", "run-2.yaml"]
+    assert any("plot.py is no program" in text for _, text in found.notes)
+
+
+def test_what_is_to_be_filled_in_is_told(tmp_path: Path) -> None:
+    found = written(tmp_path, 'P="your tokenizer path"\n' + BASE.replace("path m", "path $P"))
+    assert "path: your tokenizer path" in next(iter(found.made[0].files.values()))
+    assert any("fill in 'your tokenizer path'" in text for _, text in found.notes)
+
+
+@pytest.mark.parametrize("program", ["pretrain_t5.py", "rlhf_gpt.py", "train_fsdp2.py", "examples/multimodal/train.py"])
+def test_other_programs_are_refused_whole(program: str, tmp_path: Path) -> None:
+    (made,) = written(tmp_path, f"python {program} --lr 1e-3 --config-name x --parallel.fsdp_size 8").made
+    assert made.of("refused") or made.faults
+    assert not made.of("mapped")
+
+
+def test_a_script_of_other_things_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ToolError, match=r"starts no program that is known here.*plot\.py"):
+        written(tmp_path, "echo a\npython plot.py --x 1")
+
+
+# --- the command line
+
+
+def run(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "jumar.chain", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env={**os.environ, "COLUMNS": "100"}, timeout=60)
+
+
+def test_the_command_line(tmp_path: Path) -> None:
+    done = run("migrate", SCRIPTS / "pretrain_mlm.sh", "runs/a", "data/corpus", "-o", "out", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (job,) = json.loads(done.stdout)["jobs"]
+    assert job["commands"] == ["JUMAR_COLLECTIVE_TIMEOUT_S=600 jumar-train pretrain out/pretrain_mlm.yaml --nproc 4"]
+    assert {each["class"] for each in job["flags"]} == {"mapped", "default", "no effect"}
+    assert (tmp_path / "out/pretrain_mlm.yaml").read_text() == job["files"]["out/pretrain_mlm.yaml"]
+    (tmp_path / "out/pretrain_mlm.yaml").write_text("mine: 1\n")
+    assert run("migrate", SCRIPTS / "pretrain_mlm.sh", "-o", "out", cwd=tmp_path).returncode == 3
+    assert (tmp_path / "out/pretrain_mlm.yaml").read_text() == "mine: 1\n"
+
+
+def test_exit_codes(tmp_path: Path) -> None:
+    refused = run("migrate", SCRIPTS / "tune_lora.sh", "-o", "out", cwd=tmp_path)
+    assert refused.returncode == 3
+    assert "refused: --lora-r" in refused.stderr
+    assert not (tmp_path / "out").exists()
+    assert run("migrate", SCRIPTS / "tune_lora.sh", "-o", "out", "--partial", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "out/tune_lora.yaml").exists()
+    (tmp_path / "typo.sh").write_text(BASE + "--mirco-batch-size 4")
+    unknown = run("migrate", "typo.sh", "--partial", cwd=tmp_path)
+    assert unknown.returncode == 3
+    assert "did you mean --micro-batch-size" in unknown.stdout
+    assert run("migrate", "absent.sh", cwd=tmp_path).returncode == 2
+
+
+def test_alone_it_shows_the_chain(tmp_path: Path) -> None:
+    done = run(cwd=tmp_path)
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) <= 10
+    for name in ("jumar-data", "jumar-convert", "jumar-train", "jumar-infer", "jumar-eval", "jumar migrate"):
+        assert name in done.stdout
