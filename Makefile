@@ -11,13 +11,19 @@ INSTALLED := .venv/installed
 PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(BIN)/python -m pip
 
 .NOTPARALLEL:
-.PHONY: help demo test test-all bench lint format clean
+.PHONY: help demo demo-pretrain demo-moe test test-all bench lint format clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
 
-demo: $(INSTALLED) ## convert a tiny model there and back
+demo: $(INSTALLED) ## a real 135M model through all five tools, to runs/demo/index.html (JUMAR_DEMO=short: two steps of training)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/quickstart.sh
+
+demo-pretrain: $(INSTALLED) ## a tiny model from random weights on the pages of docs/, tensor-parallel
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/pretrain.sh
+
+demo-moe: $(INSTALLED) ## the same with experts, expert-parallel
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/pretrain.sh mixtral runs/demo-moe
 
 test: lint ## linters, then every test that is not slow
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
