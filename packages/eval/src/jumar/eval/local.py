@@ -14,6 +14,7 @@ from jumar.eval.computing import shares
 from jumar.eval.requests import Done, Request, Response
 from jumar.eval.scoring import Text, score
 from jumar.infer import Engine, Sampling
+from jumar.infer import Request as Asked
 from jumar.infer.conversation import Template, open_template
 from jumar.infer.engine import Limits
 from jumar.schema.errors import ToolError
@@ -181,7 +182,7 @@ class LocalModel:
         key = tuple(context)
         text = texts.get(key)
         if text is None:
-            text = texts[key] = Text(context, [], _common(head, context[:-1]))
+            text = texts[key] = Text(context, [], common(head, context[:-1]))
             owners[id(text)] = []
         text.rests.append(rest)
         text.scores.append([])
@@ -194,31 +195,42 @@ class LocalModel:
         owners: dict[int, tuple[int, bool]] = {}
         prompts = []
         for number, request in numbered:
-            ids, most = list(self._encode(request.context)), self.context - request.max_new_tokens
-            if most < 1:
-                raise ToolError(
-                    f"{request.max_new_tokens} new tokens are asked for, and the model's context is {self.context}",
-                    hint="give the task a smaller max_new_tokens",
-                )
-            sampling = Sampling(max_new_tokens=request.max_new_tokens, stop=request.until)
-            asked = self.engine.request(ids[-most:], sampling)
-            owners[asked.number] = number, len(ids) > most
-            prompts.append(Answering(asked, _common(head_ids, asked.prompt[:-1])))
+            ids, cut = self.prompt(request.context, request.max_new_tokens)
+            sampling = Sampling(max_new_tokens=request.max_new_tokens, stop=request.until, stop_ids=self.stop_ids(request.until))
+            asked = self.engine.request(ids, sampling)
+            owners[asked.number] = number, cut
+            prompts.append(Answering(asked, common(head_ids, asked.prompt[:-1])))
 
         def told(prompt: Answering) -> None:
             number, truncated = owners[prompt.request.number]
-            done(number, Response(self._text(prompt), truncated))
+            done(number, Response(self.text(prompt.request), truncated))
 
         answer_all(self.engine, head_ids, prompts, told, at_once=max(self.opening.max_batch, 2))
 
-    def _text(self, prompt: Answering) -> str:
+    def prompt(self, context: str, max_new_tokens: int) -> tuple[list[int], bool]:
+        """(tokens of a prompt that leave room for its answer, whether its beginning was cut off)."""
+        ids, most = list(self._encode(context)), self.context - max_new_tokens
+        if most < 1:
+            raise ToolError(
+                f"{max_new_tokens} new tokens are asked for, and the model's context is {self.context}",
+                hint="give the task a smaller max_new_tokens",
+            )
+        return ids[-most:], len(ids) > most
+
+    def stop_ids(self, until: Sequence[str]) -> tuple[int, ...]:
+        """Of stop texts those that are special tokens: an answer is decoded without them."""
+        return tuple(self._special[text] for text in until if text in self._special)
+
+    @cached_property
+    def _special(self) -> dict[str, int]:
+        added = self.tokenizer.inner.get_added_tokens_decoder()
+        return {token.content: number for number, token in added.items() if token.special}
+
+    def text(self, request: Asked) -> str:
         """Of an answer cut by its length with half a character at the end too, which lm-eval shows as U+FFFD."""
-        if prompt.request.finish != "length":
-            return prompt.request.text
-        assert self.engine.tokenizer is not None
-        return self.engine.tokenizer.decode(prompt.request.output)
+        return self.tokenizer.decode(request.output) if request.finish == "length" else request.text
 
 
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two texts begin with alike."""
+def common(a: Sequence[object], b: Sequence[object]) -> int:
+    """How many tokens, or characters, two texts begin with alike."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
