@@ -53,3 +53,22 @@ def test_the_server_scores_as_the_checkpoint_does(hf: Path, url: str, tmp_path: 
     for ours, theirs in zip(found["a"], found["b"], strict=True):
         for (a,), (b,) in zip(ours["resps"], theirs["resps"], strict=True):
             assert a == (b if isinstance(b, str) else [pytest.approx(b[0], abs=1e-4), b[1]])
+
+
+def test_conversations_with_the_server(hf: Path, url: str, tmp_path: Path) -> None:
+    """--chat: the server's template is the checkpoint's."""
+    make = Maker(tmp_path / "data")
+    make.lines("quiz.jsonl", [{"q": "绳子 and"}, {"q": "The rope"}, {"q": "Where?"}])
+    own = {"task": "quiz", "title": "T", "kind": "generate", "metrics": ["begins_with"], "target": "q", "prompt": "{{ q }}"}
+    (tmp_path / "quiz.yaml").write_text(json.dumps(own | {"layouts": [{"test": "quiz.jsonl"}], "max_new_tokens": 12, "shots": 1}))
+    found = {}
+    local = LocalModel(hf, Opening(device="cpu", cache_tokens=4096))
+    for name, model in (("a", remote.RemoteModel(url, chat=True)), ("b", local)):
+        settings = Settings(
+            tasks=(str(tmp_path / "quiz.yaml"),), data=make.folder, out=tmp_path / name, chat=True, system="Be brief."
+        )
+        evaluate(lambda model=model: model, settings)
+        samples = [json.loads(line) for line in (tmp_path / name / "samples_quiz.jsonl").open()]
+        found[name] = [sample["resps"][0][0].rstrip("\ufffd") for sample in samples]
+    assert found["a"] == found["b"]
+    assert all(found["a"])

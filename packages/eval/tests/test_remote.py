@@ -8,9 +8,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -29,6 +30,8 @@ class Completions(BaseHTTPRequestHandler):
     lock = threading.Lock()
     count = 0
     echoes = True
+    asked: ClassVar[list[dict[str, Any]]] = []
+    odd: ClassVar[Any] = None
 
     def log_message(self, *args: Any) -> None:
         pass
@@ -54,9 +57,17 @@ class Completions(BaseHTTPRequestHandler):
             if cls.count % 5 == 0:
                 self.reply(503, {"error": {"message": "busy"}})
                 return
+            cls.asked.append(body)
+            if self.path.endswith("/chat/completions"):
+                self.reply(200, cls.odd or {"choices": [self.converse(body)]})
+                return
             choice = self.echo(body) if body.get("echo") and cls.echoes else self.complete(body)
             count = len(self.model.engine.encode(body["prompt"]))
             self.reply(200, {"choices": [choice], "usage": {"prompt_tokens": count}})
+
+    def converse(self, body: dict[str, Any]) -> dict[str, Any]:
+        text = self.complete({**body, "prompt": self.model.render(body["messages"])})["text"]
+        return {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
 
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:
         sampling = Sampling(max_new_tokens=body["max_tokens"], stop=tuple(body.get("stop", ())))
@@ -80,7 +91,7 @@ class Completions(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def served(hf: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, type[Completions]]]:
-    handler = type("Handler", (Completions,), {"model": LocalModel(hf, Opening(device="cpu", cache_tokens=4096))})
+    handler = type("Handler", (Completions,), {"asked": [], "model": LocalModel(hf, Opening(device="cpu", cache_tokens=4096))})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
@@ -118,8 +129,6 @@ def test_what_an_endpoint_does_not_do_is_said(
     monkeypatch.setattr(handler, "echoes", False)
     with pytest.raises(ToolError, match="does not give log-probabilities of prompts"):
         evaluate(lambda: RemoteModel(url), settings)
-    with pytest.raises(ToolError, match="--chat needs the model's template"):
-        evaluate(lambda: RemoteModel(url), Settings(tasks=("piqa",), data=make.folder, chat=True))
     monkeypatch.setenv("OPENAI_API_KEY", "wrong")
     with pytest.raises(ToolError, match="401: no key") as fault:
         RemoteModel(url)
@@ -128,6 +137,90 @@ def test_what_an_endpoint_does_not_do_is_said(
     with pytest.raises(ToolError, match=r"127\.0\.0\.1:9/v1/models") as fault:
         RemoteModel("http://127.0.0.1:9/v1")
     assert fault.value.code == Exit.ENVIRONMENT
+
+
+@pytest.fixture
+def quiz(make: Maker, tmp_path: Path) -> Settings:
+    """A conversation: a system message, a worked example, a question."""
+    make.lines("quiz.jsonl", [{"q": "How far is it"}, {"q": "绳子"}, {"q": "The rope"}])
+    own = {"task": "quiz", "title": "T", "kind": "generate", "metrics": ["begins_with"], "target": "q", "prompt": "{{ q }}"}
+    own |= {"layouts": [{"test": "quiz.jsonl"}], "max_new_tokens": 6, "until": ["a", "e", "i", "o", "u"], "shots": 1}
+    (tmp_path / "quiz.yaml").write_text(json.dumps(own))
+    return Settings(tasks=(str(tmp_path / "quiz.yaml"),), data=make.folder, chat=True, system="Be brief.")
+
+
+def texts(out: Path) -> list[str]:
+    """Without half a character at the end, of which servers say nothing."""
+    return [json.loads(line)["resps"][0][0].rstrip("\ufffd") for line in (out / "samples_quiz.jsonl").open()]
+
+
+def test_a_conversation_with_an_endpoint(served: tuple[str, type[Completions]], quiz: Settings, tmp_path: Path) -> None:
+    """What is asked, and the same texts as of the checkpoint itself."""
+    url, handler = served
+    found = evaluate(lambda: RemoteModel(url, chat=True), replace(quiz, out=tmp_path / "a"))
+    assert found["config"]["model"] == "openai-chat-completions"
+    assert not {"kinds", "warnings"} & found.keys()
+    turns = [{"role": "user", "content": "绳子"}, {"role": "assistant", "content": "绳子"}]
+    first = {"role": "system", "content": "Be brief."}
+    messages = [first, *turns, {"role": "user", "content": "How far is it"}]
+    (body,) = [b for b in handler.asked if b["messages"] == messages]
+    assert body == {"model": "tiny", "messages": messages, "max_tokens": 6, "temperature": 0, "stop": ["a", "e", "i", "o"]}
+    sample = json.loads((tmp_path / "a/samples_quiz.jsonl").open().readline())
+    assert json.loads(sample["arguments"]["gen_args_0"]["arg_0"]) == messages
+    evaluate(lambda: handler.model, replace(quiz, out=tmp_path / "b"))
+    assert texts(tmp_path / "a") == texts(tmp_path / "b")
+    assert any(texts(tmp_path / "a"))
+
+
+def test_log_likelihoods_of_conversations_are_refused_before_anything_is_asked(
+    served: tuple[str, type[Completions]], quiz: Settings, make: Maker, tmp_path: Path
+) -> None:
+    url, handler = served
+    make.piqa(count=1)
+    with pytest.raises(ToolError, match="piqa: log-likelihoods of conversations") as fault:
+        evaluate(lambda: RemoteModel(url, chat=True), replace(quiz, tasks=(*quiz.tasks, "piqa"), out=tmp_path / "out", shots=0))
+    assert (fault.value.code, fault.value.hint) == (Exit.USAGE, "leave --chat out, or score the checkpoint itself")
+    assert not handler.asked
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "message, found",
+    [
+        ({"content": "Yes."}, "Y.s."),
+        ({"content": [{"type": "text", "text": "Ye"}, {"type": "image"}, {"type": "text", "text": "t"}]}, "Y"),
+        ({"content": None, "reasoning_content": "hm"}, ""),
+        ({"role": "assistant"}, ""),
+    ],
+)
+def test_messages_of_other_servers(
+    message: dict[str, Any], found: str, served: tuple[str, type[Completions]], quiz: Settings, tmp_path: Path
+) -> None:
+    url, handler = served
+    handler.odd = {"choices": [{"message": message, "finish_reason": "length"}]}
+    said: list[str] = []
+    evaluate(
+        lambda: RemoteModel(url, chat=True), replace(quiz, out=tmp_path / "a"), lambda word, text: said.append(f"{word}: {text}")
+    )
+    assert texts(tmp_path / "a") == [found.partition(".")[0]] * 3
+    counted = "warning: 3 answers had no text, and count as empty (finish_reason: length)"
+    assert said == ([] if found else [counted])
+
+
+@pytest.mark.parametrize(
+    "odd, what",
+    [
+        ({"choices": []}, "chat/completions gave no choices"),
+        ({"choices": [{"text": "yes"}]}, "chat/completions gave no message"),
+        ({"object": "list"}, "chat/completions gave no choices"),
+        ([1], "gave no JSON object"),
+    ],
+)
+def test_answers_that_are_none(odd: Any, what: str, served: tuple[str, type[Completions]], quiz: Settings) -> None:
+    url, handler = served
+    handler.odd = odd
+    with pytest.raises(ToolError, match=what):
+        evaluate(lambda: RemoteModel(url, chat=True), quiz)
 
 
 def test_an_endpoint_needs_no_torch(served: tuple[str, type[Completions]], make: Maker) -> None:

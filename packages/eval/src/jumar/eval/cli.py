@@ -122,7 +122,7 @@ def run_(
         force=force,
         arguments=_asked(model, shots, limit, chat, system, opening),
     )
-    results = evaluate(_opener(model, name, opening), settings, _say)
+    results = evaluate(_opener(model, name, opening, chat), settings, _say)
     print_json(results) if as_json else _table(results)
     for wanted in fail_under or ():
         check(results, wanted)
@@ -143,11 +143,11 @@ def _asked(
     }
 
 
-def _opener(model: str, name: str | None, opening: dict[str, Any]) -> "Callable[[], Model]":
+def _opener(model: str, name: str | None, opening: dict[str, Any], chat: bool) -> "Callable[[], Model]":
     def remote() -> "Model":
         from jumar.eval.remote import RemoteModel
 
-        return RemoteModel(model, name=name, at_once=opening["max_batch"])
+        return RemoteModel(model, name=name, at_once=opening["max_batch"], chat=chat)
 
     def local() -> "Model":
         try:

@@ -1,11 +1,13 @@
 """An OpenAI-compatible endpoint as the model: what is asked goes over HTTP, several requests at once.
 
 Log-likelihoods need `echo` with `logprobs` in /v1/completions (jumar-infer serve, vLLM, llama.cpp give it). Needs neither torch
-nor a tokenizer: the border between context and continuation is found by the offsets of tokens in the text.
+nor a tokenizer: the border between context and continuation is found by the offsets of tokens in the text. With `chat`,
+conversations go to /v1/chat/completions, which writes them by the model's template and gives texts alone.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import time
@@ -27,10 +29,14 @@ class RemoteModel:
     """Answers requests by POST URL/completions. Raises ToolError: 4 where there is no server, 3 for what it refuses.
 
     name: the model's; None for the only one that the server lists
+    chat: contexts are conversations as `render` writes them, for POST URL/chat/completions
     """
 
-    def __init__(self, url: str, *, name: str | None = None, at_once: int = 8, timeout_s: float = 600) -> None:
-        self.url, self.at_once = url.rstrip("/"), at_once
+    def __init__(
+        self, url: str, *, name: str | None = None, at_once: int = 8, chat: bool = False, timeout_s: float = 600
+    ) -> None:
+        self.url, self.at_once, self.chat = url.rstrip("/"), at_once, chat
+        self._empty: list[str] = []
         key = os.environ.get(KEY)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.client = httpx.Client(headers=headers, timeout=timeout_s, limits=httpx.Limits(max_connections=at_once))
@@ -46,14 +52,21 @@ class RemoteModel:
 
     def facts(self) -> dict[str, Any]:
         return {
-            "model_source": "openai-completions",
+            "model_source": "openai-chat-completions" if self.chat else "openai-completions",
             "model_name": self.name,
             "model_args": f"base_url={self.url},model={self.name}",
             "batch_size": self.at_once,
+            "kinds": ("generate",) if self.chat else ("loglikelihood", "generate", "rolling"),
+            "warnings": self._warnings(),
         }
 
+    def _warnings(self) -> list[str]:
+        ends = ", ".join(sorted(set(self._empty)))
+        return [f"{len(self._empty)} answers had no text, and count as empty (finish_reason: {ends})"] if self._empty else []
+
     def render(self, messages: Sequence[dict[str, str]]) -> str:
-        raise ToolError("--chat needs the model's template, which an endpoint does not give", hint="score the checkpoint itself")
+        """The conversation itself, as JSON, which is how lm-eval notes it too: the server knows the template."""
+        return json.dumps(messages, ensure_ascii=False)
 
     def answer(self, requests: Sequence[Request], done: Done) -> None:
         """`done` is called in this thread."""
@@ -119,21 +132,36 @@ class RemoteModel:
         return self._counts[context]
 
     def _generate(self, request: Request) -> Response:
-        asked = {"prompt": request.context, "max_tokens": request.max_new_tokens, "temperature": 0}
         stops = [stop for stop in request.until if stop]
-        answer = self._completion({**asked, **({"stop": stops[:4]} if stops else {})})["choices"][0]
-        text = str(answer.get("text", ""))
-        for stop in stops:  # OpenAI's takes four at most
+        asked: dict[str, Any] = {"max_tokens": request.max_new_tokens, "temperature": 0}
+        asked |= {"stop": stops[:4]} if stops else {}  # OpenAI's takes four at most
+        if self.chat:
+            text = self._said(self._completion({"messages": json.loads(request.context), **asked}, "chat/completions"))
+        else:
+            text = str(self._completion({"prompt": request.context, **asked})["choices"][0].get("text") or "")
+        for stop in stops:
             text = text.partition(stop)[0]
         return Response(text)
 
+    def _said(self, answer: dict[str, Any]) -> str:
+        """What the assistant wrote, of parts those that are text; none (nothing but reasoning, a call) is counted."""
+        message = answer["choices"][0].get("message")
+        if not isinstance(message, dict):
+            raise ToolError(f"{self.url}/chat/completions gave no message", hint="is it an OpenAI-compatible server?")
+        content = message.get("content")
+        if isinstance(content, list):
+            content = "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
+        if not content:
+            self._empty.append(str(answer["choices"][0].get("finish_reason")))
+        return str(content or "")
+
     # --- HTTP
 
-    def _completion(self, body: dict[str, Any]) -> dict[str, Any]:
-        answer = self._send("POST", "completions", {"model": self.name, **body})
+    def _completion(self, body: dict[str, Any], path: str = "completions") -> dict[str, Any]:
+        answer = self._send("POST", path, {"model": self.name, **body})
         choices = answer.get("choices")
         if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-            raise ToolError(f"{self.url}/completions gave no choices", hint="is it an OpenAI-compatible server?")
+            raise ToolError(f"{self.url}/{path} gave no choices", hint="is it an OpenAI-compatible server?")
         return answer
 
     def _send(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:

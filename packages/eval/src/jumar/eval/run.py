@@ -70,6 +70,8 @@ def evaluate(open_model: Callable[[], Model], settings: Settings, say: Say = lam
         check(unit)
         for note in unit.notes:
             say("note", f"{unit.name}: {note}")
+    if model is not None:
+        _check_kinds(model, units)
     recipe = recipe_of(settings, units)
     _check(settings, recipe)
     start = time.time()
@@ -82,6 +84,15 @@ def evaluate(open_model: Callable[[], Model], settings: Settings, say: Say = lam
     return _finish(model, units, journals, settings, start, say, programs)
 
 
+def _check_kinds(model: Model, units: Sequence[Unit]) -> None:
+    """Raises ToolError (2) for what a model does not answer, which is asked of its conversations alone: before anything is."""
+    kinds = {"choice": "loglikelihood", "generate": "generate", "rolling": "rolling"}
+    answered = model.facts().get("kinds", kinds.values())
+    if other := sorted({unit.task.task for unit in units if kinds[unit.task.kind] not in answered}):
+        what = f"{', '.join(other)}: log-likelihoods of conversations, which /v1/chat/completions does not give"
+        raise ToolError(what, hint="leave --chat out, or score the checkpoint itself", code=Exit.USAGE)
+
+
 def _finish(
     model: Model,
     units: Sequence[Unit],
@@ -91,7 +102,9 @@ def _finish(
     say: Say,
     more: dict[str, str],
 ) -> dict[str, Any]:
-    facts = {key: value for key, value in model.facts().items() if key != "notes"}
+    facts = {key: value for key, value in model.facts().items() if key not in ("notes", "kinds", "warnings")}
+    for text in model.facts().get("warnings", ()):
+        say("warning", text)
     inner = ("model_args", "batch_size", "device")
     config = {
         "model": facts.get("model_source"),
