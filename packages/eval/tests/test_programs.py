@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +17,11 @@ import pytest
 
 from eval_files import Maker
 from jumar.eval.metrics import pass_at
-from jumar.eval.programs import sandbox_for
 from jumar.eval.requests import Done, Request, Response
 from jumar.eval.run import Settings, evaluate
 from jumar.eval.sandbox.host import Sandbox
 from jumar.eval.task import load_task
-from jumar.schema.errors import Exit, ToolError
+from jumar.schema.errors import ToolError
 
 HINDERED = Sandbox().hindered()
 COMMAND = [sys.executable, "-m", "jumar.eval", "run"]
@@ -165,22 +167,56 @@ def test_programs_are_off_until_they_are_allowed(data: Path, tmp_path: Path) -> 
     assert done.returncode == 2
 
 
-def test_without_namespaces_they_are_refused_or_run_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a container that forbids them."""
-    tasks = [load_task("humaneval"), load_task("mbpp")]
-    said: list[tuple[str, str]] = []
-    hindered = Sandbox.hindered
-    monkeypatch.setattr(Sandbox, "hindered", lambda self: "unshare: no" if self.walls else hindered(self))
-    with pytest.raises(ToolError, match="humaneval, mbpp: programs cannot be walled in here: unshare: no") as fault:
-        sandbox_for(tasks, lambda *words: said.append(words), code=True, unsandboxed=False)
-    assert fault.value.code == Exit.ENVIRONMENT
-    assert "--allow-unsandboxed" in str(fault.value.hint)
-    assert not said
-    sandbox = sandbox_for(tasks, lambda *words: said.append(words), code=True, unsandboxed=True)
-    assert sandbox is not None
-    assert not sandbox.walls
-    assert said[0][0] == "warning"
-    assert "NOT walled in" in said[0][1]
+class Solutions(BaseHTTPRequestHandler):
+    """/v1/models and /v1/completions of a model that knows the solutions."""
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+    def reply(self, body: dict[str, Any]) -> None:
+        content = json.dumps(body).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def do_GET(self) -> None:
+        self.reply({"data": [{"id": "solutions"}]})
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.reply({"choices": [{"text": solution(asked["prompt"])}]})
+
+
+@pytest.fixture
+def endpoint() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Solutions) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+        server.shutdown()
+
+
+WITHOUT = ["unshare", "--user", "--map-root-user", "sh", "-c", 'echo 0 > /proc/sys/user/max_user_namespaces; exec "$@"', "sh"]
+"""Runs a command where no more user namespaces can be made."""
+
+
+@pytest.mark.skipif(
+    HINDERED is not None or shutil.which("unshare") is None, reason="needs namespaces, and unshare to forbid them"
+)
+def test_without_namespaces_they_are_refused_or_run_aloud(endpoint: str, data: Path) -> None:
+    typed = [*COMMAND, endpoint, "--tasks", "humaneval", "--data", str(data), "--allow-code", "--json"]
+    done = subprocess.run([*WITHOUT, *typed], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (4, ""), done.stderr
+    assert "humaneval: programs cannot be walled in here: [Errno 28] unshare: No space left on device" in done.stderr
+    assert "--allow-unsandboxed" in done.stderr
+    done = subprocess.run([*WITHOUT, *typed, "--allow-unsandboxed"], capture_output=True, text=True)
+    assert "warning: programs are NOT walled in ([Errno 28] unshare" in done.stderr
+    bare = json.loads(done.stdout)
+    done = subprocess.run([*typed, "--allow-unsandboxed"], capture_output=True, text=True)
+    assert not done.stderr, "walls are used where they can be built"
+    walled = json.loads(done.stdout)
+    assert bare["results"] == walled["results"]
+    assert [found["config"]["programs"] for found in (bare, walled)] == ["not walled in", "walled in"]
 
 
 def test_a_task_of_ones_own_is_checked(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ MNT_DETACH = 2
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 4, 24, 36, 38
 CAPABILITY_VERSION_3 = 0x20080522
 SIGKILL = 9
-PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "loongarch64": 41}
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -43,18 +42,15 @@ def mount(source: str | None, target: str, kind: str | None = None, flags: int =
         raise OSError(fault.errno, f"{fault.strerror} ({kind or source} on {target})") from None
 
 
-def pivot_root_here() -> None:
-    """The working directory, a mount, becomes the root; what was the root is gone."""
-    machine = os.uname().machine
-    if machine not in PIVOT_ROOT:
-        raise OSError(f"the number of pivot_root on {machine} is not known")
-    _call("syscall", ctypes.c_long(PIVOT_ROOT[machine]), b".", b".")
+def pivot_root_here(number: int) -> None:
+    """The working directory, a mount, becomes the root; what was the root is gone. number: of the system call."""
+    _call("syscall", ctypes.c_long(number), b".", b".")
     _call("umount2", b".", MNT_DETACH)
     os.chdir("/")
 
 
-def prctl(option: int, value: int = 0) -> None:
-    _call("prctl", ctypes.c_int(option), ctypes.c_ulong(value), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0))
+def prctl(option: int, value: int = 0, more: int = 0) -> None:
+    _call("prctl", ctypes.c_int(option), ctypes.c_ulong(value), ctypes.c_ulong(more), ctypes.c_ulong(0), ctypes.c_ulong(0))
 
 
 def die_with_parent() -> None:

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from typing import NoReturn, TypedDict
 
-from jumar.eval.sandbox import inside, kernel, walls
+from jumar.eval.sandbox import calls, inside, kernel, walls
 
 TICK_S = 0.02
 START_S = 60
@@ -82,6 +82,7 @@ def _behind_walls(order: Order, tell: int) -> None:
     mapped, say_mapped = os.pipe()
 
     def outer() -> None:
+        os.close(say_mapped)
         kernel.unshare(walls.NAMESPACES)
         os.write(say_unshared, b"+")
         if os.read(mapped, 1):
@@ -151,6 +152,7 @@ def _become(order: Order, descriptors: list[int]) -> NoReturn:
             os.dup2(descriptor, number)
         if order["walls"]:
             kernel.drop_capabilities(walls.NOBODY if os.getuid() == 0 else None)
+            calls.forbid()
         _limit(order)
         arguments = [order["python"], "-s", "-S", "-B", "-c", order["inside"]]
         os.execve(order["python"], arguments, {"PYTHONHASHSEED": "0"})  # the same order of sets each time

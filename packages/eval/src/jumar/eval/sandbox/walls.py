@@ -7,7 +7,7 @@ import re
 import stat
 from collections.abc import Iterator, Sequence
 
-from jumar.eval.sandbox import kernel
+from jumar.eval.sandbox import calls, kernel
 
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 HOME = "/tmp"
@@ -19,13 +19,22 @@ NOBODY = 65534
 
 
 def map_ids(pid: int) -> None:
-    """Ids in a new user namespace: nobody alone; of root, who really becomes nobody, also root to build the walls."""
+    """Ids in a new user namespace: nobody alone; of root, who really becomes nobody, also root to build the walls.
+
+    Root of a container that has no nobody is a user like others.
+    """
     uid, gid = os.geteuid(), os.getegid()
-    root = uid == 0
+    root = uid == 0 and _has_nobody()
     if not root:
         _write(f"/proc/{pid}/setgroups", "deny")
     for name, own in (("gid_map", gid), ("uid_map", uid)):
         _write(f"/proc/{pid}/{name}", f"0 {own} 1\n{NOBODY} {NOBODY} 1" if root else f"{NOBODY} {own} 1")
+
+
+def _has_nobody() -> bool:
+    with open("/proc/self/uid_map") as file:
+        ranges = [(int(start), int(count)) for start, _, count in map(str.split, file)]
+    return any(start <= NOBODY < start + count for start, count in ranges)
 
 
 def _write(path: str, text: str) -> None:
@@ -47,7 +56,7 @@ def build(paths: Sequence[str]) -> None:
         os.mkdir(root + path)
         kernel.mount(kind, root + path, kind, kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC, options)
     os.chdir(root)
-    kernel.pivot_root_here()
+    kernel.pivot_root_here(calls.numbers()["pivot_root"])
     _write("/proc/sys/user/max_user_namespaces", "0")  # none inside of this one: there it would be root again
     for path in set(_mounts()) - {HOME, "/proc"}:
         _protect(path)
