@@ -249,7 +249,7 @@ def alike(printed: list[str], shown: list[str]) -> bool:
 
 def _rounded_alike(ours: str, theirs: str) -> bool:
     number = r"\d+\.\d+"
-    if not ours.startswith("step ") or re.sub(number, "", ours) != re.sub(number, "", theirs):
+    if not ours.startswith(("step ", '{"step": ')) or re.sub(number, "", ours) != re.sub(number, "", theirs):
         return False
     found, wanted = ([float(text) for text in re.findall(number, line)] for line in (ours, theirs))
     return found == pytest.approx(wanted, rel=2e-3)
