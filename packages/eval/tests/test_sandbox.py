@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -76,7 +79,7 @@ def test_bounds(sandbox: Sandbox) -> None:
     assert run(sandbox, "while True: pass", seconds=0.5) == Verdict("timed out", "not done after 0.5 s")
     assert run(sandbox, "import time; time.sleep(99)", seconds=0.2).status == "timed out"
     assert run(sandbox, "while True: print('again' * 9999)", seconds=0.3).status == "timed out"
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 60
     assert run(sandbox, "x = bytearray(1 << 30)").status == "memory"
     assert "File too large" in run(sandbox, "open('big', 'wb').write(bytes(20 << 20))").error
 
@@ -99,6 +102,13 @@ def test_what_a_program_has_started_ends_with_it(sandbox: Sandbox) -> None:
 
 
 # --- walls
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare, of util-linux, to ask")
+def test_walls_are_built_where_they_can_be() -> None:
+    """Where they cannot, the tests below are skipped: not for a fault of ours."""
+    spaces = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc", "--net", "--ipc", "--uts", "true"]
+    assert (subprocess.run(spaces, capture_output=True).returncode != 0) == (HINDERED is not None), HINDERED
 
 
 @pytest.fixture
@@ -135,22 +145,27 @@ def test_files_of_the_machine_are_out_of_reach(tmp_path: Path, secret: str) -> N
     """Neither read nor written, nor deleted; its own directory is a new one each time."""
     victim = tmp_path / "thesis.tex"
     victim.write_text(secret)
-    for program in (
-        f"open({str(victim)!r}).read()",
-        f"import shutil; shutil.rmtree({str(tmp_path)!r})",
-        f"import os; os.remove({str(victim)!r})",
-        f"open({str(Path.home() / 'left')!r}, 'w').write('here')",
-        "open('/etc/passwd').read()",
-        "open('/usr/lib/left', 'w')",
-        "open('/left', 'w')",
-        "import os; os.chmod(os.__file__, 0o777)",
-        "import os; os.mkdir('/proc/left')",
-        "open('/proc/sys/kernel/hostname', 'w').write('mine')",
-    ):
-        verdict = behind_walls(
-            f"try:\n  {program}\nexcept OSError as fault: raise Exception(fault.errno)\nraise Exception('done')"
-        )
-        assert verdict.error.startswith(("Exception: 2", "Exception: 1", "Exception: 30")), (program, verdict)
+    missing, read_only = (errno.ENOENT,), (errno.EROFS,)
+    expected = {
+        f"open({str(victim)!r}).read()": missing,
+        f"shutil.rmtree({str(tmp_path)!r})": missing,
+        f"os.remove({str(victim)!r})": missing,
+        f"open({str(Path.home() / 'left')!r}, 'w')": missing + read_only,
+        "open('/etc/passwd').read()": missing,
+        "open('/usr/lib/left', 'w')": read_only,
+        "open('/left', 'w')": read_only,
+        "os.chmod(os.__file__, 0o777)": read_only,
+        "os.mkdir('/proc/left')": missing,
+        "open('/proc/sys/kernel/hostname', 'w')": (errno.EACCES,),
+    }
+    lines = ["import os, shutil", "found = []"]
+    for program in expected:
+        lines += ["try:", f"  {program}", "  found.append(0)", "except OSError as fault: found.append(fault.errno)"]
+    verdict = behind_walls("\n".join([*lines, "raise Exception(*found)"]))
+    found = re.findall(r"\d+", verdict.error)
+    assert len(found) == len(expected), verdict
+    for (program, numbers), number in zip(expected.items(), found, strict=True):
+        assert int(number) in numbers, program
     assert victim.read_text() == secret
     assert not (Path.home() / "left").exists()
     for _ in range(2):

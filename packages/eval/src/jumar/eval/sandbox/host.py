@@ -19,7 +19,7 @@ from jumar.schema.errors import Exit, ToolError
 
 Status = Literal["passed", "failed", "timed out", "memory"]
 MEMORY_BYTES = 1 << 30
-LAUNCH = "import sys; sys.path.insert(0, sys.argv[1]); from jumar.eval.sandbox.launcher import main; main()"
+LAUNCH = "import sys; sys.path.append(sys.argv[1]); from jumar.eval.sandbox.launcher import main; main()"
 GRACE_S = 90
 """For interpreters to start, on a machine that has much else to do."""
 

@@ -197,6 +197,8 @@ def _watch(pid: int, report: int, order: Order) -> tuple[bytes, int, Outcome | N
                     deadline = time.monotonic() + order["seconds"]
                 told += chunk
                 open_ = bool(chunk) and len(told) <= TOLD_BYTES
+            if time.monotonic() > deadline and not told:
+                return told, 0, _fault(f"the interpreter had not begun after {START_S} s")
             if time.monotonic() > deadline:
                 return told, 0, {"status": "timed out", "error": f"not done after {order['seconds']:g} s"}
             if order["walls"] and _memory() > order["memory"]:
