@@ -176,6 +176,11 @@ def test_the_page_of_what_is_read_and_written_is_what_the_tests_show() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_the_page_of_flags_is_what_the_tables_say() -> None:
+    done = subprocess.run([sys.executable, ROOT / "scripts/flags.py", "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_exit_codes_are_those_of_the_code() -> None:
     item = re.search(r"^14\. .*?^15\. ", (ROOT / "docs/contracts.md").read_text(), re.MULTILINE | re.DOTALL)[0]
     assert sorted(map(int, re.findall(r"^ +\| (\d+) \|", item, re.MULTILINE))) == sorted(Exit)

@@ -146,6 +146,67 @@ def test_samples_are_steps_and_chunks_are_counted() -> None:
     assert of(made, "--num-layers-per-virtual-pipeline-stage").ours == "parallel.vpp: 2"
 
 
+def test_what_config_json_says_otherwise_is_laid_over_it(home: Path) -> None:
+    """The script has 4 layers and 8 heads, as the model has, an MLP of 96 columns and a hidden size of 64."""
+    changed = {**families()["llama"].tiny, "num_hidden_layers": 2, "intermediate_size": 128}
+    (home / "model/config.json").write_text(json.dumps(changed))
+    made = script("pretrain_ms")
+    assert [each.ours for each in made.of("mapped") if "model.config" in each.ours] == [
+        "model.config.num_hidden_layers: 4",
+        "model.config.intermediate_size: 96",
+    ]
+    ((_, content),) = made.files.items()
+    Path("recipe.yaml").write_text(content)
+    assert read_file(Path("recipe.yaml"))["model"]["config"] == {"num_hidden_layers": 4, "intermediate_size": 96}
+    job = resolve(load_recipe(Recipe, Path("recipe.yaml")), world=4, device="cpu")
+    assert (job.spec.num_layers, job.spec.ffn_size) == (4, 96)
+
+
+ALONE = "torchrun pretrain_gpt.py --data-path data/corpus --train-iters 9 --lr 1e-3 --seq-length 32 --micro-batch-size 1 "
+ALONE += "--num-layers 2 --hidden-size 64 --num-attention-heads 4 --attention-dropout 0 --split 100,0,0 "
+LLAMA = "--swiglu --disable-bias-linear --normalization RMSNorm --vocab-size 128 --group-query-attention --num-query-groups 2 "
+MODELS = {
+    "gpt2": "--vocab-file v --merge-file m --max-position-embeddings 64",
+    "llama": LLAMA,
+    "qwen2": LLAMA + "--add-qkv-bias",
+    "qwen3": LLAMA + "--qk-layernorm --kv-channels 32",
+    "mixtral": LLAMA + "--num-experts 4 --moe-router-topk 2",
+    "qwen3_moe": LLAMA + "--num-experts 4 --moe-router-topk 2 --moe-ffn-hidden-size 32 --qk-layernorm --norm-topk-prob",
+}
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_without_a_directory_the_flags_make_the_model(family: str, home: Path, tmp_path: Path) -> None:
+    (made,) = written(tmp_path, ALONE + MODELS[family]).made
+    for name, content in made.files.items():
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text(content)
+    job = resolve(load_recipe(Recipe, Path("run.yaml")), world=1, device="cpu")
+    assert job.spec.model_type == family
+    assert (job.spec.num_layers, job.spec.hidden_size, job.spec.num_heads) == (2, 64, 4)
+    assert job.spec.num_kv_heads == (4 if family == "gpt2" else 2)
+    assert [problem for problem in check(job) if not problem.warning] == []
+
+
+def test_what_the_flags_do_not_say_of_a_model_is_named(tmp_path: Path) -> None:
+    (made,) = written(tmp_path, ALONE + LLAMA.replace("--vocab-size 128", "")).made
+    assert "they do not say vocab_size" in made.faults[0]
+    assert "--model DIR" in made.faults[0]
+
+
+def test_raw_files_are_prepared_first(tmp_path: Path) -> None:
+    more = "--handler-name GeneralPretrainHandler --append-eod --json-keys text"
+    (made,) = written(tmp_path, BASE.replace("--data-path d", "--data-path text.parquet") + more).made
+    assert made.commands[0] == "jumar-data pretrain text.parquet --tokenizer m --append-eod --key text --output data/run"
+    assert "train: data/run" in made.files["run.yaml"]
+    assert of(made, "--append-eod").ours == "jumar-data: --append-eod"
+    text = BASE.replace("pretrain_gpt", "posttrain_gpt").replace("--data-path d", "--data-path talks.jsonl")
+    (made,) = written(tmp_path, text + "--stage sft --prompt-type qwen --seq-length 64").made
+    (made_with, train) = made.commands
+    assert made_with == "jumar-data sft talks.jsonl --tokenizer m --template qwen --seq-len 64 --output data/run --format alpaca"
+    assert train == "jumar-train sft run.yaml --nproc 2"
+
+
 # --- what does not fit
 
 

@@ -59,7 +59,7 @@ def migrate_(
         say("note", f"line {number}: {text}", "bold cyan")
     whole = partial or not (migrated.refused or migrated.unknown)
     if output is not None and whole:
-        _write(migrated, output, force=force)
+        _write(migrated, force=force)
     if as_json:
         print_json(object_of(migrated))
     else:
@@ -80,13 +80,13 @@ def _pairs(variables: "list[str] | tuple[str, ...]") -> dict[str, str]:
     return found
 
 
-def _write(migrated: "Migrated", folder: Path, *, force: bool) -> None:
+def _write(migrated: "Migrated", *, force: bool) -> None:
     files = {Path(name): content for made in migrated.made for name, content in made.files.items()}
     there = [path for path in files if path.exists() and path.read_text(encoding="utf-8") != files[path]]
     if there and not force:
         raise ToolError(f"{there[0]} is there, with another content", hint="choose another -o, or add --force to replace it")
-    folder.mkdir(parents=True, exist_ok=True)
     for path, content in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content, encoding="utf-8")
         say("written", str(path))
 

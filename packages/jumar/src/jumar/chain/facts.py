@@ -8,6 +8,8 @@ from jumar.chain.jobs import Job
 from jumar.chain.verdicts import Unreadable, whole
 
 TUNING = ("sft",)
+RAW = (".jsonl", ".json", ".txt", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst")
+"""Files that jumar-data reads."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
 
-from jumar.chain.facts import Facts
+from jumar.chain.facts import RAW, Facts
 from jumar.chain.jobs import Flag, Job
 from jumar.chain.options import classed, line, option
 from jumar.chain.tables import tables
 from jumar.chain.verdicts import Made, Outcome, text, whole, words
 from jumar.schema.slots import template_names
 
+MADE_ALREADY = "the data is made already; jumar-data says how conversations are read"
+"""Why flags of training.yaml that say how data is made have no effect, where it is made."""
+INDEXED = (".idx", "_text_document.idx", "_packed_input_ids_document.idx", "_input_ids_document.idx")
 RENDERED = ("sft", "pairwise", "prompts")
 GOES_WITH: dict[str, tuple[str, ...]] = {
     "--key": ("pretrain",),
@@ -149,6 +154,53 @@ def migrate_preparation(job: Job, name: str, model: str | None = None) -> Made:
     if t.command == "merge" and not faults:
         commands = tuple(_merges(t, str(options["--output"])))
     return Made(job, verdicts, commands, faults=tuple(faults))
+
+
+# --- raw files that a training script names
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """outcomes: flag of the training script -> what it is to the making of its data, and to the recipe."""
+
+    commands: tuple[str, ...]
+    outcomes: dict[str, Outcome]
+    faults: tuple[str, ...]
+
+
+def preparation(t: Facts, name: str, model: str | None) -> Prepared | None:
+    """The making of the data where --data-path names raw files, as MindSpeed-LLM's trainers take them; None elsewhere."""
+    data = t.job.last("--data-path")
+    if data is None or len(data.values) != 1 or not _raw(t, data.text):
+        return None
+    table, prefix = tables()["preprocessing"], f"data/{name}"
+    tasks = {"sft": "AlpacaStyleInstructionHandler", "pretrain": "GeneralPretrainHandler"}
+    flags = [replace(flag, rule=table.rules[flag.name]) for flag in t.job.flags if flag.name in table.rules]
+    flags += [replace(data, name="--input", rule=table.rules["--input"])]
+    flags += [
+        replace(data, name="--output-prefix", rule=table.rules["--output-prefix"], values=(data.values[0]._replace(text=prefix),))
+    ]
+    if t.said("--handler-name") is None:
+        handler = data.values[0]._replace(text=tasks[t.task])
+        flags += [replace(data, name="--handler-name", rule=table.rules["--handler-name"], values=(handler,))]
+    made = migrate_preparation(
+        replace(t.job, table="preprocessing", program="preprocess_data.py", flags=tuple(flags), launcher=()), name, model
+    )
+    own = {flag.name: flag.rule for flag in t.job.flags}
+    outcomes = {
+        each.flag: Outcome(each.kind, f"jumar-data: {each.ours}", each.why)
+        for flag, each in zip(flags, made.verdicts, strict=True)
+        if each.kind in ("mapped", "refused") and (rule := own.get(flag.name)) is not None and rule.why == MADE_ALREADY
+    }
+    outcomes["--data-path"] = Outcome("mapped", f"data.train: {prefix}", "which jumar-data makes of it", {"data.train": prefix})
+    return Prepared(made.commands, outcomes, made.faults)
+
+
+def _raw(t: Facts, path: str) -> bool:
+    """Whether a path is of files that are not token files yet: by its suffix, or since the script names a handler for it."""
+    if PurePath(path).suffix in RAW:
+        return True
+    return t.has("--handler-name") and not any(Path(f"{path}{end}").exists() for end in INDEXED)
 
 
 def _merges(t: Preparation, output: str) -> list[str]:

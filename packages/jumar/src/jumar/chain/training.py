@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
+from jumar.chain.architecture import against_config, made_config, read_config
 from jumar.chain.facts import Facts
 from jumar.chain.jobs import Flag, Job
 from jumar.chain.options import quoted
+from jumar.chain.preparing import preparation
 from jumar.chain.recipe_text import recipe_text
 from jumar.chain.training_rules import NO_EXPERTS, RULES, sets, typed
 from jumar.chain.verdicts import Made, Outcome, Unreadable, Verdict, by_table, verdict
+from jumar.schema.errors import ToolError
 
 OTHER_STAGES = ("--stage", "--is-pairwise-dataset")
 """Where one of these is refused, a recipe without it would be another training."""
@@ -34,37 +39,67 @@ class Fields:
 
 
 def migrate_training(job: Job, name: str, model: str | None = None) -> Made:
-    """A recipe and the command that runs it.
+    """A recipe and the command that runs it; before it the one that makes the data, where the script names raw files.
 
     name: of the recipe's file, without its suffix; model: the directory of config.json, where the script does not say.
     """
     facts, fields, environment = Facts(job), Fields(), dict[str, str]()
+    prepared = preparation(facts, PurePath(name).name, model)
+    config = read_config(model or _model_of(facts))
     verdicts: list[Verdict] = []
     for flag in (*job.launcher, *job.flags):
-        outcome = by_table(flag, job, ("tuning",) if facts.task == "sft" else ()) or _with_effect(facts, _mapped(facts, flag))
+        outcome = _outcome(facts, flag, config)
+        if prepared is not None:
+            outcome = prepared.outcomes.get(flag.name, outcome)
         if flag.rule is not None and outcome.kind == "mapped":
             fields.set(outcome.sets, flag.name)
             environment |= outcome.environment
         verdicts.append(verdict(flag, outcome))
     if model is not None:
         fields.set({"model.path": model}, "--model")
-    implied = list(_implied(facts, fields.values))
-    for path, value, flag_name in implied:
+    for path, value, flag_name in _implied(facts, fields.values):
         fields.set({path: value}, f"{flag_name}, left out")
-    faults = [] if "model.path" in fields.values or "load.path" in fields.values else [NO_MODEL]
-    recipe = f"{name}.yaml"
+    files, faults = _own_model(facts, fields, name)
     elsewhere = [each for each in verdicts if each.kind == "refused" and each.flag in OTHER_STAGES]
+    recipe = f"{name}.yaml"
     head = [f"From {job.program}, line {job.line}. `jumar-train schema` says what each field is."]
     words = ["jumar-train", facts.task, recipe, *(["--nproc", str(facts.nproc)] if facts.nproc > 1 else [])]
-    before = [f"{key}={quoted(value)}" for key, value in environment.items()]
+    train = " ".join([*(f"{key}={quoted(value)}" for key, value in environment.items()), *map(quoted, words)])
     return Made(
         job=job,
         verdicts=tuple(verdicts),
-        commands=() if elsewhere else (" ".join([*before, *(quoted(word) for word in words)]),),
-        files={} if elsewhere else {recipe: recipe_text(fields.values, fields.sources, head)},
+        commands=() if elsewhere else (*(prepared.commands if prepared else ()), train),
+        files={} if elsewhere else {recipe: recipe_text(fields.values, fields.sources, head), **files},
         notes=tuple(_notes(facts)),
-        faults=tuple(faults),
+        faults=(*faults, *(prepared.faults if prepared else ())),
     )
+
+
+def _model_of(t: Facts) -> str | None:
+    return t.said("--tokenizer-name-or-path") or t.said("--tokenizer-model") or t.said("--load")
+
+
+def _outcome(t: Facts, flag: Flag, config: Mapping[str, Any] | None) -> Outcome:
+    outcome = by_table(flag, t.job, ("tuning",) if t.task == "sft" else ())
+    if outcome is None:
+        return _with_effect(t, _mapped(t, flag))
+    if config is not None and outcome.kind == "default" and flag.rule is not None and flag.rule.config:
+        return against_config(t, flag, config) or outcome
+    return outcome
+
+
+def _own_model(t: Facts, fields: Fields, name: str) -> tuple[dict[str, str], list[str]]:
+    """(files, faults): a config.json of the flags where no directory is named that has one."""
+    if "model.path" in fields.values or "load.path" in fields.values:
+        return {}, []
+    try:
+        config = made_config(t)
+    except ToolError as fault:
+        said = fault.message.replace("the checkpoint's args do", "they do")
+        return {}, [f"{NO_MODEL} (of the flags alone none can be made: {said})"]
+    folder = f"{name}-model"
+    fields.set({"model.path": folder}, "made of the flags of the architecture")
+    return {f"{folder}/config.json": json.dumps(config, indent=2) + "\n"}, []
 
 
 def _mapped(facts: Facts, flag: Flag) -> Outcome:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from pathlib import PurePosixPath
 
 from jumar.chain.facts import TUNING, Facts, numbers_of, shares_of
 from jumar.chain.jobs import Flag
 from jumar.chain.recipe_text import shown
 from jumar.chain.verdicts import Outcome, Unreadable, real, text, whole, words
 
-RAW = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst")
 NO_EXPERTS = "this model has no experts"
 
 
@@ -94,17 +92,6 @@ def _tuning(t: Facts, flag: Flag) -> Outcome:
         return no_effect("samples of pretraining are all of one length, in an order that train.seed decides")
     assert flag.rule is not None
     return sets(flag.rule.ours, False if flag.name == "--no-shuffle" else whole(flag))
-
-
-def _raw(t: Facts, flag: Flag) -> Outcome:
-    data = t.said("--data-path") or ""
-    if t.task != "sft" or PurePosixPath(data).suffix not in RAW:
-        return no_effect("the data is made already; jumar-data sft --template says how conversations are read")
-    from jumar.schema.slots import template_names
-
-    if text(flag) not in template_names():
-        return refused("jumar-data templates lists the names; leave the flag out for the model's own template")
-    return sets("data.template", text(flag))
 
 
 def _tokenizer(t: Facts, flag: Flag) -> Outcome:
@@ -323,7 +310,6 @@ RULES: Mapping[str, Callable[[Facts, Flag], Outcome]] = {
     "split": _split,
     "pretraining": _pretraining,
     "tuning": _tuning,
-    "raw": _raw,
     "tokenizer": _tokenizer,
     "random_weights": _random_weights,
     "storage": _storage,
