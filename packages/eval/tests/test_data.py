@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import yaml
 from eval_files import Maker
 from jumar.eval.data import documents, find
 from jumar.eval.items import How, unit_of
-from jumar.eval.listing import listing
+from jumar.eval.listing import lines, listing
 from jumar.eval.metrics import METRICS, extract
 from jumar.eval.task import METRICS_OF, Extract, load_task, task_files
 from jumar.schema.errors import Exit, ToolError
@@ -237,3 +238,44 @@ def test_documents_know_their_subject(make: Maker) -> None:
     docs, shots = documents(task, find(task, make.folder)[0])
     assert docs[0]["subject"] == "moral disputes"
     assert len(shots) == 5
+
+
+def test_answers_of_agieval_that_are_texts(make: Maker, tmp_path: Path) -> None:
+    """The authors' files and the hub's ask the same; the sets of choices are another task."""
+    rows = [{"passage": None, "question": "1+1?", "options": None, "label": None, "answer": "$2$"}]
+    for name in ("math", "gaokao-mathcloze", "sat-math"):
+        make.lines(f"AGIEval/data/v1/{name}.jsonl", rows)
+    chinese, english = units(make, "agieval_cloze")
+    assert [unit.name for unit in (chinese, english)] == ["agieval_cloze_gaokao-mathcloze", "agieval_cloze_math"]
+    assert english.items[0].requests[0].context == "Q: 1+1?\nA: The answer is"
+    assert chinese.items[0].requests[0].context == "问题：1+1?\n答案："
+    for said, score in (("therefore 2.", 1.0), (r"\boxed{\frac42}", 0.0)):
+        assert METRICS["same_answer"].of(load_task("agieval_cloze"), english.items[0], [said]) == score
+    other = Maker(tmp_path / "hub")
+    other.lines("agieval/agieval-math/test.jsonl", [{"query": "Q: 1+1?\nA: The answer is", "answer": "$2$"}])
+    assert units(other, "agieval_cloze")[0].items[0].requests == english.items[0].requests
+
+
+@pytest.mark.parametrize(
+    "name, spread", [("gsm8k", "gsm8k/test/a.jsonl"), ("gsm8k", "gsm8k/gsm8k_test.jsonl"), ("piqa", "piqa/valid.jsonl.gz")]
+)
+def test_other_names_of_the_same_files(name: str, spread: str, make: Maker) -> None:
+    make.gsm8k() if name == "gsm8k" else make.piqa()
+    (unit,) = units(make, name, shots=0)
+    source = make.folder / ("gsm8k/test.jsonl" if name == "gsm8k" else "piqa/valid.jsonl")
+    content = source.read_bytes()
+    source.unlink()
+    target = make.folder / spread
+    target.parent.mkdir(exist_ok=True)
+    target.write_bytes(gzip.compress(content) if spread.endswith(".gz") else content)
+    assert units(make, name, shots=0)[0].items == unit.items
+
+
+def test_the_list_says_what_is_missing_of_a_task(make: Maker) -> None:
+    make.mmlu()
+    rows = {row["task"]: row for row in listing(make.folder)}
+    assert rows["mmlu"]["worked_examples"] == str(make.folder / "mmlu/dev/anatomy_dev.csv")
+    (make.folder / "mmlu/dev/anatomy_dev.csv").unlink()
+    found = listing(make.folder)
+    assert {row["task"]: row for row in found}["mmlu"]["worked_examples"] is None
+    assert sum("worked examples are missing: --shots 0" in line for line in lines(found)) == 1

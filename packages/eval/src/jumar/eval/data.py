@@ -35,9 +35,13 @@ def find(task: Task, data: Path) -> list[Found]:
         return [Found(None, layout, data.parent, (data,), (data,) if layout.shots == layout.test else ())]
     for folder in _folders(task, data):
         for layout in task.layouts:
-            if found := [f for f in _subjects(folder, layout) if f.subject not in task.without]:
+            if found := [f for f in _subjects(folder, layout) if _wanted(task, f.subject)]:
                 return found
     raise ToolError(f"no data of {task.task} in {data}", hint=f"expected {expected(task, data)}")
+
+
+def _wanted(task: Task, subject: str | None) -> bool:
+    return subject not in task.without and (not task.only or subject in task.only)
 
 
 def expected(task: Task, data: Path) -> str:
@@ -76,8 +80,10 @@ def _matching(folder: Path, pattern: str) -> dict[str | None, list[Path]]:
     """Subject -> files."""
     found: dict[str | None, list[Path]] = {}
     inner = re.escape(pattern).replace(re.escape(SUBJECT), "(.+)", 1).replace(re.escape("*"), "[^/]*")
-    for path in sorted(folder.glob(pattern.replace(SUBJECT, "*"))):
-        if (match := re.fullmatch(inner, path.relative_to(folder).as_posix())) and path.is_file():
+    paths = [path for end in ("", ".gz") for path in folder.glob(pattern.replace(SUBJECT, "*") + end)]
+    for path in sorted(paths):
+        name = path.relative_to(folder).as_posix()
+        if (match := re.fullmatch(inner, name) or re.fullmatch(inner, name.removesuffix(".gz"))) and path.is_file():
             found.setdefault(match[1] if match.groups() else None, []).append(path)
     return found
 

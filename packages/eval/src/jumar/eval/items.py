@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jumar.eval.data import SUBJECT, Doc, Found, documents
+from jumar.eval.haystack import Measure, hidden
 from jumar.eval.requests import Request
 from jumar.eval.task import Task
 from jumar.eval.template import text_of, value_of
@@ -54,13 +55,14 @@ class Unit:
 class How:
     """Settings that change requests.
 
-    shots: None for the task's own; render: by a chat template; system: a message before all
+    shots: None for the task's own; render: by a chat template; system: a message before all; measure: by the model's tokens
     """
 
     shots: int | None = None
     limit: int | None = None
     render: Render | None = None
     system: str | None = None
+    measure: Measure = field(default_factory=Measure)
 
 
 def unit_of(task: Task, found: Found, how: How) -> Unit:
@@ -69,6 +71,8 @@ def unit_of(task: Task, found: Found, how: How) -> Unit:
     Raises ToolError: 3 for documents that do not fit and worked examples that are missing, 2 for more of them than there are.
     """
     name = task.task if found.subject is None else f"{task.task}_{found.subject}"
+    if task.haystack is not None:
+        return _haystack_unit(name, task, found, how)
     docs, pool = documents(task, found)
     shots = task.shots if how.shots is None else how.shots
     if shots and found.layout.shots and not found.shots:
@@ -79,6 +83,19 @@ def unit_of(task: Task, found: Found, how: How) -> Unit:
     builder = _Builder(task, how)
     items = tuple(builder.item(number, doc, draw(doc), f"{name}, document {number}") for number, doc in enumerate(asked))
     return Unit(name, task, items, len(docs), shots, tuple(_notes(items)))
+
+
+def _haystack_unit(name: str, task: Task, found: Found, how: How) -> Unit:
+    """Its documents do not keep their long context, which the request holds."""
+    if how.shots:
+        raise ToolError(f"{name} has no worked examples", hint="leave --shots out", code=Exit.USAGE)
+    builder = _Builder(task, how)
+    docs, notes = hidden(task, found, how.measure, lambda doc: builder.item(0, doc, [], name).requests[0].context)
+    items = []
+    for number, doc in enumerate(docs if how.limit is None else docs[: how.limit]):
+        item = builder.item(number, doc, [], f"{name}, document {number}")
+        items.append(replace(item, doc={key: value for key, value in doc.items() if key != "context"}))
+    return Unit(name, task, tuple(items), len(docs), 0, tuple(notes))
 
 
 def _drawn(task: Task, pool: list[Doc], shots: int, *, own: bool) -> Callable[[Doc], list[Doc]]:

@@ -23,6 +23,8 @@ def listing(data: Path | None) -> list[dict[str, Any]]:
                 units = find(task, data)
                 many = f" and {len(units) - 1} more" if len(units) > 1 else ""
                 row |= {"found": True, "files": f"{units[0].test[0]}{many}"}
+                if task.shots and units[0].layout.shots:
+                    row["worked_examples"] = str(next((path for unit in units for path in unit.shots), "")) or None
             except ToolError:
                 if not data.is_dir():
                     raise
@@ -38,3 +40,5 @@ def lines(found: list[dict[str, Any]]) -> Iterator[str]:
         yield f"{task['task']:{wide}}  {task['title']} ({task['shots']} shots; {', '.join(task['metrics'])})"
         if "found" in task:
             yield f"{'':{wide}}  {'found' if task['found'] else 'missing: expected'} {task['files']}"
+        if task.get("worked_examples", "") is None:
+            yield f"{'':{wide}}  worked examples are missing: --shots 0 asks for none"

@@ -11,6 +11,7 @@ from typing import Any
 
 from jumar.eval.answering import Answering, answer_all
 from jumar.eval.computing import shares
+from jumar.eval.haystack import Measure
 from jumar.eval.requests import Done, Request, Response
 from jumar.eval.scoring import Text, score
 from jumar.infer import Engine, Sampling
@@ -71,6 +72,9 @@ class LocalModel:
         if not self.tokenizer.has_template:
             raise ToolError(f"{self.tokenizer.directory} has no chat template", hint="leave --chat out")
         return open_template(self.tokenizer)
+
+    def measure(self) -> Measure:
+        return Measure(lambda text: len(self.tokenizer.encode(text, special=False)), "tokens", self.context)
 
     def answer(self, requests: Sequence[Request], done: Done) -> None:
         """Requests of one head together; `done` is told as they come."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jumar.eval.equations import same_answer
 from jumar.eval.ifeval import checks_of, loosely, strictly
 from jumar.eval.items import Item, Unit
 from jumar.eval.sandbox.host import Verdict
@@ -130,6 +131,10 @@ def _keywords(task: Task, item: Item, responses: Sequence[Any]) -> float:
     return mean([float(alike(task.match, str(w)) in alike(task.match, responses[0])) for w in item.targets])
 
 
+def _same_answer(task: Task, item: Item, responses: Sequence[Any]) -> float:
+    return float(any(same_answer(responses[0], str(target)) for target in item.targets))
+
+
 # --- programs
 
 
@@ -189,6 +194,7 @@ METRICS: dict[str, Metric] = {
     "exact_match": Metric("exact_match", _exact, mean),
     "begins_with": Metric("begins_with", _begins, mean),
     "keywords": Metric("keywords", _keywords, mean),
+    "same_answer": Metric("acc", _same_answer, mean),
     "pass@1": Metric("pass@1", _pass_at_1, mean, judged=True),
     "prompt_level_strict_acc": Metric("prompt_level_strict_acc", _all_followed(strictly), mean, needs=checks_of),
     "inst_level_strict_acc": Metric("inst_level_strict_acc", _followed(strictly), _share, needs=checks_of),

@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 
+from jumar.eval.haystack import Measure
 from jumar.eval.requests import Done, Request, Response
 from jumar.schema.errors import Exit, ToolError
 
@@ -67,6 +68,10 @@ class RemoteModel:
     def render(self, messages: Sequence[dict[str, str]]) -> str:
         """The conversation itself, as JSON, which is how lm-eval notes it too: the server knows the template."""
         return json.dumps(messages, ensure_ascii=False)
+
+    def measure(self) -> Measure:
+        """In characters: no endpoint gives its tokenizer."""
+        return Measure()
 
     def answer(self, requests: Sequence[Request], done: Done) -> None:
         """`done` is called in this thread."""

@@ -13,6 +13,7 @@ from jumar.eval import results
 from jumar.eval.compare import sample_files
 from jumar.eval.journal import Sample, read_samples
 from jumar.eval.report_checks import instructions
+from jumar.eval.report_heat import heat_maps
 from jumar.eval.report_style import POLICY, STYLE
 
 MOST_ERRORS = 50
@@ -36,6 +37,7 @@ def report_html(found: Mapping[str, Any], samples: Mapping[str, Sequence[Sample]
     title = esc(found.get("model_name") or found.get("config", {}).get("model") or "results")
     groups = [name for name in found.get("group_subtasks", {}) if found["group_subtasks"][name]]
     body = [_scores(found), *(_bars(found, name) for name in groups if name in found["results"])]
+    body += [heat_maps(name, rows, esc) for name, rows in samples.items()]
     body += [_errors(name, rows, most) for name, rows in samples.items()]
     body.append(_settings(found))
     return (

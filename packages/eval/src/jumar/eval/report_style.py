@@ -39,6 +39,8 @@ pre { background: var(--pale); padding: .75rem; font-size: .85rem; }
 pre { overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere; }
 pre i { color: var(--soft); }
 .choices tr.chosen td { color: var(--mark); } .choices tr.right td { color: var(--good); }
+.heat td, .heat th { text-align: center; border: 0; padding: .35rem; }
+.heat td { --seen: calc(var(--v) * 100%); background: color-mix(in srgb, var(--good) var(--seen), var(--mark)); color: #fff; }
 .settings th { width: 16rem; }
 @media (max-width: 40rem) { .bars li { grid-template-columns: 7rem 1fr 3rem; } }
 @media print { details { break-inside: avoid; } }

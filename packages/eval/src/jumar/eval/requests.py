@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from jumar.eval.haystack import Measure
+
 Kind = Literal["loglikelihood", "generate", "rolling"]
 
 
@@ -56,6 +58,9 @@ class Model(Protocol):
 
     def render(self, messages: Sequence[dict[str, str]]) -> str:
         """A conversation by the model's chat template, up to where the answer begins. ToolError where there is none."""
+
+    def measure(self) -> Measure:
+        """How long texts are for it."""
 
     def facts(self) -> dict[str, Any]:
         """What the results say of the model: source, arguments, context length."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from jumar.eval import results
 from jumar.eval.data import find
+from jumar.eval.haystack import Measure
 from jumar.eval.items import How, Item, Unit, unit_of
 from jumar.eval.journal import Journal
 from jumar.eval.metrics import check
@@ -54,15 +55,19 @@ class Settings:
 
 
 def evaluate(open_model: Callable[[], Model], settings: Settings, say: Say = lambda word, text: None) -> dict[str, Any]:
-    """Results as of lm-eval. The model is opened once all documents are read, or before, for its chat template.
+    """Results as of lm-eval. The model is opened once all documents are read, or before, for its chat template and its tokens.
 
     Raises ToolError (3) for data that is missing or does not fit, (2) for settings that do not fit.
     """
     tasks = [load_task(name) for name in settings.tasks]
     sandbox = sandbox_for(tasks, say, code=settings.allow_code, unsandboxed=settings.allow_unsandboxed)
-    model = open_model() if settings.chat else None
+    model = open_model() if settings.chat or any(task.haystack for task in tasks) else None
     how = How(
-        shots=settings.shots, limit=settings.limit, render=model.render if model is not None else None, system=settings.system
+        shots=settings.shots,
+        limit=settings.limit,
+        render=model.render if model is not None and settings.chat else None,
+        system=settings.system,
+        measure=model.measure() if model is not None else Measure(),
     )
     units = [unit_of(task, found, how) for task in tasks for found in find(task, settings.data)]
     for unit in units:

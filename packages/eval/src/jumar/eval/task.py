@@ -16,7 +16,7 @@ from jumar.schema.recipe import read_file, validate
 METRICS_OF = {
     "choice": ("acc", "acc_norm", "acc_bytes", "true_mass"),
     "generate": (
-        *("exact_match", "begins_with", "keywords", "pass@1"),
+        *("exact_match", "begins_with", "keywords", "same_answer", "pass@1"),
         *("prompt_level_strict_acc", "inst_level_strict_acc", "prompt_level_loose_acc", "inst_level_loose_acc"),
     ),
     "rolling": ("word_perplexity", "byte_perplexity", "bits_per_byte"),
@@ -31,6 +31,7 @@ class Layout:
     test, shots: the documents, and those that worked examples are taken from (none: from the documents themselves)
     columns:     of a CSV file that has no header
     rows:        of a JSON file: the key under which the documents are
+    needles:     of a haystack: NeedleBench's needles
     fields:      name -> expression over a row's columns; none: the columns as they are
     only, shots_only: expressions over a row's columns: which rows are documents, which are worked examples
     """
@@ -39,6 +40,7 @@ class Layout:
     shots: str | None = None
     columns: tuple[str, ...] = ()
     rows: str | None = None
+    needles: str | None = None
     fields: Mapping[str, str] = field(default_factory=dict)
     only: str | None = None
     shots_only: str | None = None
@@ -65,6 +67,24 @@ class Match:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Haystack:
+    """Documents are made: sentences hidden in the texts of the layout.
+
+    lengths: of prompt and answer, in tokens of the model; depths: percent of the text that stands before the (first) needle
+    needle, question: templates over `name`, one of `names`, and `code`, six digits that are drawn
+    at_once: needles in one text; language: which ones of NeedleBench's
+    """
+
+    lengths: tuple[int, ...]
+    depths: tuple[float, ...]
+    needle: str
+    question: str
+    names: tuple[str, ...]
+    at_once: int = 1
+    language: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
     """One benchmark.
 
@@ -80,8 +100,9 @@ class Task:
     until:    texts that end an answer; none given: the separator
     answers:  what of a generated text counts; several are measured side by side
     program, seconds: a template over a document, `answer` and `target`: what is run, for so long at most
+    haystack: how documents are made of texts; their `context`, `question` and `keywords` are for the templates
     subjects: name in files -> name in prompts; groups: name -> subjects that have a score together
-    without:  subjects that are there, and are no task of this kind
+    without, only: subjects that are there and are left out; those that are taken, none given: all
     """
 
     task: str
@@ -108,9 +129,11 @@ class Task:
     match: Match = field(default_factory=Match)
     program: str = ""
     seconds: float = 3.0
+    haystack: Haystack | None = None
     subjects: Mapping[str, str] = field(default_factory=dict)
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     without: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
 
     @property
     def by_subject(self) -> bool:
