@@ -49,6 +49,7 @@ OTHERS_OPTIONS = {
     *("--handler-name", "--json-keys", "--map-keys", "--dataset-additional-keys", "--keep-newlines", "--data-obfuscation"),
     *("--prompt-type", "--prompt-type-path", "--enable-thinking", "--placeholder-token", "--reward-tokens", "--neat-pack"),
     *("--interleave-probs", "--mix-strategy"),
+    *("--use_cache", "--apply_chat_template", "--model_args", "--batch_size"),  # of lm-eval
     *("--nnodes", "--nproc-per-node", "--signal", "--gpus-per-node", "--gres"),  # of torchrun, of Slurm
 }
 MEGATRON = re.compile(r"^\| `--.*$", re.MULTILINE)
@@ -119,7 +120,7 @@ def test_every_command_exists(page: Path, options: Options) -> None:
 @pytest.mark.parametrize("page", [p for p in PAGES if p.name not in ("benchmarks.md", "contracts.md")], ids=relative)
 def test_every_option_named_in_passing_exists(page: Path, options: Options) -> None:
     text = MEGATRON.sub("", page.read_text(encoding="utf-8"))
-    named = set(re.findall(r"`(--[a-z][a-z-]+)[^`]*`", text))
+    named = set(re.findall(r"`(--[a-z][a-z_-]+)[^`]*`", text))
     assert named <= set().union(*(of for program in options.values() for of in program.values())) | OTHERS_OPTIONS
 
 
