@@ -10,6 +10,7 @@ from typing import Any
 
 from jumar.eval.data import Doc, Found, documents
 from jumar.eval.files import read_rows
+from jumar.eval.requests import Measure
 from jumar.eval.task import Haystack, Task
 from jumar.eval.template import text_of
 from jumar.schema.errors import ToolError
@@ -17,15 +18,6 @@ from jumar.schema.errors import ToolError
 SENTENCE = re.compile(r".{1,400}?(?:[.!?][\"')\]]*\s+|[。！？]+[”’」』）]*\s*|\n\s*|\Z)|.{1,400}", re.DOTALL)
 SPARE = 8
 """Tokens that may come of texts being put together."""
-
-
-@dataclass(frozen=True, slots=True)
-class Measure:
-    """How long a text is. context: what a model reads and writes at most; None: not known, as of an endpoint."""
-
-    count: Callable[[str], int] = len
-    unit: str = "characters"
-    context: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jumar.eval.data import SUBJECT, Doc, Found, documents
-from jumar.eval.haystack import Measure, hidden
-from jumar.eval.requests import Request
+from jumar.eval.haystack import hidden
+from jumar.eval.requests import Measure, Request
 from jumar.eval.task import Task
 from jumar.eval.template import text_of, value_of
 from jumar.schema.errors import Exit, ToolError

@@ -11,8 +11,7 @@ from typing import Any
 
 from jumar.eval.answering import Answering, answer_all
 from jumar.eval.computing import shares
-from jumar.eval.haystack import Measure
-from jumar.eval.requests import Done, Request, Response
+from jumar.eval.requests import Done, Measure, Request, Response
 from jumar.eval.scoring import Text, score
 from jumar.infer import Engine, Sampling
 from jumar.infer import Request as Asked

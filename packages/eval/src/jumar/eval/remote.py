@@ -17,8 +17,7 @@ from typing import Any
 
 import httpx
 
-from jumar.eval.haystack import Measure
-from jumar.eval.requests import Done, Request, Response
+from jumar.eval.requests import Done, Measure, Request, Response
 from jumar.schema.errors import Exit, ToolError
 
 KEY = "OPENAI_API_KEY"

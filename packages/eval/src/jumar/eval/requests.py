@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from jumar.eval.haystack import Measure
-
 Kind = Literal["loglikelihood", "generate", "rolling"]
 
 
@@ -44,6 +42,15 @@ class Response:
 
     value: Any
     truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """How long a text is. context: what a model reads and writes at most; None: not known, as of an endpoint."""
+
+    count: Callable[[str], int] = len
+    unit: str = "characters"
+    context: int | None = None
 
 
 Done = Callable[[int, Response], None]

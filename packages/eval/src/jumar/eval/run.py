@@ -13,12 +13,11 @@ from typing import Any
 
 from jumar.eval import results
 from jumar.eval.data import find
-from jumar.eval.haystack import Measure
 from jumar.eval.items import How, Item, Unit, unit_of
 from jumar.eval.journal import Journal
 from jumar.eval.metrics import check
 from jumar.eval.programs import check_programs, keeping, sandbox_for
-from jumar.eval.requests import Model, Request, Response
+from jumar.eval.requests import Measure, Model, Request, Response
 from jumar.eval.sandbox.host import Sandbox
 from jumar.eval.task import Task, load_task, plain
 from jumar.schema.cli import dist_version
