@@ -6,10 +6,8 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -262,25 +260,6 @@ def refused(*arguments: str, **environ: str) -> str:
 
 def test_several_processes_are_refused(tmp_path: Path) -> None:
     assert "run it without torchrun" in refused("hf", "--tasks", "piqa", "-o", str(tmp_path / "out"), WORLD_SIZE="2")
-
-
-@pytest.mark.slow
-def test_killed_and_gone_on_with(hf: Path, make: Maker, tmp_path: Path) -> None:
-    """kill -9 in the middle, twice, as the machine would."""
-    make.piqa(count=400)
-    make.mmlu(count=200)
-    subprocess.run(command(hf, make.folder, tmp_path / "whole"), check=True, capture_output=True)
-    out = tmp_path / "out"
-    for name, more in (("piqa", ()), ("mmlu_anatomy", ("--resume",))):
-        running = subprocess.Popen(command(hf, make.folder, out, *more), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        journal = out / f"samples_{name}.jsonl"
-        while not journal.exists() or journal.stat().st_size < 50_000:
-            assert running.poll() is None
-            time.sleep(0.01)
-        os.kill(running.pid, signal.SIGKILL)
-        running.wait()
-    subprocess.run(command(hf, make.folder, out, "--resume"), check=True, capture_output=True)
-    assert files(out) == files(tmp_path / "whole")
 
 
 def test_the_report_is_one_page_without_markup_of_others(whole: Path, tmp_path: Path) -> None:

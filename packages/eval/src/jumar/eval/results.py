@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from jumar.eval.items import Unit
 from jumar.eval.journal import Journal
 from jumar.eval.metrics import METRICS, pooled_stderr, scores
+from jumar.eval.place import write_whole
 from jumar.eval.task import Task, plain
 from jumar.schema.errors import Exit, ToolError
 
@@ -85,9 +85,7 @@ def _together(name: str, parts: Sequence[Scores]) -> Scores:
 
 def write(results: Mapping[str, Any], out: Path) -> None:
     """Beside its place, then renamed."""
-    part = out / (RESULTS + ".part")
-    part.write_text(json.dumps(results, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-    os.replace(part, out / RESULTS)
+    write_whole(out / RESULTS, json.dumps(results, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
 def read(out: Path) -> dict[str, Any]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,13 @@ from jumar.eval.data import find
 from jumar.eval.items import How, Item, Unit, unit_of
 from jumar.eval.journal import Journal
 from jumar.eval.metrics import check
+from jumar.eval.place import Place
 from jumar.eval.programs import check_programs, keeping, sandbox_for
 from jumar.eval.requests import Measure, Model, Request, Response
 from jumar.eval.sandbox.host import Sandbox
 from jumar.eval.task import Task, load_task, plain
 from jumar.schema.cli import dist_version
 from jumar.schema.errors import Exit, ToolError
-from jumar.schema.manifest import NAME, manifest_text, read_manifest
 
 Say = Callable[[str, str], None]
 """Is told (word, text) for people."""
@@ -76,16 +76,16 @@ def evaluate(open_model: Callable[[], Model], settings: Settings, say: Say = lam
             say("note", f"{unit.name}: {note}")
     if model is not None:
         _check_kinds(model, units)
-    recipe = recipe_of(settings, units)
-    _check(settings, recipe)
-    start = time.time()
-    model = model or open_model()
-    folder = _begin(settings, recipe)
-    for note in model.facts().get("notes", ()):
-        say("note", note)
-    journals = [_answer(model, unit, folder, sandbox) for unit in units]
-    programs = {} if sandbox is None else {"programs": "walled in" if sandbox.walls else "not walled in"}
-    return _finish(model, units, journals, settings, start, say, programs)
+    with _placed(settings, recipe_of(settings, units)) as place:
+        start = time.time()
+        model = model or open_model()
+        if place is not None:
+            place.begin()
+        for note in model.facts().get("notes", ()):
+            say("note", note)
+        journals = [_answer(model, unit, settings.out, sandbox) for unit in units]
+        programs = {} if sandbox is None else {"programs": "walled in" if sandbox.walls else "not walled in"}
+        return _finish(model, units, journals, settings, start, say, programs)
 
 
 def _check_kinds(model: Model, units: Sequence[Unit]) -> None:
@@ -144,52 +144,20 @@ def recipe_of(settings: Settings, units: Sequence[Unit]) -> dict[str, Any]:
     }
 
 
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def _check(settings: Settings, recipe: dict[str, Any]) -> None:
-    """Raises ToolError: 2 where there is something that is not to be gone on with."""
-    out = settings.out
-    if out is None:
+@contextmanager
+def _placed(settings: Settings, recipe: dict[str, Any]) -> Iterator[Place | None]:
+    """Where the run goes, for as long as it goes on. Raises ToolError as `Place`."""
+    if settings.out is None:
         if settings.resume:
             raise ToolError("--resume goes on with a directory", hint="give it with -o", code=Exit.USAGE)
+        yield None
         return
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    there = read_manifest(out) if out.is_dir() else None
-    if there is None or there.get("tool") != "jumar-eval":
-        raise ToolError(f"{out} is there, and is no run of jumar-eval", hint="give another directory", code=Exit.USAGE)
-    if settings.force:
-        return
-    if not settings.resume:
-        raise ToolError(f"{out} holds a run", hint="--resume goes on with it, --force removes it", code=Exit.USAGE)
-    was = there.get("recipe", {})
-    if differing := ", ".join(sorted(key for key in {*was, *recipe} if was.get(key) != recipe.get(key))):
-        hint = "ask as it did, or give another directory"
-        raise ToolError(f"{out} was begun with other settings: {differing}", hint=hint, code=Exit.USAGE)
+    with closing(Place(settings.out, recipe, resume=settings.resume, force=settings.force)) as place:
+        yield place
 
 
-def _begin(settings: Settings, recipe: dict[str, Any]) -> Path | None:
-    """The directory of a run, with its manifest."""
-    out = settings.out
-    if out is None:
-        return None
-    if settings.force:
-        _remove(out)
-    out.mkdir(parents=True, exist_ok=True)
-    text = manifest_text(tool="jumar-eval", version=dist_version("jumar-eval"), recipe=recipe)
-    part = out / (NAME + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, out / NAME)
-    return out
-
-
-def _remove(out: Path) -> None:
-    """What a run has written, and nothing else."""
-    for pattern in ("samples_*.jsonl", "samples_*.jsonl.part", results.RESULTS, NAME, "report.html"):
-        for path in out.glob(pattern):
-            path.unlink()
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 # --- asking

@@ -1,0 +1,117 @@
+"""OUT belongs to one run at a time, and is written once the model is open; what killed runs leave is gone on with."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jumar.schema.cli import dist_version
+from jumar.schema.errors import Exit, ToolError
+from jumar.schema.manifest import NAME, manifest_text, read_manifest
+
+LOCK = ".lock"
+OURS = ("samples_*.jsonl", "samples_*.jsonl.part", "results.json", "results.json.part", "report.html", NAME + ".part", NAME)
+"""What a run writes; the manifest goes last, so that a removal that was cut short can be repeated."""
+
+
+class Place:
+    """The directory of a run. Made before the model is opened: raises ToolError where the run could not begin.
+
+    recipe: what must be the same for a run to be gone on with. resume: go on; force: remove what is there
+    Raises ToolError: 2 where there is something else, 4 where another run holds it, or it cannot be written.
+    """
+
+    def __init__(self, out: Path, recipe: Mapping[str, Any], *, resume: bool, force: bool) -> None:
+        self.out, self.recipe, self.resume, self.force = out, recipe, resume, force
+        self._lock: int | None = None
+        if out.is_dir():
+            self._claim()
+        self._check()
+
+    def begin(self) -> None:
+        """The directory, with its manifest. Another run may have been faster since: it is looked again."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        if self._lock is None:
+            self._claim()
+            self._check()
+        if self.force:
+            for pattern in OURS:
+                for path in self.out.glob(pattern):
+                    path.unlink()
+        write_whole(self.out / NAME, manifest_text(tool="jumar-eval", version=dist_version("jumar-eval"), recipe=self.recipe))
+
+    def close(self) -> None:
+        """Lets others have it."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _claim(self) -> None:
+        """File systems without locks are let pass."""
+        lock = os.open(self.out / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone: what it forks does not keep it
+        except (BlockingIOError, PermissionError):
+            holder = os.pread(lock, 200, 0).decode(errors="replace").strip()
+            os.close(lock)
+            hint = "wait for it, stop it, or give another directory"
+            raise ToolError(f"{self.out} is in use by another run ({holder})", hint=hint, code=Exit.ENVIRONMENT) from None
+        except OSError:
+            pass
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        self._lock = lock
+
+    def _check(self) -> None:
+        out = self.out
+        if not out.exists():
+            self._check_parent()
+            return
+        if out.is_dir() and not {path.name for path in out.iterdir()} - {
+            LOCK,
+            NAME + ".part",
+        }:  # the latter of a run killed there
+            return
+        there = self._manifest() if out.is_dir() else None
+        if there == {}:
+            return
+        if there is None or there.get("tool") != "jumar-eval":
+            raise ToolError(f"{out} is there, and is no run of jumar-eval", hint="give another directory", code=Exit.USAGE)
+        if self.force:
+            return
+        if not self.resume:
+            raise ToolError(f"{out} holds a run", hint="--resume goes on with it, --force removes it", code=Exit.USAGE)
+        was = there.get("recipe", {})
+        if differing := ", ".join(sorted(key for key in {*was, *self.recipe} if was.get(key) != self.recipe.get(key))):
+            hint = "ask as it did, or give another directory"
+            raise ToolError(f"{out} was begun with other settings: {differing}", hint=hint, code=Exit.USAGE)
+
+    def _manifest(self) -> dict[str, Any] | None:
+        """Of a run that is there; empty where it is damaged, to be removed, and stands among nothing but what runs write."""
+        try:
+            return read_manifest(self.out)
+        except ToolError as fault:
+            if self.force and all(any(path.match(each) for each in (*OURS, LOCK)) for path in self.out.iterdir()):
+                return {}
+            raise ToolError(fault.message, hint="--force begins again", code=fault.code) from None
+
+    def _check_parent(self) -> None:
+        """Whether it could be made: to be known before a model is opened."""
+        above = next(path for path in self.out.absolute().parents if path.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+            what = "is no directory" if not above.is_dir() else "cannot be written"
+            raise ToolError(f"{self.out} cannot be made: {above} {what}", hint="give another directory", code=Exit.ENVIRONMENT)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Beside its place, on the disk, then renamed."""
+    part = path.with_name(path.name + ".part")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
