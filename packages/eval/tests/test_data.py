@@ -149,8 +149,9 @@ def test_choices_without_text_and_answers_astray_are_counted(make: Maker) -> Non
     (unit,) = units(make, "mmlu")
     assert [item.target for item in unit.items] == [0, -1, 1]
     assert "\nD. \nAnswer:" in unit.items[0].requests[0].context
-    assert [note.split()[0] for note in unit.notes] == ["1"]
-    assert "none of their choices" in unit.notes[0]
+    assert [note.split()[0] for note in unit.notes] == ["1", "1"]
+    assert "have a choice without text" in unit.notes[0]
+    assert "none of their choices" in unit.notes[1]
 
 
 @pytest.mark.parametrize("choices", [[], None, "yes", {"text": ["yes", "no"]}])

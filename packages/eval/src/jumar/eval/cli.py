@@ -117,6 +117,7 @@ def run_(
         system=system,
         allow_code=allow_code,
         allow_unsandboxed=allow_unsandboxed,
+        fail_under=tuple(fail_under or ()),
         out=out,
         resume=resume,
         force=force,

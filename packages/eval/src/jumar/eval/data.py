@@ -84,6 +84,8 @@ def _matching(folder: Path, pattern: str) -> dict[str | None, list[Path]]:
     for path in sorted(paths):
         name = path.relative_to(folder).as_posix()
         if (match := re.fullmatch(inner, name) or re.fullmatch(inner, name.removesuffix(".gz"))) and path.is_file():
+            if not path.name.isprintable():  # bytes that are no UTF-8 among them
+                raise ToolError(f"{str(path)!r}: a name that is no text", hint="rename the file")
             found.setdefault(match[1] if match.groups() else None, []).append(path)
     return found
 

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def _text(path: Path) -> str:
         return (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
     except UnicodeDecodeError as fault:
         raise ToolError(f"{path} is not UTF-8: {fault}", hint="fetch the file again, or convert it: iconv -t UTF-8") from None
-    except (OSError, EOFError) as fault:
+    except (OSError, EOFError, zlib.error) as fault:
         raise ToolError(f"{path} cannot be read: {fault}", hint="check the path and its permissions") from None
 
 
@@ -58,6 +59,9 @@ def _csv(path: Path, columns: Sequence[str], separator: str) -> list[Row]:
                 continue
             if not names:
                 names = cells
+                if twice := sorted({name for name in names if names.count(name) > 1}):
+                    what = f"{path}:{reader.line_num}: the column {twice[0]!r} is there twice"
+                    raise ToolError(what, hint="is the file in the published layout?")
                 continue
             if len(cells) != len(names):
                 what = f"{path}:{reader.line_num}: {len(cells)} columns, expected {len(names)}: {', '.join(names)}"
@@ -81,16 +85,28 @@ def _object(line: str, where: str) -> Row:
         found = json.loads(line)
     except (ValueError, RecursionError) as fault:
         raise ToolError(f"{where}: not JSON: {fault}", hint="fetch the file again") from None
+    _check_characters(line, found, where)
     if not isinstance(found, dict):
         raise ToolError(f"{where}: a {type(found).__name__}, expected an object", hint="is the file in the published layout?")
     return found
 
 
+def _check_characters(text: str, found: Any, where: str) -> None:
+    """Raises ToolError for half a character, which JSON can write (`\\ud800`), and no tokenizer or server takes."""
+    if "\\ud" in text.lower():
+        try:
+            json.dumps(found, ensure_ascii=False).encode()
+        except UnicodeEncodeError as fault:
+            what = f"{where}: half a character: U+{ord(fault.object[fault.start]):04X}"
+            raise ToolError(what, hint="write whole characters") from None
+
+
 def _json(path: Path, key: str | None) -> list[Row]:
     try:
-        found = json.loads(_text(path))
+        found = json.loads(text := _text(path))
     except (ValueError, RecursionError) as fault:
         raise ToolError(f"{path}: not JSON: {fault}", hint="fetch the file again") from None
+    _check_characters(text, found, str(path))
     if key is not None and isinstance(found, dict):
         found = found.get(key)
     if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):

@@ -223,7 +223,13 @@ class _Builder:
 
 def _notes(items: Sequence[Item]) -> Iterator[str]:
     """What is odd about documents, and counted."""
-    if items and (empty := sum(any(not c for c in item.choices) for item in items)):
+    if items and (empty := sum(map(_lacks_a_choice, items))):
         yield f"{empty} documents have a choice without text; they are asked as they are"
     if items and items[0].choices and (astray := sum(item.target == -1 for item in items)):
         yield f"{astray} documents name as the right answer none of their choices; they count as answered wrongly"
+
+
+def _lacks_a_choice(item: Item) -> bool:
+    """Among those that are asked, or that the prompt lists beside letters."""
+    listed = item.doc.get("choices")
+    return any(c is None or c == "" for c in (*item.choices, *(listed if isinstance(listed, list) else ())))

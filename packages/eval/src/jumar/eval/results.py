@@ -11,7 +11,7 @@ from jumar.eval.items import Unit
 from jumar.eval.journal import Journal
 from jumar.eval.metrics import METRICS, pooled_stderr, scores
 from jumar.eval.place import write_whole
-from jumar.eval.task import Task, plain
+from jumar.eval.task import Extract, Task, plain
 from jumar.schema.errors import Exit, ToolError
 
 Scores = dict[str, Any]
@@ -20,14 +20,11 @@ RESULTS = "results.json"
 
 def collect(units: Sequence[tuple[Unit, Journal]], facts: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """The results of a run. facts: of the model; config: how it was asked."""
-    results, members = {}, dict[str, list[str]]()
+    results = {}
     for unit, journal in units:
         of_metric = scores(unit.task, journal.values(METRICS[m].name for m in unit.task.metrics))
         results[unit.name] = {"name": unit.name, "alias": unit.name, "sample_len": len(journal.samples), **of_metric}
-    for task in dict.fromkeys(unit.task.task for unit, _ in units):
-        own = [unit for unit, _ in units if unit.task.task == task]
-        if own[0].task.by_subject and own[0].name != task:
-            members |= _groups(own)
+    members = _members([unit for unit, _ in units])
     groups = {name: _together(name, [results[n] for n in _leaves(name, members)]) for name in members}
     cut = {unit.name: n for unit, journal in units if (n := _truncated(journal))}
     by_name = {unit.name: unit for unit, _ in units}
@@ -53,6 +50,16 @@ def _higher(task: Task) -> dict[str, bool]:
 def _truncated(journal: Journal) -> int:
     """Documents whose prompt was longer than the model's context."""
     return sum(any(s.get("truncated") for s in known) for known in journal.samples.values())
+
+
+def _members(units: Sequence[Unit]) -> dict[str, list[str]]:
+    """Group -> what is in it, of all tasks that have subjects."""
+    out = dict[str, list[str]]()
+    for task in dict.fromkeys(unit.task.task for unit in units):
+        own = [unit for unit in units if unit.task.task == task]
+        if own[0].task.by_subject and own[0].name != task:
+            out |= _groups(own)
+    return out
 
 
 def _groups(units: Sequence[Unit]) -> dict[str, list[str]]:
@@ -144,23 +151,44 @@ def _depth(name: str, members: Mapping[str, Sequence[str]]) -> int:
     return next((1 + _depth(group, members) for group, names in members.items() if name in names), 0)
 
 
+def check_names(units: Sequence[Unit], wanted: Sequence[str]) -> None:
+    """Whether there will be such scores, before they are computed. Raises ToolError (2) as `check`."""
+    keys = {
+        unit.name: [
+            f"{METRICS[m].name},{how.name}" for how in unit.task.answers or (Extract(name="none"),) for m in unit.task.metrics
+        ]
+        for unit in units
+    }
+    members = _members(units)
+    keys |= {name: keys[_leaves(name, members)[0]] for name in members}
+    for each in wanted:
+        _score_keys(each, keys)
+
+
 def check(results: Mapping[str, Any], wanted: str) -> None:
     """`mmlu.acc=0.4`. Raises ToolError: 5 for a score below, 2 for one that is not there."""
+    keys = {name: [k for k in of_task if "," in k and "_stderr," not in k] for name, of_task in results["results"].items()}
+    task, found, bound = _score_keys(wanted, keys)
+    for key in found:
+        value = results["results"][task][key]
+        higher = results["higher_is_better"].get(task, {}).get(key.partition(",")[0], True)
+        if not (value >= bound if higher else value <= bound):  # NaN is neither
+            side = "below" if higher else "above"
+            raise ToolError(f"{task}.{key} is {value:.4f}, {side} {bound:g}", code=Exit.CHECK_FAILED)
+
+
+def _score_keys(wanted: str, keys: Mapping[str, Sequence[str]]) -> tuple[str, list[str], float]:
+    """(task, keys of its scores that are meant, the bound). keys: of each task, "acc,none". Raises ToolError (2)."""
     name, equals, least = wanted.partition("=")
     task, _, metric = name.rpartition(".")
     try:
         bound = float(least)
     except ValueError:
         equals = ""
-    if not equals or not task:
+    if not equals or not task or bound != bound:
         raise ToolError(f"--fail-under {wanted}: expected TASK.METRIC=NUMBER", hint="mmlu.acc=0.4", code=Exit.USAGE)
-    of_task = results["results"].get(task, {})
-    found = {key: value for key, value in of_task.items() if key == metric or key.partition(",")[0] == metric}
+    found = [key for key in keys.get(task, ()) if metric in (key, key.partition(",")[0])]
     if not found:
-        known = ", ".join(k for k in of_task if "," in k and "_stderr" not in k) or f"tasks: {', '.join(results['results'])}"
+        known = ", ".join(keys.get(task, ())) or f"tasks: {', '.join(keys)}"
         raise ToolError(f"--fail-under {wanted}: there is no such score", hint=f"there are {known}", code=Exit.USAGE)
-    higher = results["higher_is_better"].get(task, {}).get(metric.partition(",")[0], True)
-    for key, value in found.items():
-        if (value < bound) if higher else (value > bound):
-            side = "below" if higher else "above"
-            raise ToolError(f"{task}.{key} is {value:.4f}, {side} {bound:g}", code=Exit.CHECK_FAILED)
+    return task, found, bound

@@ -36,6 +36,7 @@ class Settings:
     shots, limit: None for the task's own, and for all documents
     chat: prompts go through the model's chat template, worked examples as turns
     allow_code: tasks may run programs that the model writes; allow_unsandboxed: also where they cannot be walled in
+    fail_under: scores that are to be there, TASK.METRIC=NUMBER
     out: where results go; None: nowhere. resume: go on with what is there. force: remove what is there
     """
 
@@ -47,6 +48,7 @@ class Settings:
     system: str | None = None
     allow_code: bool = False
     allow_unsandboxed: bool = False
+    fail_under: tuple[str, ...] = ()
     out: Path | None = None
     resume: bool = False
     force: bool = False
@@ -74,6 +76,7 @@ def evaluate(open_model: Callable[[], Model], settings: Settings, say: Say = lam
         check(unit)
         for note in unit.notes:
             say("note", f"{unit.name}: {note}")
+    _check_names(units, settings.fail_under)
     if model is not None:
         _check_kinds(model, units)
     with _placed(settings, recipe_of(settings, units)) as place:
@@ -88,11 +91,19 @@ def evaluate(open_model: Callable[[], Model], settings: Settings, say: Say = lam
         return _finish(model, units, journals, settings, start, say, programs)
 
 
+def _check_names(units: Sequence[Unit], fail_under: Sequence[str]) -> None:
+    """Raises ToolError (2): two scores with one name would share a file; one that is asked for would not be there."""
+    names = [unit.name for unit in units]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ToolError(f"{twice[0]} is asked for twice", hint="name each task once, and files by other names", code=Exit.USAGE)
+    results.check_names(units, fail_under)
+
+
 def _check_kinds(model: Model, units: Sequence[Unit]) -> None:
     """Raises ToolError (2) for what a model does not answer, which is asked of its conversations alone: before anything is."""
     kinds = {"choice": "loglikelihood", "generate": "generate", "rolling": "rolling"}
     answered = model.facts().get("kinds", kinds.values())
-    if other := sorted({unit.task.task for unit in units if kinds[unit.task.kind] not in answered}):
+    if other := sorted({unit.task.task for unit in units if kinds.get(unit.task.kind) not in answered}):
         what = f"{', '.join(other)}: log-likelihoods of conversations, which /v1/chat/completions does not give"
         raise ToolError(what, hint="leave --chat out, or score the checkpoint itself", code=Exit.USAGE)
 
