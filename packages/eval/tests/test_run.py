@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -95,8 +94,13 @@ def test_results_and_samples(whole: Path) -> None:
 
 def test_a_megatron_directory_scores_the_same(hf: Path, whole: Path, data: Path, tmp_path: Path) -> None:
     run_plan(plan_megatron(open_checkpoint(hf), ParallelLayout(tp=2, pp=2)), tmp_path / "mcore")
-    evaluate(lambda: LocalModel(tmp_path / "mcore", Opening(device="cpu")), asked(data, tmp_path / "out"))
+    other = LocalModel(tmp_path / "mcore", Opening(device="cpu", cache_tokens=8192))
+    evaluate(lambda: other, asked(data, tmp_path / "out"))
     assert samples(tmp_path / "out") == samples(whole)
+    found, expected = (
+        stable(out).replace(str(path).encode(), b"PATH") for out, path in ((tmp_path / "out", other.path), (whole, hf))
+    )
+    assert found.replace(b'"mcore"', b'"hf"') == expected
 
 
 class Stopping:
@@ -182,6 +186,15 @@ def test_a_damaged_journal_is_refused(model: LocalModel, data: Path, tmp_path: P
         evaluate(lambda: model, Settings(tasks=("piqa",), data=data, out=out, resume=True))
 
 
+@pytest.mark.parametrize("batch", (2, 7))
+def test_the_batch_changes_no_score(hf: Path, model: LocalModel, whole: Path, data: Path, tmp_path: Path, batch: int) -> None:
+    """What was chosen for the whole run is as many contexts as the cache has room for."""
+    other = LocalModel(hf, Opening(device="cpu", cache_tokens=8192, max_batch=batch))
+    found = evaluate(lambda: other, asked(data, tmp_path / "out"))
+    assert samples(tmp_path / "out") == samples(whole)
+    assert (model.facts()["batch_size"], found["config"]["batch_size"]) == (8192 // model.context, batch)
+
+
 def test_limit_changes_no_score(model: LocalModel, whole: Path, data: Path, tmp_path: Path) -> None:
     evaluate(lambda: model, asked(data, tmp_path / "two", limit=2))
     for path in (tmp_path / "two").glob("samples_*"):
@@ -251,15 +264,16 @@ def test_the_command_prints_a_table_and_fails_under(hf: Path, data: Path, tmp_pa
     assert "no data of piqa" in done.stderr
 
 
-def refused(*arguments: str, **environ: str) -> str:
+def refused(*arguments: str) -> str:
     """What a command says that is refused for how it was typed."""
-    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, env={**os.environ, **environ})
+    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     return done.stderr
 
 
-def test_several_processes_are_refused(tmp_path: Path) -> None:
-    assert "run it without torchrun" in refused("hf", "--tasks", "piqa", "-o", str(tmp_path / "out"), WORLD_SIZE="2")
+def test_numbers_that_are_none(tmp_path: Path) -> None:
+    assert "--batch 1: expected auto, or a number from 2 on" in refused("hf", "--tasks", "piqa", "--batch", "1")
+    assert "--batch many: expected auto" in refused("hf", "--tasks", "piqa", "--batch", "many")
 
 
 def test_the_report_is_one_page_without_markup_of_others(whole: Path, tmp_path: Path) -> None:

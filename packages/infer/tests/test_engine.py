@@ -176,6 +176,15 @@ def test_an_answer_ends_at_the_context(hf: Path) -> None:
     assert (len(request.output), request.finish) == (8, "length")
 
 
+@pytest.mark.parametrize("limits, expected", [({}, 64), ({"cache_tokens": 5000}, 5000 // 128), ({"cache_tokens": 128}, 2)])
+def test_how_many_at_once_by_the_memory(limits: dict, expected: int, hf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of(hf, **{"max_batch": None, "cache_tokens": None} | limits)
+    assert (engine.max_batch, engine.scheduler.max_batch, engine.context) == (expected, expected, 128)
+    free = 4 * 128 * engine.decoder.token_bytes() * 7  # a quarter is for the cache
+    monkeypatch.setattr("jumar.infer.engine.free_bytes", lambda device: free)
+    assert engine_of(hf, max_batch=None, cache_tokens=None).max_batch == 7
+
+
 def test_a_request_that_the_cache_cannot_hold_is_refused(hf: Path) -> None:
     with pytest.raises(ToolError, match="pages"):
         engine_of(hf, cache_tokens=64).add([1] * 60, Sampling(max_new_tokens=60))

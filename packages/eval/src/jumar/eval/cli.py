@@ -2,7 +2,9 @@
 
 # Without `from __future__ import annotations`: typer would compile the text of every annotation, for help too.
 import os
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +16,8 @@ from jumar.schema.errors import Exit, ToolError
 if TYPE_CHECKING:
     from jumar.eval.requests import Model
 
+    Opens = Callable[[], Model]
+
 app = make_app(
     "jumar-eval",
     "jumar-eval",
@@ -21,6 +25,8 @@ app = make_app(
     "equal to lm-eval's request by request.",
     epilog="Example: jumar-eval run hf/ --tasks mmlu,gsm8k --data benchmarks/",
 )
+AT_ONCE = 16
+"""Requests that an endpoint is sent at once, unless told."""
 HOW, WHAT, WHERE = "How it runs", "What is asked", "Where it goes"
 DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or npu.", rich_help_panel=HOW)]
 Dtype = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.", rich_help_panel=HOW)]
@@ -84,7 +90,11 @@ def run_(
     iteration: Iteration = None,
     family: FamilyName = None,
     engine: Annotated[str, typer.Option(help="auto, jumar or transformers, as of jumar-infer.", rich_help_panel=HOW)] = "auto",
-    batch: Annotated[int, typer.Option("--batch", min=2, help="Answers at once.", rich_help_panel=HOW)] = 16,
+    tp: Annotated[int, typer.Option(min=1, help="Under torchrun: processes that share every layer.", rich_help_panel=HOW)] = 1,
+    pp: Annotated[int, typer.Option(min=1, help="Under torchrun: stages; the rest are copies.", rich_help_panel=HOW)] = 1,
+    batch: Annotated[
+        str, typer.Option("--batch", metavar="N", help="Answers at once; auto: by the memory.", rich_help_panel=HOW)
+    ] = "auto",
     cache_tokens: Annotated[
         int | None,
         typer.Option(min=32, help="Tokens whose keys are held.", show_default="by the free memory", rich_help_panel=HOW),
@@ -95,8 +105,6 @@ def run_(
     as_json: Json = False,
 ) -> None:
     """Score a model on benchmarks."""
-    if (world := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
-        raise ToolError(f"{world} processes were started, and one scores", hint="run it without torchrun", code=Exit.USAGE)
     from jumar.eval.results import check
     from jumar.eval.run import Settings, evaluate
 
@@ -105,7 +113,9 @@ def run_(
         "iteration": iteration,
         "family": family,
         "engine": engine,
-        "max_batch": batch,
+        "tp": tp,
+        "pp": pp,
+        "max_batch": _at_once(batch),
         "cache_tokens": cache_tokens,
     }
     settings = Settings(
@@ -123,17 +133,54 @@ def run_(
         force=force,
         arguments=_asked(model, shots, limit, chat, system, opening),
     )
-    results = evaluate(_opener(model, name, opening, chat), settings, _say)
+    results = _evaluated(_opener(model, name, opening, chat), lambda opens: evaluate(opens, settings, _say))
+    if results is None:
+        return
     print_json(results) if as_json else _table(results)
     for wanted in fail_under or ():
         check(results, wanted)
+
+
+def _at_once(batch: str) -> int | None:
+    if batch != "auto" and not (batch.isdecimal() and int(batch) > 1):
+        raise ToolError(f"--batch {batch}: expected auto, or a number from 2 on", hint="leave it out", code=Exit.USAGE)
+    return None if batch == "auto" else int(batch)
+
+
+def _evaluated(opener: "Opens", work: "Callable[[Opens], dict[str, Any]]") -> dict[str, Any] | None:
+    """Results; of several processes those of the first, which alone has any."""
+    if _world() == 1:
+        return work(opener)
+    with _infer():
+        from jumar.eval.ranks import together
+    return together(opener, work)
+
+
+def _world() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextmanager
+def _infer() -> Iterator[None]:
+    """Where jumar-infer is imported. Raises ToolError (4) where it is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as fault:
+        if fault.name is None or not fault.name.startswith(("jumar.infer", "torch")):
+            raise
+        raise ToolError(
+            "scoring a checkpoint needs jumar-infer, which is not installed",
+            hint='pip install "jumar-eval[local]"; an endpoint (http://HOST/v1) needs no more than is here',
+            code=Exit.ENVIRONMENT,
+        ) from None
 
 
 def _asked(
     model: str, shots: int | None, limit: int | None, chat: bool, system: str | None, opening: dict[str, Any]
 ) -> dict[str, Any]:
     """What a run must share with one that it goes on with: all that may change an answer."""
-    same = {key: str(value) for key, value in opening.items() if value is not None and key not in ("max_batch", "cache_tokens")}
+    without = ("max_batch", "cache_tokens", *(key for key in ("tp", "pp") if opening[key] == 1))
+    same = {key: str(value) for key, value in opening.items() if value is not None and key not in without}
     return {
         "model": model,
         "num_fewshot": shots,
@@ -144,23 +191,17 @@ def _asked(
     }
 
 
-def _opener(model: str, name: str | None, opening: dict[str, Any], chat: bool) -> "Callable[[], Model]":
+def _opener(model: str, name: str | None, opening: dict[str, Any], chat: bool) -> "Opens":
     def remote() -> "Model":
         from jumar.eval.remote import RemoteModel
 
-        return RemoteModel(model, name=name, at_once=opening["max_batch"], chat=chat)
+        if opening["tp"] * opening["pp"] > 1:
+            raise ToolError("--tp and --pp are of checkpoints", hint="the server spreads its model", code=Exit.USAGE)
+        return RemoteModel(model, name=name, at_once=opening["max_batch"] or AT_ONCE, chat=chat)
 
     def local() -> "Model":
-        try:
+        with _infer():
             from jumar.eval.local import LocalModel, Opening
-        except ModuleNotFoundError as fault:
-            if fault.name is None or not fault.name.startswith(("jumar.infer", "torch")):
-                raise
-            raise ToolError(
-                "scoring a checkpoint needs jumar-infer, which is not installed",
-                hint='pip install "jumar-eval[local]"; an endpoint (http://HOST/v1) needs no more than is here',
-                code=Exit.ENVIRONMENT,
-            ) from None
         return LocalModel(Path(model), Opening(**opening))
 
     return remote if model.startswith(("http://", "https://")) else local
@@ -243,4 +284,10 @@ def report(
 
 def main() -> None:
     """The command."""
-    run(app, "jumar-eval")
+    try:
+        run(app, "jumar-eval")
+    except SystemExit as end:
+        if not end.code or _world() == 1:
+            raise
+        sys.stderr.flush()
+        os._exit(int(end.code))  # threads that wait for other processes would make torch abort

@@ -22,7 +22,7 @@ from jumar.schema.errors import ToolError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opening:
-    """How a checkpoint is opened; as jumar-infer's options."""
+    """How a checkpoint is opened; as jumar-infer's options. max_batch: answers at once, None: by the free memory."""
 
     device: str = "auto"
     dtype: str = "auto"
@@ -32,7 +32,9 @@ class Opening:
     iteration: str | None = None
     family: str | None = None
     engine: str = "auto"
-    max_batch: int = 8
+    tp: int = 1
+    pp: int = 1
+    max_batch: int | None = None
     cache_tokens: int | None = None
 
 
@@ -41,7 +43,7 @@ class LocalModel:
 
     def __init__(self, path: Path, opening: Opening) -> None:
         options = {name: getattr(opening, name) for name in Opening.__slots__ if name not in ("max_batch", "cache_tokens")}
-        limits = Limits(max_batch=max(opening.max_batch, 2), cache_tokens=opening.cache_tokens)
+        limits = Limits(max_batch=opening.max_batch and max(opening.max_batch, 2), cache_tokens=opening.cache_tokens)
         self.path, self.engine = path, Engine.open(path, limits, **options)
         if self.engine.tokenizer is None:
             raise ToolError(f"{path} has no tokenizer", hint="give one: --tokenizer DIR")
@@ -57,7 +59,7 @@ class LocalModel:
             "model_source": "jumar",
             "model_name": self.path.resolve().name,
             "model_args": ",".join(f"{k}={v}" for k, v in arguments.items()),
-            "batch_size": self.opening.max_batch,
+            "batch_size": self.engine.max_batch,
             "device": self.engine.device.name,
             "max_length": self.context,
             "notes": list(self.engine.notes),
@@ -208,7 +210,7 @@ class LocalModel:
             number, truncated = owners[prompt.request.number]
             done(number, Response(self.text(prompt.request), truncated))
 
-        answer_all(self.engine, head_ids, prompts, told, at_once=max(self.opening.max_batch, 2))
+        answer_all(self.engine, head_ids, prompts, told, at_once=self.engine.max_batch)
 
     def prompt(self, context: str, max_new_tokens: int) -> tuple[list[int], bool]:
         """(tokens of a prompt that leave room for its answer, whether its beginning was cut off)."""

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from jumar.eval import results
+from jumar.eval.asking import ask
 from jumar.eval.data import find
-from jumar.eval.items import How, Item, Unit, unit_of
+from jumar.eval.items import How, Unit, unit_of
 from jumar.eval.journal import Journal
 from jumar.eval.metrics import check
 from jumar.eval.place import Place
-from jumar.eval.programs import check_programs, keeping, sandbox_for
-from jumar.eval.requests import Measure, Model, Request, Response
-from jumar.eval.sandbox.host import Sandbox
+from jumar.eval.programs import check_programs, sandbox_for
+from jumar.eval.requests import Measure, Model
 from jumar.eval.task import Task, load_task, plain
 from jumar.schema.cli import dist_version
 from jumar.schema.errors import Exit, ToolError
@@ -86,7 +86,7 @@ def evaluate(open_model: Callable[[], Model], settings: Settings, say: Say = lam
             place.begin()
         for note in model.facts().get("notes", ()):
             say("note", note)
-        journals = [_answer(model, unit, settings.out, sandbox) for unit in units]
+        journals = ask(model, units, settings.out, sandbox)
         programs = {} if sandbox is None else {"programs": "walled in" if sandbox.walls else "not walled in"}
         return _finish(model, units, journals, settings, start, say, programs)
 
@@ -120,7 +120,7 @@ def _finish(
     facts = {key: value for key, value in model.facts().items() if key not in ("notes", "kinds", "warnings")}
     for text in model.facts().get("warnings", ()):
         say("warning", text)
-    inner = ("model_args", "batch_size", "device")
+    inner = ("model_args", "batch_size", "device", "dp")
     config = {
         "model": facts.get("model_source"),
         **{key: facts[key] for key in inner if key in facts},
@@ -169,33 +169,3 @@ def _placed(settings: Settings, recipe: dict[str, Any]) -> Iterator[Place | None
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-# --- asking
-
-
-def _answer(model: Model, unit: Unit, folder: Path | None, sandbox: Sandbox | None) -> Journal:
-    """Asks what the journal does not have yet."""
-    path = None if folder is None else folder / f"samples_{unit.name}.jsonl"
-    journal = Journal(path, max(len(unit.task.answers), 1))
-    left = [item for item in unit.items if item.number not in journal.samples]
-    requests, owners = list[Request](), list[tuple[Item, int]]()
-    waiting: dict[int, list[Response | None]] = {}
-    for item in left:
-        waiting[item.number] = [None] * len(item.requests)
-        for place, request in enumerate(item.requests):
-            requests.append(request)
-            owners.append((item, place))
-
-    def done(number: int, response: Response) -> None:
-        item, place = owners[number]
-        waiting[item.number][place] = response
-        if all(r is not None for r in waiting[item.number]):
-            keep(item, [r for r in waiting.pop(item.number) if r is not None])
-
-    with keeping(unit.task, journal, sandbox) as keep:
-        if requests:
-            model.answer(requests, done)
-    assert not waiting, f"{len(waiting)} documents of {unit.name} were not answered"
-    journal.close()
-    return journal

@@ -21,14 +21,17 @@ from jumar.infer.tokenizer import TextStream, Tokenizer
 from jumar.schema.errors import ToolError
 
 PAGE = 32
+USUAL = 2048
+"""Tokens of a request, its answer included, that few have more of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """max_batch: requests at once; chunk: tokens of a prompt at once; cache_tokens: positions in the cache, None: as many as
-    a share of the free memory holds, and requests can use; max_tokens: tokens of prompts in one step."""
+    """max_batch: requests at once, None: as many of USUAL tokens as the cache may hold, from 2 to 64 on a CPU, 256 elsewhere;
+    chunk: tokens of a prompt at once; cache_tokens: positions in the cache, None: as many as a share of the free memory holds,
+    and requests can use; max_tokens: tokens of prompts in one step."""
 
-    max_batch: int = 8
+    max_batch: int | None = 8
     chunk: int = 256
     cache_tokens: int | None = None
     max_tokens: int = 1024
@@ -38,6 +41,7 @@ class Engine:
     """A model that answers. Not for several threads, but `add` and `abort` may come from others than that of `step`.
 
     notes: what was chosen on opening, and why, a line each
+    max_batch: requests at once
     leads: other ranks compute what this one computes (see `followers`); else all of them do the same by themselves
     """
 
@@ -53,10 +57,11 @@ class Engine:
         self.context = opened.context
         self.paged = self.device.name != "cpu" if paged is None else paged
         chunk = -(-(limits.chunk if self.decoder.in_chunks else self.context) // PAGE) * PAGE
-        pages = self._pages(limits)
+        self.max_batch = limits.max_batch or self._at_once(limits.cache_tokens)
+        pages = self._pages(limits.cache_tokens)
         with hardware_faults():
-            self.cache = self.decoder.cache(pages, PAGE, limits.max_batch)
-        self.scheduler = Scheduler(self.cache, max_batch=limits.max_batch, chunk=chunk, max_tokens=limits.max_tokens)
+            self.cache = self.decoder.cache(pages, PAGE, self.max_batch)
+        self.scheduler = Scheduler(self.cache, max_batch=self.max_batch, chunk=chunk, max_tokens=limits.max_tokens)
 
     @classmethod
     def open(cls, path: str | Path, limits: Limits | None = None, **options: Any) -> Engine:
@@ -64,16 +69,29 @@ class Engine:
         limits = limits or Limits()
         return cls(open_model(Path(path), alone=limits.max_batch == 1, **options), limits)
 
-    def _pages(self, limits: Limits) -> int:
+    def _at_once(self, cache_tokens: int | None) -> int:
+        """How many requests of USUAL tokens, or of the context, the cache may hold."""
+        tokens, each = min(self.context, USUAL), self.decoder.token_bytes()
+        if cache_tokens is not None:
+            found = cache_tokens // tokens
+        else:
+            found = self._for_cache(free_bytes(self.device)) // max(tokens * each + self.decoder.place_bytes(), 1)
+        return self.decoder.ranks.same(max(2, min(found, 64 if self.device.name == "cpu" else 256)))
+
+    def _for_cache(self, free: int) -> int:
+        """What of the free memory is for the cache: on a CPU others need some."""
+        return int(free * (0.25 if self.device.name == "cpu" else 0.8))
+
+    def _pages(self, tokens: int | None) -> int:
         """Pages of the cache. Raises ToolError (4) where the memory does not hold them."""
-        tokens, each, free = limits.cache_tokens, self.decoder.token_bytes(), free_bytes(self.device)
-        states = limits.max_batch * self.decoder.place_bytes()
+        each, free = self.decoder.token_bytes(), free_bytes(self.device)
+        states = self.max_batch * self.decoder.place_bytes()
         if tokens is None:
-            left = max(int(free * (0.25 if self.device.name == "cpu" else 0.8)) - states, 0)
+            left = max(self._for_cache(free) - states, 0)
             most = left // each if each else UNLIMITED
-            tokens = max(PAGE, min(limits.max_batch * (self.context + PAGE), most))
+            tokens = max(PAGE, min(self.max_batch * (self.context + PAGE), most))
         hint = f"a token needs {each} bytes: give --cache-tokens a smaller number" + (", or --max-batch" if states else "")
-        what = f"keys and values of {tokens} tokens" + (f", and states of {limits.max_batch} requests" if states else "")
+        what = f"keys and values of {tokens} tokens" + (f", and states of {self.max_batch} requests" if states else "")
         check_fits(what, tokens * each + states, free, self.device.name, hint)
         return self.decoder.ranks.same(-(-tokens // PAGE))
 

@@ -112,6 +112,7 @@ def open_model(
     adapter: Path | None = None,
     iteration: str | None = None,
     family: str | None = None,
+    tp: int | None = None,
     pp: int = 1,
     alone: bool = False,
     engine: str = "auto",
@@ -123,17 +124,25 @@ def open_model(
              latent attention's up-projections
     adapter: a LoRA, PEFT's or Megatron's, that is merged into the weights as they are read
     pp:      stages under torchrun; the processes of each share its layers by tensor parallelism
+    tp:      how many of them; None: all that torchrun started, else it is opened in as many copies as there are processes for
     alone:   one request at a time: matrices are held in the form that is fastest for one row
     engine:  one of ENGINES; auto: transformers' for Hugging Face models that the registry does not know, ours for all others
     Raises ToolError: 2 for a dtype that does not exist, 3 for what is wrong with the files, 4 for the device.
     """
     if (why := _why_transformers(path, engine)) is not None:
-        given = {"quantize": quantize, "adapter": adapter, "iteration": iteration, "family": family, "pp": pp if pp > 1 else None}
+        given = {
+            "quantize": quantize,
+            "adapter": adapter,
+            "iteration": iteration,
+            "family": family,
+            "pp": _several(pp),
+            "tp": _several(tp),
+        }
         for option in (f"--{name}" for name, value in given.items() if value is not None):
             raise ToolError(f"{option} is not there through transformers ({why})", hint="leave it out", code=Exit.USAGE)
-        return _open_transformers(path, why, device, dtype, tokenizer)
+        return _open_transformers(path, why, device, dtype, tokenizer, tp)
     hardware = open_device(device)
-    ranks = join(os.environ, pp, hardware.backend)
+    ranks = join(os.environ, pp, hardware.backend, tp)
     checkpoint = _merged(path, adapter, OpenOptions(iteration=iteration, family=family))
     notes = []
     if checkpoint.deltas:
@@ -186,7 +195,11 @@ def _why_transformers(path: Path, engine: str) -> str | None:
     return f"jumar has no model_type {kind!r}" if isinstance(kind, str) and kind not in families() else None
 
 
-def _open_transformers(path: Path, why: str, device: str, dtype: str, tokenizer: Path | None) -> Opened:
+def _several(ranks: int | None) -> int | None:
+    return ranks if ranks is not None and ranks > 1 else None
+
+
+def _open_transformers(path: Path, why: str, device: str, dtype: str, tokenizer: Path | None, tp: int | None) -> Opened:
     if find_spec("transformers") is None:
         raise ToolError(
             f"transformers is not installed, and would compute {path} ({why})",
@@ -195,21 +208,23 @@ def _open_transformers(path: Path, why: str, device: str, dtype: str, tokenizer:
         )
     from jumar.infer import through_transformers as other
 
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and tp is None:
         raise ToolError(f"transformers runs in one process ({why})", hint="start it without torchrun", code=Exit.USAGE)
     config = other.config_of(path)
     hardware = open_device(device)
-    where = hardware.activate()
+    ranks = join(os.environ, 1, hardware.backend, tp)
+    where = hardware.activate(int(os.environ.get("LOCAL_RANK", "0")))
     kind, chosen = _dtype(dtype, str(config.dtype or torch.float32).removeprefix("torch."), hardware)
     found = _tokenizer(tokenizer, path) or other.tokenizer_of(path)
-    notes = f"{hardware.name}, {chosen}", f"through {other.VERSION}, one sequence after another: {why}"
-    decoder, context = other.load(path, kind, where), getattr(config, "max_position_embeddings", None) or UNLIMITED
+    notes = f"{hardware.name}{_spread(ranks)}, {chosen}", f"through {other.VERSION}, one sequence after another: {why}"
+    decoder, context = other.load(path, kind, where, ranks), getattr(config, "max_position_embeddings", None) or UNLIMITED
     defaults = _defaults(path, found)
     return Opened(decoder, hardware, found, defaults, context, (*notes, *defaults.notes))
 
 
 def _spread(ranks: Ranks) -> str:
-    sizes = [f"{name} {size}" for name, size in (("tp", ranks.tp_size), ("pp", ranks.pp_size)) if size > 1]
+    named = {"tp": ranks.tp_size, "pp": ranks.pp_size, "dp": ranks.dp_size}
+    sizes = [f"{name} {size}" for name, size in named.items() if size > 1]
     return f" over {' '.join(sizes)}" if sizes else ""
 
 

@@ -60,8 +60,8 @@ class TransformersDecoder:
 
     in_chunks = False
 
-    def __init__(self, model: Any, device: torch.device) -> None:
-        self.model, self.device, self.ranks = model, device, Ranks()
+    def __init__(self, model: Any, device: torch.device, ranks: Ranks) -> None:
+        self.model, self.device, self.ranks = model, device, ranks
         self.vocab_size: int = model.get_input_embeddings().weight.shape[0]
         self.cuts = "logits_to_keep" in inspect.signature(model.forward).parameters
 
@@ -128,8 +128,11 @@ def config_of(path: Path) -> Any:
     return found.get_text_config()
 
 
-def load(path: Path, dtype: torch.dtype, device: torch.device) -> TransformersDecoder:
-    """The model of a directory; no code from there is run. Raises ToolError: 3 for what is wrong with it, 4 for the memory."""
+def load(path: Path, dtype: torch.dtype, device: torch.device, ranks: Ranks) -> TransformersDecoder:
+    """The whole model of a directory, on every rank; no code from there is run.
+
+    Raises ToolError: 3 for what is wrong with it, 4 for the memory.
+    """
     words: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False, "output_loading_info": True}
     try:
         with hardware_faults(), _quietly():
@@ -146,7 +149,7 @@ def load(path: Path, dtype: torch.dtype, device: torch.device) -> TransformersDe
                 hint="fetch the files again" if _is_causal(path) else CAUSAL,
             )
     with hardware_faults():
-        return TransformersDecoder(model.eval().to(device), device)
+        return TransformersDecoder(model.eval().to(device), device, ranks)
 
 
 def _is_causal(path: Path) -> bool:
