@@ -26,9 +26,10 @@ README, CONVERT, DATA, TRAIN, CORRECTNESS, FAMILIES = (
     ROOT / name
     for name in ("README.md", "docs/convert.md", "docs/data.md", "docs/train.md", "docs/correctness.md", "docs/families.md")
 )
-INFER, EVAL, MIGRATE = (ROOT / f"docs/{name}.md" for name in ("infer", "eval", "migrate"))
+INFER, EVAL, MIGRATE, QUICKSTART = (ROOT / f"docs/{name}.md" for name in ("infer", "eval", "migrate", "quickstart"))
 TRANSLATED = {README: ROOT / "README.zh-CN.md"} | {
-    page: ROOT / "docs/zh" / page.name for page in (CONVERT, DATA, TRAIN, INFER, EVAL, CORRECTNESS, MIGRATE)
+    page: ROOT / "docs/zh" / page.relative_to(ROOT / "docs")
+    for page in (CONVERT, DATA, TRAIN, INFER, EVAL, CORRECTNESS, MIGRATE, QUICKSTART)
 }
 DEMO = ROOT / "runs/demo/hf"
 COLUMNS = 100
@@ -108,19 +109,20 @@ def blocks(page: Path) -> list[Block]:
 
 @dataclass(frozen=True)
 class Play:
-    """What is run of a page: the blocks with this marker, in a directory with the page's files and those of another page."""
+    """What is run of a page: the blocks with this marker, in a directory with the page's files and those of other pages."""
 
     page: Path
     marker: str = "run"
-    files_of: Path | None = None
+    files_of: tuple[Path, ...] = ()
     columns: int = COLUMNS
 
 
 RUNNABLE = [
-    *(Play(CONVERT), Play(DATA), Play(INFER), Play(EVAL, files_of=INFER), Play(FAMILIES, files_of=CONVERT)),
-    Play(README, "run data", files_of=DATA),
-    Play(TRAIN, files_of=DATA, columns=120),
-    Play(MIGRATE, files_of=DATA, columns=120),
+    *(Play(CONVERT), Play(DATA), Play(INFER), Play(EVAL, files_of=(INFER,)), Play(FAMILIES, files_of=(CONVERT,))),
+    Play(README, "run data", files_of=(DATA,)),
+    Play(TRAIN, files_of=(DATA,), columns=120),
+    Play(MIGRATE, files_of=(DATA,), columns=120),
+    Play(QUICKSTART, files_of=(DATA, TRAIN), columns=120),
 ]
 TOUR = Play(README, "run demo")
 
@@ -265,7 +267,7 @@ def write_files(page: Path, home: Path) -> None:
 
 def play(what: Play, terminal: Terminal) -> Iterator[tuple[Block, str, list[str], list[str]]]:
     """Carries a page out. Yields (block, command, lines shown, lines printed)."""
-    for page in filter(None, (what.files_of, what.page)):
+    for page in (*what.files_of, what.page):
         write_files(page, terminal.home)
     for block in (b for b in blocks(what.page) if b.marker == what.marker):
         steps = block.steps()

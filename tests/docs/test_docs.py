@@ -1,6 +1,7 @@
 """What the documentation says is true: commands run and print what is shown, options exist, links lead somewhere.
 
-    python tests/docs/test_docs.py          rewrites what can be: shown outputs, the table of families, the translations' blocks
+    python tests/docs/test_docs.py            rewrites what can be: shown outputs, the table of families, the translations' blocks
+    python tests/docs/test_docs.py docs/a.md  only that of the pages named
 
 A comment before a fenced block says what is done with it:
     <!-- run -->        its `$ ` lines are run, in order, in one directory for each page; the other lines are what they print
@@ -256,14 +257,15 @@ def replace_blocks(page: Path, new: dict[int, list[str]]) -> None:
 def main() -> None:
     table = re.compile(r"^\| model_type \|.*\n(?:\|.*\n)*", re.MULTILINE)
     FAMILIES.write_text(table.sub(lambda _: "\n".join(table_of_families()) + "\n", FAMILIES.read_text(encoding="utf-8"), count=1))
-    for what in RUNNABLE:
+    pages = {Path(name).resolve() for name in sys.argv[1:]} or {*TRANSLATED, *(what.page for what in RUNNABLE)}
+    for what in (what for what in RUNNABLE if what.page in pages):
         with tempfile.TemporaryDirectory() as home:
             rewrite_outputs(what, Terminal(Path(home), apart=what.page == FAMILIES, columns=what.columns))
-    if DEMO.exists():
+    if DEMO.exists() and TOUR.page in pages:
         with tempfile.TemporaryDirectory() as home:
             (Path(home) / "hf").symlink_to(DEMO)
             rewrite_outputs(TOUR, Terminal(Path(home)))
-    for page, other in TRANSLATED.items():
+    for page, other in ((page, other) for page, other in TRANSLATED.items() if page in pages):
         pairs = zip(blocks(other), blocks(page), strict=True)
         replace_blocks(other, {theirs.line: list(ours.content) for theirs, ours in pairs})
 
