@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+import mindspeed_files
 from eval_files import Maker
 
 
@@ -21,3 +22,10 @@ def hf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make(tmp_path: Path) -> Maker:
     """Writes benchmarks below tmp_path / "data"."""
     return Maker(tmp_path / "data")
+
+
+@pytest.fixture
+def mindspeed(tmp_path: Path) -> Path:
+    """A directory of benchmarks as MindSpeed-LLM reads them."""
+    mindspeed_files.write_all(tmp_path / "data")
+    return tmp_path / "data"

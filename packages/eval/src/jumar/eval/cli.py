@@ -45,6 +45,7 @@ Iteration = Annotated[
 FamilyName = Annotated[
     str | None, typer.Option("--family", help="model_type of a Megatron directory without a config.", rich_help_panel=HOW)
 ]
+Protocol = Annotated[str, typer.Option(help="Whose way of asking: lm-eval or mindspeed.", rich_help_panel=WHAT)]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
 
@@ -55,8 +56,16 @@ def run_(
     data: Annotated[
         Path, typer.Option("--data", metavar="DIR", help="Holds the benchmarks' files.", rich_help_panel=WHAT)
     ] = Path("."),
+    protocol: Protocol = "lm-eval",
     shots: Annotated[
         int | None, typer.Option(min=0, help="Worked examples.", show_default="the task's", rich_help_panel=WHAT)
+    ] = None,
+    fewshot: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[TASK=]FILE", help="JSON with worked examples; may be repeated.", rich_help_panel=WHAT),
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Of an answer.", show_default="the task's", rich_help_panel=WHAT)
     ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Documents of each task or subject.", show_default="all", rich_help_panel=WHAT)
@@ -121,7 +130,10 @@ def run_(
     settings = Settings(
         tasks=tuple(name.strip() for name in tasks.split(",") if name.strip()),
         data=data,
+        protocol=protocol,
         shots=shots,
+        fewshot=tuple(fewshot or ()),
+        max_new_tokens=max_new_tokens,
         limit=limit,
         chat=chat,
         system=system,
@@ -231,12 +243,13 @@ def list_(
     data: Annotated[
         Path | None, typer.Option("--data", metavar="DIR", help="Where to look for their files.", show_default="nowhere")
     ] = None,
+    protocol: Protocol = "lm-eval",
     as_json: Json = False,
 ) -> None:
     """Every task, where its files are, or what to fetch from where."""
     from jumar.eval.listing import lines, listing
 
-    found = listing(data)
+    found = listing(data, protocol)
     if as_json:
         print_json({"tasks": found})
         return

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jumar.eval.cells import as_pandas
 from jumar.eval.files import Row, read_rows
 from jumar.eval.task import Layout, Task
 from jumar.eval.template import value_of
@@ -93,6 +94,8 @@ def _matching(folder: Path, pattern: str) -> dict[str | None, list[Path]]:
 def documents(task: Task, found: Found) -> tuple[list[Doc], list[Doc]]:
     """(documents, those that worked examples are taken from). ToolError (3) names the file and the row that is at fault."""
     docs = _read(task, found, found.test, found.layout.only)
+    if task.worked:
+        return docs, [dict(example) for example in task.worked]
     return docs, _read(task, found, found.shots, found.layout.shots_only) if found.shots else docs
 
 
@@ -102,6 +105,8 @@ def _read(task: Task, found: Found, paths: tuple[Path, ...], only: str | None) -
         rows = cot_prompts(path) if path.suffix == ".txt" and path in found.shots else None
         if rows is None:
             rows = read_rows(path, columns=found.layout.columns, rows=found.layout.rows)
+        if found.layout.cells == "pandas" and path not in found.shots:
+            rows = as_pandas(rows)
         for number, row in enumerate(rows, 1):
             where = f"{path}: row {number}"
             if only is None or _value(only, row, row, where):

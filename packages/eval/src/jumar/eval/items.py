@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from jumar.eval.data import SUBJECT, Doc, Found, documents
+from jumar.eval.fewshot import given_texts, texts_of
 from jumar.eval.haystack import hidden
 from jumar.eval.requests import Measure, Request
-from jumar.eval.task import Task
+from jumar.eval.task import PROTOCOLS, Task
 from jumar.eval.template import text_of, value_of
 from jumar.schema.errors import Exit, ToolError
 
@@ -56,9 +58,12 @@ class How:
     """Settings that change requests.
 
     shots: None for the task's own; render: by a chat template; system: a message before all; measure: by the model's tokens
+    fewshot: task -> a file of worked examples; max_new_tokens: None for the task's own
     """
 
     shots: int | None = None
+    max_new_tokens: int | None = None
+    fewshot: Mapping[str, Path] = field(default_factory=dict)
     limit: int | None = None
     render: Render | None = None
     system: str | None = None
@@ -75,12 +80,13 @@ def unit_of(task: Task, found: Found, how: How) -> Unit:
         return _haystack_unit(name, task, found, how)
     docs, pool = documents(task, found)
     shots = task.shots if how.shots is None else how.shots
-    if shots and found.layout.shots and not found.shots:
-        path = found.folder / found.layout.shots.replace(SUBJECT, found.subject or "")
-        raise ToolError(f"{name}: no worked examples", hint=f"expected {path}, or --shots 0")
+    given = given_texts(how.fewshot[task.task], task, found.subject) if task.task in how.fewshot else None
+    if given is None:
+        _check_shots(task, found, name, shots, asked=how.shots is not None)
     asked = docs if how.limit is None else docs[: how.limit]
-    draw = _drawn(task, pool, shots, own=found.layout.shots is None)
-    builder = _Builder(task, how)
+    own = found.layout.shots is None and not task.worked
+    draw = _drawn(task, pool, 0 if given is not None else shots, own=own)
+    builder = _Builder(task, how, given)
     items = tuple(builder.item(number, doc, draw(doc), f"{name}, document {number}") for number, doc in enumerate(asked))
     return Unit(name, task, items, len(docs), shots, tuple(_notes(items)))
 
@@ -96,6 +102,20 @@ def _haystack_unit(name: str, task: Task, found: Found, how: How) -> Unit:
         item = builder.item(number, doc, [], f"{name}, document {number}")
         items.append(replace(item, doc={key: value for key, value in doc.items() if key != "context"}))
     return Unit(name, task, tuple(items), len(docs), 0, tuple(notes))
+
+
+def _check_shots(task: Task, found: Found, name: str, shots: int, *, asked: bool) -> None:
+    """Raises ToolError: 3 for worked examples whose file is missing, 2 for those that a protocol does not have."""
+    given = "--fewshot FILE, or " if task.baked else ""
+    if shots and found.layout.shots and not found.shots:
+        path = found.folder / found.layout.shots.replace(SUBJECT, found.subject or "")
+        raise ToolError(f"{name}: no worked examples", hint=f"expected {path}, or {given}--shots 0")
+    if shots and task.baked and not (found.layout.shots or task.worked or asked):
+        hint = f"{given}--shots {shots}, which takes the first documents"
+        raise ToolError(f"{name}: its layout has no worked examples", hint=hint, code=Exit.USAGE)
+    if shots and task.protocol != PROTOCOLS[0] and not task.baked:
+        what = f"{name}: the protocol {task.protocol} asks without worked examples"
+        raise ToolError(what, hint="leave --shots out", code=Exit.USAGE)
 
 
 def _drawn(task: Task, pool: list[Doc], shots: int, *, own: bool) -> Callable[[Doc], list[Doc]]:
@@ -124,8 +144,9 @@ def _drawn(task: Task, pool: list[Doc], shots: int, *, own: bool) -> Callable[[D
 class _Builder:
     """Prompts of one task. The text before the question is made once for equal worked examples."""
 
-    def __init__(self, task: Task, how: How) -> None:
+    def __init__(self, task: Task, how: How, given: Mapping[str, str] | None = None) -> None:
         self.task, self.how = task, how
+        self._texts = texts_of(task, given)
         self._made: dict[tuple[object, ...], Messages] = {}
 
     def item(self, number: int, doc: Doc, examples: list[Doc], where: str) -> Item:
@@ -157,21 +178,28 @@ class _Builder:
         if task.kind == "rolling":
             yield Request("rolling", "", text_of(task.prompt)(doc))
             return
-        before = self._before(doc, examples)
+        before = [] if task.baked else self._before(doc, examples)
         if task.ending is not None:
             ending, delimiter = str(value_of(task.ending)(doc)), task.delimiter
             for choice in choices:
                 context, head = self._context(before, choice)
                 yield Request("loglikelihood", context, delimiter + ending, head)
             return
-        context, head = self._context(before, text_of(task.prompt)(doc))
+        context, head = self._baked(doc, examples) if task.baked else self._context(before, text_of(task.prompt)(doc))
         if task.kind == "choice":
             delimiter = task.delimiter if self.how.render is None else ""
             for choice in choices:
-                yield Request("loglikelihood", context, delimiter + choice, head)
+                yield Request("loglikelihood", context, delimiter + choice, head, alone=task.alone)
             return
         until = (task.separator,) if task.until is None else task.until
-        yield Request("generate", context, "", head, until, task.max_new_tokens)
+        most = self.how.max_new_tokens or task.max_new_tokens
+        yield Request("generate", context, "", head, until, most)
+
+    def _baked(self, doc: Doc, examples: list[Doc]) -> tuple[str, str]:
+        """(prompt, the worked examples that it begins with)."""
+        texts = self._texts(doc, examples)
+        prompt, head = text_of(self.task.prompt)({**doc, **texts}), texts[self.task.parts[0]]
+        return prompt, head if prompt.startswith(head) else ""
 
     def _before(self, doc: Doc, examples: list[Doc]) -> Messages:
         """Description and worked examples, as messages."""

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from jumar.eval.data import expected, find
-from jumar.eval.task import load_task, task_files
+from jumar.eval.task import PROTOCOLS, load_task, task_files
 from jumar.schema.errors import ToolError
 
 
-def listing(data: Path | None) -> list[dict[str, Any]]:
-    """One object a task; `files` says where its files are, or what is expected where."""
+def listing(data: Path | None, protocol: str = PROTOCOLS[0]) -> list[dict[str, Any]]:
+    """One object a task of a protocol; `files` says where its files are, or what is expected where."""
     out = []
-    for name in sorted(task_files()):
-        task = load_task(name)
+    for name in sorted(task_files(protocol)):
+        task = load_task(name, protocol)
         row: dict[str, Any] = {"task": name, "title": task.title, "shots": task.shots, "metrics": list(task.metrics)}
         row |= {"kind": task.kind, "source": task.source}
         if data is not None:

@@ -125,6 +125,10 @@ class LocalModel:
         ids = self._context_ids(stripped)
         return list(ids), list(self._encode(stripped + rest))[len(ids) :]
 
+    def alone(self, context: str, rest: str) -> tuple[list[int], list[int]]:
+        """Tokens of a context as it stands, and the last token of what comes after it, as it is by itself."""
+        return list(self._context_ids(context)), self.tokenizer.encode(rest, special=False)[-1:]
+
     def windows(self, text: str) -> list[tuple[list[int], list[int]]]:
         """A text longer than the context in windows, each token predicted once, with as much before it as fits (lm-eval's)."""
         tokens, size = list(self._encode(text)), self.context
@@ -144,7 +148,8 @@ class LocalModel:
         parts: dict[int, list[float | None]] = {}
         cut: set[int] = set()
         for number, request in numbered:
-            pairs = self.windows(request.rest) if request.kind == "rolling" else [self.pair(request.context, request.rest)]
+            pair = self.alone if request.alone else self.pair
+            pairs = self.windows(request.rest) if request.kind == "rolling" else [pair(request.context, request.rest)]
             parts[number] = [None] * len(pairs)
             if not pairs:
                 done(number, Response(0.0))

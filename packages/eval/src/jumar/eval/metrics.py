@@ -97,8 +97,10 @@ def _true_mass(task: Task, item: Item, responses: Sequence[Any]) -> float:
 # --- texts
 
 
-def extract(how: Extract, text: str) -> str:
-    """What of a text counts as the answer."""
+def extract(how: Extract, text: str, doc: Mapping[str, Any] | None = None) -> str:
+    """What of a text counts as the answer. doc: for the expressions of `read`."""
+    for expression in how.read:
+        text = str(value_of(expression)({**(doc or {}), "text": text}))
     if how.find is None:
         return text.strip() if how.strip else text
     found = re.findall(how.find, text)
@@ -192,6 +194,7 @@ METRICS: dict[str, Metric] = {
     "acc_bytes": Metric("acc_bytes", _by(lambda text: len(text.encode())), mean),
     "true_mass": Metric("acc", _true_mass, mean),
     "exact_match": Metric("exact_match", _exact, mean),
+    "acc_text": Metric("acc", _exact, mean),
     "begins_with": Metric("begins_with", _begins, mean),
     "keywords": Metric("keywords", _keywords, mean),
     "same_answer": Metric("acc", _same_answer, mean),
@@ -223,7 +226,7 @@ def measured(
     """(name of the answer, what counts as the answer, metric -> value, verdicts) of each way in which answers are read."""
     out = []
     for how in task.answers or (Extract(name="none"),):
-        read = [extract(how, value) for value in values] if task.kind == "generate" else list(values)
+        read = [extract(how, value, item.doc) for value in values] if task.kind == "generate" else list(values)
         verdicts = [judge(task, item, text) for text in read] if judge is not None else []
         of = {m: METRICS[m].of(task, item, verdicts if METRICS[m].judged else read) for m in task.metrics}
         out.append((how.name, read, {METRICS[m].name: value for m, value in of.items()}, verdicts))

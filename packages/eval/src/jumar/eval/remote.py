@@ -91,6 +91,9 @@ class RemoteModel:
     # --- one request
 
     def _loglikelihood(self, request: Request) -> Response:
+        if request.alone:
+            what = "an endpoint does not say which token a word is by itself"
+            raise ToolError(what, hint="score the checkpoint itself")
         stripped = request.context.rstrip()
         if not stripped:
             raise ToolError("a continuation without context cannot be scored by an endpoint", hint="score the checkpoint itself")

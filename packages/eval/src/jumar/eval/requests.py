@@ -17,6 +17,7 @@ class Request:
     rest:    the continuation whose log-likelihood is asked for, of `rolling` the whole text; of `generate` empty
     head:    a beginning of the context that other requests have too (the worked examples)
     until, max_new_tokens: of `generate`
+    alone:   of the continuation its last token, encoded by itself, is what is scored
     """
 
     kind: Kind
@@ -25,6 +26,7 @@ class Request:
     head: str = ""
     until: tuple[str, ...] = ()
     max_new_tokens: int = 256
+    alone: bool = False
 
     def arguments(self) -> list[Any]:
         """As lm-eval writes them into its samples."""

@@ -14,13 +14,15 @@ from typing import Any
 from jumar.eval import results
 from jumar.eval.asking import ask
 from jumar.eval.data import find
+from jumar.eval.fewshot import read_fewshot
 from jumar.eval.items import How, Unit, unit_of
 from jumar.eval.journal import Journal
 from jumar.eval.metrics import check
 from jumar.eval.place import Place
 from jumar.eval.programs import check_programs, sandbox_for
 from jumar.eval.requests import Measure, Model
-from jumar.eval.task import Task, load_task, plain
+from jumar.eval.scores_csv import write_tables
+from jumar.eval.task import PROTOCOLS, Task, load_task, plain
 from jumar.schema.cli import dist_version
 from jumar.schema.errors import Exit, ToolError
 
@@ -34,6 +36,8 @@ class Settings:
 
     tasks: names or YAML files; data: where the benchmarks lie
     shots, limit: None for the task's own, and for all documents
+    protocol: whose way of asking; fewshot: files of worked examples, FILE or TASK=FILE
+    max_new_tokens: None for the task's own
     chat: prompts go through the model's chat template, worked examples as turns
     allow_code: tasks may run programs that the model writes; allow_unsandboxed: also where they cannot be walled in
     fail_under: scores that are to be there, TASK.METRIC=NUMBER
@@ -42,7 +46,10 @@ class Settings:
 
     tasks: tuple[str, ...]
     data: Path
+    protocol: str = PROTOCOLS[0]
     shots: int | None = None
+    fewshot: tuple[str, ...] = ()
+    max_new_tokens: int | None = None
     limit: int | None = None
     chat: bool = False
     system: str | None = None
@@ -60,8 +67,10 @@ def evaluate(open_model: Callable[[], Model], settings: Settings, say: Say = lam
 
     Raises ToolError (3) for data that is missing or does not fit, (2) for settings that do not fit.
     """
-    tasks = [load_task(name) for name in settings.tasks]
+    tasks = [load_task(name, settings.protocol) for name in settings.tasks]
+    _check_protocol(settings)
     sandbox = sandbox_for(tasks, say, code=settings.allow_code, unsandboxed=settings.allow_unsandboxed)
+    fewshot = read_fewshot(settings.fewshot, tasks)
     model = open_model() if settings.chat or any(task.haystack for task in tasks) else None
     how = How(
         shots=settings.shots,
@@ -69,6 +78,8 @@ def evaluate(open_model: Callable[[], Model], settings: Settings, say: Say = lam
         render=model.render if model is not None and settings.chat else None,
         system=settings.system,
         measure=model.measure() if model is not None else Measure(),
+        fewshot=fewshot,
+        max_new_tokens=settings.max_new_tokens,
     )
     units = [unit_of(task, found, how) for task in tasks for found in find(task, settings.data)]
     for unit in units:
@@ -124,6 +135,8 @@ def _finish(
     config = {
         "model": facts.get("model_source"),
         **{key: facts[key] for key in inner if key in facts},
+        "protocol": settings.protocol,
+        "fewshot": list(settings.fewshot),
         "limit": settings.limit,
         "fewshot_seed": 1234,
         **settings.arguments,
@@ -138,8 +151,19 @@ def _finish(
         "jumar_eval_version": dist_version("jumar-eval"),
     }
     if settings.out is not None:
+        write_tables(list(zip(units, journals, strict=True)), settings.out)
         results.write(found, settings.out)
     return found
+
+
+def _check_protocol(settings: Settings) -> None:
+    """Raises ToolError (2) for settings that the protocol does not have."""
+    if settings.fewshot and settings.shots is not None:
+        raise ToolError("--fewshot holds the worked examples, all of them", hint="leave --shots out", code=Exit.USAGE)
+    if settings.protocol != PROTOCOLS[0] and (settings.chat or settings.system is not None):
+        option = "--chat" if settings.chat else "--system"
+        what = f"the protocol {settings.protocol} asks with texts as they are, and {option} was given"
+        raise ToolError(what, hint=f"leave {option} out, or take --protocol {PROTOCOLS[0]}", code=Exit.USAGE)
 
 
 # --- where it goes
@@ -149,6 +173,7 @@ def recipe_of(settings: Settings, units: Sequence[Unit]) -> dict[str, Any]:
     """What must be the same for a run to be gone on with."""
     tasks: dict[str, Task] = {unit.task.task: unit.task for unit in units}
     return {
+        "protocol": settings.protocol,
         "tasks": {name: _digest(plain(task)) for name, task in tasks.items()},
         "documents": {unit.name: _digest([[r.arguments() for r in item.requests] for item in unit.items]) for unit in units},
         **settings.arguments,

@@ -16,12 +16,14 @@ from jumar.schema.recipe import read_file, validate
 METRICS_OF = {
     "choice": ("acc", "acc_norm", "acc_bytes", "true_mass"),
     "generate": (
-        *("exact_match", "begins_with", "keywords", "same_answer", "pass@1"),
+        *("exact_match", "acc_text", "begins_with", "keywords", "same_answer", "pass@1"),
         *("prompt_level_strict_acc", "inst_level_strict_acc", "prompt_level_loose_acc", "inst_level_loose_acc"),
     ),
     "rolling": ("word_perplexity", "byte_perplexity", "bits_per_byte"),
 }
 FOLDER = Path(__file__).parent / "tasks"
+PROTOCOLS = ("lm-eval", "mindspeed")
+"""The first one's tasks are in `FOLDER`, those of another in its folder there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +36,7 @@ class Layout:
     needles:     of a haystack: NeedleBench's needles
     fields:      name -> expression over a row's columns; none: the columns as they are
     only, shots_only: expressions over a row's columns: which rows are documents, which are worked examples
+    cells:       of the documents in CSV files: the text there, or what pandas makes of it (`None` is nan, 2.50 is 2.5)
     """
 
     test: str
@@ -44,13 +47,18 @@ class Layout:
     fields: Mapping[str, str] = field(default_factory=dict)
     only: str | None = None
     shots_only: str | None = None
+    cells: Literal["text", "pandas"] = "text"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extract:
-    """What of a text counts as the answer: of the matches of `find` the one numbered `take` (its first group with text)."""
+    """What of a text counts as the answer: of the matches of `find` the one numbered `take` (its first group with text).
+
+    read: before that, expressions over `text` and the document's fields, each giving the `text` of the next
+    """
 
     name: str
+    read: tuple[str, ...] = ()
     find: str | None = None
     take: int = 0
     otherwise: str = "[invalid]"
@@ -103,11 +111,17 @@ class Task:
     haystack: how documents are made of texts; their `context`, `question` and `keywords` are for the templates
     subjects: name in files -> name in prompts; groups: name -> subjects that have a score together
     without, only: subjects that are there and are left out; those that are taken, none given: all
+    protocol: whose way of asking it is
+    baked:    a template over `examples`: all worked examples in one text, which `prompt` names `fewshot`
+    parts:    names of the texts that a file of --fewshot holds for a subject
+    worked:   worked examples that are no file's
+    alone:    of choices the last token of each by itself is scored, as the first one of an answer
     """
 
     task: str
     title: str
     source: str = ""
+    protocol: str = "lm-eval"
     kind: Literal["choice", "generate", "rolling"]
     metrics: tuple[str, ...]
     layouts: tuple[Layout, ...]
@@ -134,6 +148,10 @@ class Task:
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     without: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
+    baked: str = ""
+    parts: tuple[str, ...] = ("fewshot",)
+    worked: tuple[Mapping[str, str], ...] = ()
+    alone: bool = False
 
     @property
     def by_subject(self) -> bool:
@@ -142,22 +160,31 @@ class Task:
 
 
 @cache
-def task_files() -> dict[str, Path]:
-    """Name -> file: our own, and those of folders that entry points `jumar.eval_tasks` name."""
+def task_files(protocol: str = PROTOCOLS[0]) -> dict[str, Path]:
+    """Name -> file: our own, and those of folders that entry points `jumar.eval_tasks` name. Other protocols have folders below.
+
+    Raises ToolError (2) for a protocol that there is not.
+    """
+    if protocol not in PROTOCOLS:
+        raise ToolError(f"there is no protocol {protocol!r}", hint=f"choose among {', '.join(PROTOCOLS)}", code=Exit.USAGE)
     folders = [FOLDER]
     for point in entry_points(group="jumar.eval_tasks"):
         module = point.load()
         folders.append(Path(module if isinstance(module, str) else module.__path__[0]))
+    if protocol != PROTOCOLS[0]:
+        folders = [folder / protocol for folder in folders]
     return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
 
 
-def load_task(name: str) -> Task:
+def load_task(name: str, protocol: str = PROTOCOLS[0]) -> Task:
     """A task by its name, or by the path of its YAML file. Raises ToolError (2) where there is none, or a key is wrong."""
-    path = Path(name) if name.endswith((".yaml", ".yml")) else task_files().get(name)
+    files = task_files(protocol)
+    path = Path(name) if name.endswith((".yaml", ".yml")) else files.get(name)
     if path is None:
-        near = difflib.get_close_matches(name, task_files(), 1)
+        near = difflib.get_close_matches(name, files, 1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise ToolError(f"there is no task {name!r}", hint=hint + "jumar-eval list names all", code=Exit.USAGE)
+        where, option = ("", "") if protocol == PROTOCOLS[0] else (f" in the protocol {protocol}", f" --protocol {protocol}")
+        raise ToolError(f"there is no task {name!r}{where}", hint=f"{hint}jumar-eval list{option} names all", code=Exit.USAGE)
     task = validate(Task, read_file(path), str(path))
     _check(task, path)
     return task
