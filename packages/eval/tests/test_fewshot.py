@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 
 from jumar.eval.cells import as_pandas
@@ -137,7 +138,7 @@ def test_a_run_is_gone_on_with_by_its_own_protocol(mindspeed: Path, tmp_path: Pa
 
 
 def test_cells_as_pandas_reads_them() -> None:
-    """Against pandas itself where it is there; the literal ones always."""
+    """Literally, and by pandas itself."""
     columns = [
         (["1", "02", "+3"], ["1", "2", "3"]),
         (["1", "2.50", ".5"], ["1.0", "2.5", "0.5"]),
@@ -153,7 +154,6 @@ def test_cells_as_pandas_reads_them() -> None:
     for cells, expected in columns:
         rows = [{"q": "text", "x": cell} for cell in cells]
         assert [row["x"] for row in as_pandas(rows)] == expected
-    pandas = pytest.importorskip("pandas")
     for cells, expected in columns:
         text = io.StringIO()
         csv.writer(text).writerows([["q", "x"], *(["text", cell] for cell in cells)])
