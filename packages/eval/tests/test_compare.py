@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from jumar.eval.compare import chance, compare, flips, table
+from jumar.eval.explain import Side, side_of, why
 from jumar.schema.errors import ToolError
 
 
@@ -73,3 +74,59 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
         compare(first, tmp_path / "nowhere")
     elsewhere = compare(first, run(tmp_path / "d", [0, 0, 0], doc_hash="of another tool")).differences
     assert [(d.documents, d.lost) for d in elsewhere] == [(2, (0,))]
+
+
+def sample(prompt: str, rest: object, *, read: object, **more: Any) -> dict[str, Any]:
+    """A document that was asked with this prompt. rest: a continuation, or what ends a text."""
+    arguments = {"gen_args_0": {"arg_0": prompt, "arg_1": rest}}
+    base = {"arguments": arguments, "prompt_hash": prompt, "filtered_resps": read, "resps": [[read]], "doc": {"question": "Up?"}}
+    return base | more
+
+
+TEXT = {"until": [], "max_gen_toks": 1}
+PLAIN = Side("lm-eval", False, 5)
+
+
+def test_why_a_document_flipped() -> None:
+    """Each part of the prompt and each way of reading is named, and nothing else."""
+    scored = sample("One.\n\nUp?\nAnswer:", " A", read=[[-1.0, False], [-2.0, False]])
+    for other, sides, said in (
+        ({}, (PLAIN, PLAIN), "the same prompt"),
+        ({"prompt": "One.\n\nUp? Say:"}, (PLAIN, PLAIN), r"what stands behind the question: '\nAnswer' -> ' Say'"),
+        (
+            {"prompt": "Two.\n\nUp?\nAnswer:"},
+            (PLAIN, PLAIN),
+            "what stands before the question: 'One' -> 'Two'",
+        ),
+        ({"prompt": "Up?\nAnswer:"}, (PLAIN, Side("lm-eval", False, 0)), "worked examples: 5 -> 0"),
+        ({"prompt": "Down?"}, (PLAIN, PLAIN), r"another prompt: 'One.\n\nUp?\nAnswer:' -> 'Down?'"),
+        (
+            {"prompt": "<u>One.\n\nUp?\nAnswer:</u>"},
+            (PLAIN, Side("lm-eval", True, 5)),
+            "through the chat template in the second; what stands before the question: '' -> '<u>'; "
+            "what stands behind the question: '' -> '</u>'",
+        ),
+        ({"rest": "A"}, (PLAIN, PLAIN), "the answer is the most probable of ' A' -> the most probable of 'A'"),
+        (
+            {"rest": TEXT, "read": ["B"]},
+            (PLAIN, PLAIN),
+            "the answer is the most probable of ' A' -> read from a text of 1 tokens at most",
+        ),
+        ({"truncated": True}, (PLAIN, PLAIN), "the prompt lost its beginning in the second"),
+        (
+            {"read": [[-1.0, False], [-1.0, False]]},
+            (PLAIN, PLAIN),
+            "the same prompt; a tie in the second, where the first choice counts",
+        ),
+        ({"read": [[-1.0, False], [-1.01, False]]}, (PLAIN, PLAIN), "the same prompt; close in the second: a lead of 0.01"),
+    ):
+        words: dict[str, Any] = {"prompt": "One.\n\nUp?\nAnswer:", "rest": " A", "read": scored["filtered_resps"]} | other
+        assert why(scored, sample(**words), sides) == said
+    read, otherwise = (sample("Up?", TEXT, read=[answer], resps=[["(B)"]]) for answer in ("B", "[invalid]"))
+    assert why(read, otherwise, (PLAIN, PLAIN)) == "the same text is read otherwise: 'B' -> '[invalid]'"
+
+
+def test_how_a_run_asked() -> None:
+    ours = {"config": {"protocol": "mindspeed", "apply_chat_template": False}, "n-shot": {"mmlu": 5}}
+    assert side_of(ours, "mmlu") == Side("mindspeed", False, 5)
+    assert side_of({"config": {}, "chat_template": "{{ messages }}", "n-shot": {}}, "mmlu") == Side("lm-eval", True, None)

@@ -13,6 +13,7 @@ import pandas
 import pytest
 
 from jumar.eval.cells import as_pandas
+from jumar.eval.compare import compare, flips
 from jumar.eval.requests import Done, Request, Response
 from jumar.eval.run import Settings, evaluate
 from jumar.schema.errors import Exit, ToolError
@@ -132,6 +133,37 @@ def test_a_run_is_gone_on_with_by_its_own_protocol(mindspeed: Path, tmp_path: Pa
         run(mindspeed, "mmlu", out=out, resume=True, fewshot=(str(tmp_path / "own.json"),))
     run(mindspeed, "mmlu", out=out, resume=True)
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_two_protocols_side_by_side(mindspeed: Path, tmp_path: Path) -> None:
+    """The same documents by number; what was asked otherwise is told in words."""
+    first, second = tmp_path / "one", tmp_path / "two"
+    run(mindspeed, "mmlu,gsm8k,boolq", "B", out=second)
+    (mindspeed / "gsm8k/gsm8k_test.jsonl").rename(mindspeed / "gsm8k/test.jsonl")
+    (mindspeed / "boolq/dev/dev.jsonl").rename(mindspeed / "boolq/dev.jsonl")
+    run(mindspeed, "mmlu,boolq", out=first, protocol="lm-eval")
+    compared = compare(first, second)
+    assert any(note.startswith("asked by the protocol lm-eval, then by mindspeed") for note in compared.notes)
+    assert [(d.task, d.metric, d.documents, d.first, d.second) for d in compared.differences] == [
+        ("boolq", "acc", 3, 2 / 3, 1 / 3),
+        ("mmlu_anatomy", "acc", 1, 0.0, 1.0),
+        ("mmlu_high_school_physics", "acc", 1, 0.0, 1.0),
+    ]
+    flipped = {flip["task"]: flip for flip in flips(first, second, compared, 1)}
+    assert flipped["mmlu_anatomy"]["answers"] == ["choice 0, by 0.000", "B"]
+    reasons = flipped["mmlu_anatomy"]["why"].split("; ")
+    assert [reason.partition(":")[0] for reason in reasons[:2]] == [
+        "what stands before the question",
+        "what stands behind the question",
+    ]
+    assert reasons[1].endswith(r": '0\nD. None' -> '\nD. nan'")
+    assert reasons[2:] == [
+        "the answer is the most probable of ' A', ' B', ' C', ' D' -> read from a text of 1 tokens at most",
+        "a tie in the first, where the first choice counts",
+    ]
+    assert flipped["boolq"]["why"].startswith(
+        "the answer is the most probable of ' no', ' yes' -> the most probable of 'Yes', 'No'; "
+    )
 
 
 # --- cells

@@ -44,6 +44,19 @@ def test_beams_are_those_of_transformers(count: int, penalty: float, eos: list[i
     assert engine.cache.in_use == 0
 
 
+def test_beams_among_the_likelier_tokens_alone(hf: Path) -> None:
+    """Among one token they are the greedy answer, whose every token is certain."""
+    engine = Engine.open(hf, Limits(max_batch=4, cache_tokens=2048), device="cpu")
+    sampling = Sampling(max_new_tokens=9, ignore_eos=True)
+    (greedy,) = engine.generate([[5, 6, 7]], sampling)
+    wide = search(engine, [5, 6, 7], sampling, num_beams=4, length_penalty=0.7)[0]
+    for among in (Sampling(top_k=1), Sampling(top_p=1e-9)):
+        (best,) = search(engine, [5, 6, 7], sampling, num_beams=4, length_penalty=0.7, among=among)
+        assert best.output == greedy.output
+    assert wide.output != greedy.output
+    assert search(engine, [5, 6, 7], sampling, num_beams=4, length_penalty=0.7, among=Sampling())[0].output == wide.output
+
+
 def test_what_beams_do_not_do(hf: Path) -> None:
     engine = Engine.open(hf, Limits(cache_tokens=64), device="cpu")
     for sampling, returns in (

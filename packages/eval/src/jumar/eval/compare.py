@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jumar.eval import results
+from jumar.eval.explain import side_of, why
 from jumar.eval.journal import Sample, read_samples
 from jumar.eval.metrics import mean, stderr
 from jumar.schema.errors import ToolError
@@ -50,13 +51,15 @@ class Compared:
 
 def compare(first: Path, second: Path) -> Compared:
     """Two directories of results, ours or lm-eval's. Raises ToolError (3) where they have no task in common."""
-    for path in (first, second):
-        results.read(path)
+    found_in = [results.read(path) for path in (first, second)]
     ours, theirs = sample_files(first), sample_files(second)
     both = [name for name in ours if name in theirs]
     if not both:
         raise ToolError(f"{first} and {second} have no task in common", hint=f"the first has {', '.join(ours) or 'no samples'}")
     notes = [f"only in {path}: {', '.join(names)}" for path, names in _alone(first, second, ours, theirs) if names]
+    asked = [side_of(found, "").protocol for found in found_in]
+    if asked[0] != asked[1]:
+        notes.append(f"asked by the protocol {asked[0]}, then by {asked[1]}: --show says of each document what was otherwise")
     found: list[Difference] = []
     for name in both:
         pairs = [read_samples(files[name]) for files in (ours, theirs)]
@@ -146,16 +149,17 @@ def table(compared: Compared) -> list[tuple[str, ...]]:
 
 
 def flips(first: Path, second: Path, compared: Compared, most: int) -> list[dict[str, Any]]:
-    """Documents whose score changed, with both answers; at most `most` of each task."""
+    """Documents whose score changed, with both answers and why; at most `most` of each task."""
+    found = [results.read(path) for path in (first, second)]
     ours, theirs = sample_files(first), sample_files(second)
     out = []
     for d in compared.differences:
         sides = [{(s["filter"], s["doc_id"]): s for s in read_samples(files[d.task])} for files in (ours, theirs)]
+        runs = (side_of(found[0], d.task), side_of(found[1], d.task))
         for number in sorted((*d.gained, *d.lost))[:most]:
             a, b = (side[d.answer, number] for side in sides)
             row = {"task": d.task, "doc_id": number, "metric": d.metric, "first": a[d.metric], "second": b[d.metric]}
-            why = "another prompt" if a.get("prompt_hash") != b.get("prompt_hash") else "the same prompt"
-            out.append({**row, "target": a["target"], "answers": [answer_of(a), answer_of(b)], "why": why})
+            out.append({**row, "target": a["target"], "answers": [answer_of(a), answer_of(b)], "why": why(a, b, runs)})
     return out
 
 

@@ -193,7 +193,7 @@ class _Builder:
             return
         until = (task.separator,) if task.until is None else task.until
         most = self.how.max_new_tokens or task.max_new_tokens
-        yield Request("generate", context, "", head, until, most)
+        yield Request("generate", context, "", head, until, most, task.beams)
 
     def _baked(self, doc: Doc, examples: list[Doc]) -> tuple[str, str]:
         """(prompt, the worked examples that it begins with)."""

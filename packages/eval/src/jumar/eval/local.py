@@ -13,8 +13,10 @@ from jumar.eval.answering import Answering, answer_all
 from jumar.eval.computing import shares
 from jumar.eval.requests import Done, Measure, Request, Response
 from jumar.eval.scoring import Text, score
+from jumar.eval.task import Beams
 from jumar.infer import Engine, Sampling
 from jumar.infer import Request as Asked
+from jumar.infer.beams import search
 from jumar.infer.conversation import Template, open_template
 from jumar.infer.engine import Limits
 from jumar.schema.errors import ToolError
@@ -206,6 +208,9 @@ class LocalModel:
         prompts = []
         for number, request in numbered:
             ids, cut = self.prompt(request.context, request.max_new_tokens)
+            if request.beams is not None:
+                done(number, Response(self.text(self._best(ids, request.max_new_tokens, request.beams)), cut))
+                continue
             sampling = Sampling(max_new_tokens=request.max_new_tokens, stop=request.until, stop_ids=self.stop_ids(request.until))
             asked = self.engine.request(ids, sampling)
             owners[asked.number] = number, cut
@@ -216,6 +221,12 @@ class LocalModel:
             done(number, Response(self.text(prompt.request), truncated))
 
         answer_all(self.engine, head_ids, prompts, told, at_once=self.engine.max_batch)
+
+    def _best(self, ids: list[int], max_new_tokens: int, beams: Beams) -> Asked:
+        """The answer of a beam search."""
+        among = Sampling(top_k=beams.top_k, top_p=beams.top_p)
+        how: dict[str, Any] = {"num_beams": beams.count, "length_penalty": beams.length_penalty, "among": among}
+        return search(self.engine, ids, Sampling(max_new_tokens=max_new_tokens), **how)[0]
 
     def prompt(self, context: str, max_new_tokens: int) -> tuple[list[int], bool]:
         """(tokens of a prompt that leave room for its answer, whether its beginning was cut off)."""

@@ -139,6 +139,8 @@ class RemoteModel:
         return self._counts[context]
 
     def _generate(self, request: Request) -> Response:
+        if request.beams is not None:
+            raise ToolError(f"{self.url} does not search by beams", hint="score the checkpoint itself")
         stops = [stop for stop in request.until if stop]
         asked: dict[str, Any] = {"max_tokens": request.max_new_tokens, "temperature": 0}
         asked |= {"stop": stops[:4]} if stops else {}  # OpenAI's takes four at most

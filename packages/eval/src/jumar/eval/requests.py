@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from jumar.eval.task import Beams
+
 Kind = Literal["loglikelihood", "generate", "rolling"]
 
 
@@ -17,6 +19,7 @@ class Request:
     rest:    the continuation whose log-likelihood is asked for, of `rolling` the whole text; of `generate` empty
     head:    a beginning of the context that other requests have too (the worked examples)
     until, max_new_tokens: of `generate`
+    beams:   of `generate`; None: the most probable token after another
     alone:   of the continuation its last token, encoded by itself, is what is scored
     """
 
@@ -26,12 +29,17 @@ class Request:
     head: str = ""
     until: tuple[str, ...] = ()
     max_new_tokens: int = 256
+    beams: Beams | None = None
     alone: bool = False
 
     def arguments(self) -> list[Any]:
         """As lm-eval writes them into its samples."""
         if self.kind == "generate":
-            return [self.context, {"until": list(self.until), "do_sample": False, "max_gen_toks": self.max_new_tokens}]
+            how: dict[str, Any] = {"until": list(self.until), "do_sample": False, "max_gen_toks": self.max_new_tokens}
+            if self.beams is not None:
+                how |= {"num_beams": self.beams.count, "length_penalty": self.beams.length_penalty}
+                how |= {"top_k": self.beams.top_k, "top_p": self.beams.top_p}
+            return [self.context, how]
         return [self.context, self.rest] if self.kind == "loglikelihood" else [self.rest]
 
 

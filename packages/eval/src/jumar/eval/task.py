@@ -93,6 +93,16 @@ class Haystack:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Beams:
+    """So many beams, by sums of log-probabilities over length ** length_penalty, of tokens that top_k and top_p leave in."""
+
+    count: int
+    length_penalty: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
     """One benchmark.
 
@@ -115,6 +125,7 @@ class Task:
     baked:    a template over `examples`: all worked examples in one text, which `prompt` names `fewshot`
     parts:    names of the texts that a file of --fewshot holds for a subject
     worked:   worked examples that are no file's
+    beams:    answers by beam search, which `until` does not end
     alone:    of choices the last token of each by itself is scored, as the first one of an answer
     """
 
@@ -151,6 +162,7 @@ class Task:
     baked: str = ""
     parts: tuple[str, ...] = ("fewshot",)
     worked: tuple[Mapping[str, str], ...] = ()
+    beams: Beams | None = None
     alone: bool = False
 
     @property

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from jumar.infer.batch import Part
 from jumar.infer.engine import Engine
-from jumar.infer.sampling import Sampling, penalised
+from jumar.infer.sampling import Sampling, penalised, warped
 from jumar.infer.scheduler import Request
 from jumar.infer.tokenizer import TextStream
 from jumar.schema.errors import Exit, ToolError
@@ -57,18 +57,26 @@ def beamed(engine: Engine, prompt: Sequence[int], sampling: Sampling, num_beams:
 
 
 def search(
-    engine: Engine, prompt: Sequence[int], sampling: Sampling, *, num_beams: int, length_penalty: float = 1.0, returns: int = 1
+    engine: Engine,
+    prompt: Sequence[int],
+    sampling: Sampling,
+    *,
+    num_beams: int,
+    length_penalty: float = 1.0,
+    returns: int = 1,
+    among: Sampling | None = None,
 ) -> list[Request]:
     """The best answers to one prompt, best first. Nothing else may run.
 
     length_penalty: sums of log-probabilities are divided by length ** length_penalty; more than 0 is for longer answers.
+    among: beams go on with tokens alone that its top_k, top_p and min_p leave in, as those of Megatron-LM's descendants do
     Raises ToolError: 2 for what beams do not do, 3 as of `Engine.add`, and for a cache that cannot hold all beams.
     """
     check_beams(sampling, num_beams, returns)
     asked = beamed(engine, prompt, sampling, num_beams)
     pages = [engine.cache.take(engine.scheduler.pages_of(asked)) for _ in range(num_beams)]
     try:
-        found = _search(engine, asked, pages, length_penalty)
+        found = _search(engine, asked, pages, length_penalty, among)
     finally:
         for held in pages:
             engine.cache.give_back(held)
@@ -76,14 +84,14 @@ def search(
 
 
 @torch.inference_mode()
-def _search(engine: Engine, asked: Request, pages: list[list[int]], length_penalty: float) -> list[Beam]:
+def _search(engine: Engine, asked: Request, pages: list[list[int]], length_penalty: float, among: Sampling | None) -> list[Beam]:
     count, most = len(pages), asked.sampling.max_new_tokens
     keep = max(2, 1 + len(asked.stop_ids)) * count
     logits = _prefill(engine, asked, pages)
     running = [Beam(0.0)]
     finished: list[Beam] = []
     for length in range(1, most + 1):
-        rows = [_row(row, asked, beam) for row, beam in zip(logits, running, strict=True)]
+        rows = [_row(row, asked, beam, among) for row, beam in zip(logits, running, strict=True)]
         candidates = _best(torch.stack(rows), running, keep)
         done = [beam.tokens[-1] in asked.stop_ids or length == most for _, beam in candidates]
         ended = [
@@ -100,9 +108,9 @@ def _search(engine: Engine, asked: Request, pages: list[list[int]], length_penal
     return finished
 
 
-def _row(logits_V: Tensor, asked: Request, beam: Beam) -> Tensor:
+def _row(logits_V: Tensor, asked: Request, beam: Beam, among: Sampling | None) -> Tensor:
     """Log-probabilities of the next token, under the penalties."""
-    logs = logits_V.log_softmax(-1)
+    logs = (logits_V if among is None else warped(logits_V, replace(among, temperature=1.0))).log_softmax(-1)
     if asked.sampling.penalised:
         logs = penalised(logs, replace(asked, output=list(beam.tokens)))
     return logs
