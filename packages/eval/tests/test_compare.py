@@ -122,6 +122,9 @@ def test_why_a_document_flipped() -> None:
     ):
         words: dict[str, Any] = {"prompt": "One.\n\nUp?\nAnswer:", "rest": " A", "read": scored["filtered_resps"]} | other
         assert why(scored, sample(**words), sides) == said
+    doc = {"question": "Up?", "A": "a rope that is longer than the question"}
+    long, other = (sample(f"Up?{mark}A. {doc['A']}", " A", read=scored["filtered_resps"], doc=doc) for mark in ("\n", " "))
+    assert why(long, other, (PLAIN, PLAIN)) == r"what stands behind the question: '\n' -> ' '"
     read, otherwise = (sample("Up?", TEXT, read=[answer], resps=[["(B)"]]) for answer in ("B", "[invalid]"))
     assert why(read, otherwise, (PLAIN, PLAIN)) == "the same text is read otherwise: 'B' -> '[invalid]'"
 

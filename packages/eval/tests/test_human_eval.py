@@ -115,13 +115,14 @@ def test_beams_are_those_of_the_engine(hf: Path) -> None:
     model = LocalModel(hf, Opening(device="cpu", cache_tokens=4096))
     prompt, found = "up the rope and ", dict[int, Response]()
     beams = Beams(count=4, length_penalty=0.7, top_k=50, top_p=0.95)
-    requests = [Request("generate", prompt, max_new_tokens=12, beams=how) for how in (None, beams)]
+    requests = [Request("generate", prompt, max_new_tokens=12, beams=how) for how in (None, beams, Beams(count=4, top_k=1))]
     model.answer(requests, found.__setitem__)
     ids = model.tokenizer.encode(prompt)
     among = Sampling(top_k=50, top_p=0.95)
     (best,) = search(model.engine, ids, Sampling(max_new_tokens=12), num_beams=4, length_penalty=0.7, among=among)
     assert found[1].value == model.tokenizer.decode(best.output)
     assert found[0].value != found[1].value
+    assert found[0].value == found[2].value  # among one token there is nothing to choose
     assert model.engine.cache.in_use == 0
 
 
