@@ -14,7 +14,16 @@ from jumar.schema.errors import Exit, ToolError
 from jumar.schema.manifest import NAME, manifest_text, read_manifest
 
 LOCK = ".lock"
-OURS = ("samples_*.jsonl", "samples_*.jsonl.part", "scores_*.csv", "results.json", "results.json.part", "report.html", NAME + ".part", NAME)
+OURS = (
+    "samples_*.jsonl",
+    "samples_*.jsonl.part",
+    "scores_*.csv",
+    "results.json",
+    "results.json.part",
+    "report.html",
+    NAME + ".part",
+    NAME,
+)
 """What a run writes; the manifest goes last, so that a removal that was cut short can be repeated."""
 
 
