@@ -62,7 +62,7 @@ def test_a_file_that_does_not_fit_is_refused(
 
 
 class Writer:
-    """Answers of a text each, in turn; log-likelihoods are all the same."""
+    """Answers of a text each, in turn where the same is asked again; log-likelihoods are all the same."""
 
     def __init__(self, *texts: str) -> None:
         self.texts = texts
@@ -71,9 +71,11 @@ class Writer:
         return {"model_source": "none"}
 
     def answer(self, requests: Sequence[Request], done: Done) -> None:
+        asked = list[str]()
         for number, request in enumerate(requests):
-            generate = request.kind == "generate"
-            done(number, Response(self.texts[number % len(self.texts)] if generate else (-1.0, False)))
+            text = self.texts[asked.count(request.context) % len(self.texts)]
+            asked.append(request.context)
+            done(number, Response(text if request.kind == "generate" else (-1.0, False)))
 
 
 def run(mindspeed: Path, tasks: str, *texts: str, **words: Any) -> dict[str, Any]:
