@@ -11,7 +11,7 @@ import typer
 
 from jumar.chain import answering, converting, preparing, training_rules
 from jumar.chain.jobs import look_up
-from jumar.chain.tables import case_of, find, tables
+from jumar.chain.tables import case_of, tables
 from jumar.ckpt_convert.cli import app as convert
 from jumar.data_prep.cli import app as data
 from jumar.eval.cli import app as evaluate
@@ -90,10 +90,10 @@ def test_what_is_compared_with_config_json_is_of_the_architecture(key: str) -> N
 
 
 def test_values_decide() -> None:
-    (rule,) = [rule for name, rule in find("--attention-dropout") if name == "training"]
+    rule = tables()["training"].rules["--attention-dropout"]
     assert case_of(rule, "0.0")[0] == "default"
     assert case_of(rule, "0.1")[0] == "refused"
-    (rule,) = [rule for name, rule in find("--reset-position-ids") if name == "training"]
+    rule = tables()["training"].rules["--reset-position-ids"]
     assert case_of(rule, "", ["tuning"])[0] == "default"
     assert case_of(rule, "")[0] == "refused"
 

@@ -88,6 +88,38 @@ def test_lines_are_those_of_the_script() -> None:
         assert each.flag in lines[each.line - 1]
 
 
+CONVERT = "--load-dir a --save-dir b --model-type-hf llama2 "
+
+
+@pytest.mark.parametrize(
+    "program, more, command",
+    [
+        ("convert_ckpt_v2.py", "--load-model-type hf --save-model-type mg", "to-megatron a b --dialect mindspeed"),
+        (
+            "convert_ckpt_v2.py",
+            "--load-model-type hf --save-model-type mg --transformer-impl transformer_engine",
+            "to-megatron a b --dialect te",
+        ),
+        (
+            "convert_ckpt.py",
+            "--load-model-type hf --save-model-type mg --use-mcore-models",
+            "to-megatron a b --dialect mindspeed-v1",
+        ),
+        ("convert_ckpt.py", "--load-model-type hf --save-model-type mg", "to-megatron a b --dialect legacy"),
+        (
+            "convert_ckpt_v2.py",
+            "--load-model-type mg --save-model-type hf --lora-load c --lora-r 8",
+            "merge-lora a c b --family llama",
+        ),
+        ("convert_ckpt_v2.py", "--load-model-type mg --save-model-type hf --save-lora-to-hf", "to-peft a b --family llama"),
+    ],
+)
+def test_conversions(program: str, more: str, command: str, tmp_path: Path) -> None:
+    (made,) = written(tmp_path, f"python {program} {CONVERT}{more}").made
+    assert made.commands == (f"jumar-convert {command}",)
+    assert not made.of("refused")
+
+
 # --- recipes
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from jumar.chain.shell.reader import Script, Started
 from jumar.chain.shell.values import Argument
@@ -75,7 +75,6 @@ class Job:
     flags: tuple[Flag, ...]
     loose: tuple[Argument, ...] = ()
     refused: str = ""
-    notes: tuple[tuple[int, str], ...] = field(default=())
 
     def last(self, name: str) -> Flag | None:
         """A flag by its name; of several the last, as argparse takes it."""

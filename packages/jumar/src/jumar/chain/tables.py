@@ -60,11 +60,6 @@ def tables() -> Mapping[str, Table]:
     return found
 
 
-def find(flag: str) -> list[tuple[str, Rule]]:
-    """(table, rule) of a flag in every table that has it."""
-    return [(name, table.rules[flag]) for name, table in tables().items() if flag in table.rules]
-
-
 SECTIONS = ("mapped", "depends", "default", "no effect", "refused")
 
 

@@ -10,7 +10,6 @@ from jumar.schema.errors import ToolError
 
 OPERATORS = (";;&", "<<<", "&>>", ";;", ";&", "&&", "||", "<<-", "<<", ">>", ">&", "<&", "&>", ">|", "|&", *";&|<>()")
 ENDS = frozenset(" \t\n;&|<>()")
-NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 PARAMETER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*|[0-9]+|[@*#?$!-]")
 OPERATOR = re.compile(r":[-=+?]|##|%%|//|\^\^|,,|/[#%]|[-=+?#%/^,:@]")
 BROKEN = re.compile(r"\\[ \t]+(?:\n|\Z)|\\\Z")

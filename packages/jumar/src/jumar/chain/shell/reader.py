@@ -139,11 +139,9 @@ class _Reader:
                 self.scope.notes.add(node.line, FIRST)
             if holds is not False:
                 self.in_doubt(body, doubt=unknown or holds is None, kept=not unknown)
-                unknown = unknown or holds is None
-                if holds and not unknown:
-                    return
                 if holds:
                     return
+                unknown = True
 
     def in_doubt(self, body: tuple[Node, ...], *, doubt: bool, kept: bool) -> None:
         """A branch. doubt: it may not be the one taken. kept: what it sets holds afterwards."""
