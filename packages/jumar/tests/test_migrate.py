@@ -50,8 +50,8 @@ COMMANDS = {
     "--append-eod",
     "data_tune": "jumar-data sft ./alpaca.jsonl --tokenizer tok --output ./dataset/alpaca --workers 1 --format alpaca "
     "--template qwen --seq-len 128 --pack --map prompt=instruction --map query=input --map response=output",
-    "evaluate": "jumar-eval run mg --data ./mmlu --tasks mmlu --tokenizer hf --dtype bf16 --protocol mindspeed "
-    "--out runs/evaluate",
+    "evaluate": "jumar-eval run mg --data ./mmlu --tasks mmlu --tokenizer hf --max-new-tokens 1 --dtype bf16 "
+    "--protocol mindspeed --out runs/evaluate",
     "generate": "jumar-infer generate mg -p PROMPT --tokenizer hf --max-new-tokens 8 --temperature 0.7 --top-p 0.9 --seed 42 "
     "--dtype bf16 --chat",
     "lm_eval": "jumar-eval run hf --tasks mmlu,gsm8k --batch 8 --out out --data benchmarks",
@@ -324,6 +324,16 @@ def test_what_is_to_be_filled_in_is_told(tmp_path: Path) -> None:
     found = written(tmp_path, 'P="your tokenizer path"\n' + BASE.replace("path m", "path $P"))
     assert "path: your tokenizer path" in next(iter(found.made[0].files.values()))
     assert any("fill in 'your tokenizer path'" in text for _, text in found.notes)
+
+
+@pytest.mark.parametrize(
+    "asked, tasks",
+    [("bbh --chain-of-thought", "bbh_cot"), ("bbh", "bbh"), ("mmlu --chain-of-thought", None), ("needlebench", None)],
+)
+def test_tasks_of_an_evaluation(asked: str, tasks: str | None, tmp_path: Path) -> None:
+    (made,) = written(tmp_path, f"torchrun evaluation.py --load m --task-data-path d --task {asked}").made
+    assert (f"--tasks {tasks} " in made.commands[0]) is (tasks is not None)
+    assert bool(made.of("refused")) is (tasks is None)
 
 
 @pytest.mark.parametrize("program", ["pretrain_t5.py", "rlhf_gpt.py", "train_fsdp2.py", "examples/multimodal/train.py"])

@@ -141,12 +141,15 @@ def _without_own_tokenizer(options: dict[str, Value], model: str | None) -> None
 
 
 def _tasks(t: Facts, flag: Flag) -> Outcome:
+    task = t.job.last("--task")
     known = tables()["evaluation"].more["tasks"]
-    names = [known.get(task) for word in words(flag) for task in word.split(",")]
+    names = [known.get(name) for word in (words(task) if task is not None else []) for name in word.split(",")]
     if not names or None in names:
-        return Outcome("refused", why="jumar-eval list shows the tasks; one of your own is a YAML file")
+        return Outcome("refused", why="jumar-eval list --protocol mindspeed shows the tasks; one of your own is a YAML file")
     if t.has("--chain-of-thought"):
-        names = ["bbh_cot" if each == "bbh" else each for each in names]
+        if names != ["bbh"]:
+            return Outcome("refused", why="bbh alone is asked step by step: leave --chain-of-thought out")
+        names = ["bbh_cot"]
     return option("--tasks", ",".join(map(str, names)))
 
 
@@ -178,7 +181,8 @@ def migrate_evaluation(job: Job, name: str, model: str | None = None) -> Made:
     options["--out"] = f"runs/{PurePath(name).name}"
     needed = (("--load", "MODEL", "the model with --model DIR"), ("--task", "--tasks", "a task"))
     faults = tuple(f"{flag} is not given or refused: name {what}" for flag, key, what in needed if key not in options)
-    return Made(job, verdicts, (line(["jumar-eval", "run"], options, ("MODEL",)),), faults=faults)
+    note = (job.line, "--fewshot FILE gives it that project's own worked examples (fewshot_template/*.json there)")
+    return Made(job, verdicts, (line(["jumar-eval", "run"], options, ("MODEL",)),), notes=(note,), faults=faults)
 
 
 # --- lm-eval
