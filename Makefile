@@ -1,17 +1,19 @@
 # Everything runs in one environment, .venv, which is made when first needed and again when a requirement changes.
 #   make test PYTHON=python3.11                                                   another interpreter (3.10 or newer)
+#   make test-offline TESTS="packages/schema packages/eval"                       some of the tests, for test-offline
 #   make test PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"   torch without CUDA: a far smaller download
 
 PYTHON    ?= python3
 PIP_ARGS  ?=
 BIN       := .venv/bin
 INSTALLED := .venv/installed
+TESTS     ?=
 
 # pip reads constraints.txt from its environment, so that it also holds where the packages are built, and replaces a caller's.
 PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(BIN)/python -m pip
 
 .NOTPARALLEL:
-.PHONY: help demo demo-pretrain demo-moe test test-all bench lint format clean
+.PHONY: help demo demo-pretrain demo-moe test test-offline test-all bench lint format clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
@@ -28,10 +30,13 @@ demo-moe: $(INSTALLED) ## the same with experts, expert-parallel
 test: lint ## linters, then every test that is not slow
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
+test-offline: $(INSTALLED) ## every test that is not slow, with the network cut
+	$(BIN)/python scripts/offline.py $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(TESTS)
+
 test-all: lint ## linters, then every test; every package alone, without torch on Python 3.10 too
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 	$(BIN)/python scripts/packages_alone.py
-	$(BIN)/python scripts/packages_alone.py --python python3.10 --torch-free
+	$(BIN)/python scripts/packages_alone.py --python python3.10 --torch-free --offline
 
 bench: $(INSTALLED) ## every benchmark, one after another
 	@set -e; for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python "$$script"; done

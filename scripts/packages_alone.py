@@ -4,6 +4,7 @@ that holds only what it declares.
     python scripts/packages_alone.py                                        every package, on this Python
     python scripts/packages_alone.py --python python3.10 --torch-free       those that need no torch, on another
     python scripts/packages_alone.py --quick schema infer                   without the tests marked `matrix`; these packages
+    python scripts/packages_alone.py --offline --torch-free                 from a wheelhouse, with the network cut
 
 The siblings that a package declares are installed from their wheels too, the rest from the index within constraints.txt.
 A Python that is not here is skipped aloud.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -23,48 +25,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import offline
+import wheelhouse
 import workspace
+from workspace import ALONE, TOOLS, Alone
 
 ROOT = workspace.ROOT
 PLACE = ROOT / ".venv-alone"
-TOOLS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis")
-MODELS = ("transformers", "safetensors")  # with which the tests of what opens checkpoints make some
 
 
 @dataclass(frozen=True)
-class Alone:
-    """How a package is installed and tested alone. tests: files of its tests, all of them if none is named."""
+class Source:
+    """Where wheels come from. offline: from that folder alone, and with the network cut where the machine permits it."""
 
-    extras: tuple[str, ...] = ()
-    tools: tuple[str, ...] = ()
-    tests: tuple[str, ...] = ()
-    torch: bool = False
-
-
-ALONE = {
-    "schema": [Alone(("chat", "cli"))],
-    "ckpt-convert": [Alone(("gguf",))],
-    "data-prep": [Alone(("fast", "gigatoken", "sentences"))],
-    "eval": [
-        Alone(("parquet",), tests=("test_compare.py", "test_data.py")),  # what an endpoint's scores take
-        Alone(("local", "parquet"), tools=MODELS, torch=True),
-    ],
-    "device": [Alone(("testing",), torch=True)],
-    "infer": [Alone(("serve", "transformers"), tools=(*MODELS, "httpx", "openai", "peft", "pexpect"), torch=True)],
-    "train-core": [Alone(("convert", "tensorboard"), torch=True)],
-}
-
-
-def interpreter(name: str) -> str | None:
-    """A Python that starts, by its name on PATH or among those of pyenv."""
-    of_pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions")
-    for candidate in (name, *sorted(of_pyenv.glob(f"{name.removeprefix('python')}.*/bin/python"))):
-        try:
-            subprocess.run([candidate, "-c", ""], check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError):
-            continue
-        return str(candidate)
-    return None
+    wheels: Path
+    offline: bool = False
+    prefix: tuple[str, ...] = ()  # of every command that is run in an environment
 
 
 def environment() -> dict[str, str]:
@@ -74,9 +50,13 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in left_out} | pins
 
 
-def install(python: Path, wheels: Path, *wanted: str) -> None:
-    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--retries", "8"]
-    subprocess.run([*pip, "--find-links", str(wheels), *wanted], check=True, env=environment(), cwd=PLACE)
+def install(python: Path, source: Source, *wanted: str) -> None:
+    pip = [*source.prefix, sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--retries", "8"]
+    settings = environment()
+    if source.offline:
+        pip.append("--no-index")
+        settings = {name: value for name, value in settings.items() if name != "PIP_FIND_LINKS"} | {"PIP_CONFIG_FILE": os.devnull}
+    subprocess.run([*pip, "--find-links", str(source.wheels), *wanted], check=True, env=settings, cwd=PLACE)
 
 
 def faults_of_installation(python: Path, expected: set[str], torch: bool) -> list[str]:
@@ -104,41 +84,67 @@ def faults_of_tests(report: Path) -> tuple[int, list[str]]:
     return ran, faults if ran else [*faults, "no test ran"]
 
 
-def check(package: workspace.Package, how: Alone, python: str, wheels: Path, quick: bool, workers: int) -> list[str]:
+def check(package: workspace.Package, how: Alone, python: str, source: Source, quick: bool, workers: int) -> list[str]:
     """Installs a package, asks its commands for help, runs its tests. Returns what is wrong."""
     home = PLACE / package.folder.name
     shutil.rmtree(home, ignore_errors=True)
     subprocess.run([python, "-m", "venv", "--without-pip", home], check=True)
     inside = home / "bin/python"
     name = f"{package.name}[{','.join(how.extras)}]" if how.extras else package.name
-    install(inside, wheels, f"{name}=={package.version}")
+    install(inside, source, f"{name}=={package.version}")
 
     ours = workspace.packages()
     faults = faults_of_installation(inside, workspace.closure(package.name, how.extras, ours), how.torch)
     for command in package.commands:
-        done = subprocess.run([home / "bin" / command, "--help"], capture_output=True, text=True, env=environment(), cwd=home)
+        asked = [*source.prefix, home / "bin" / command, "--help"]
+        done = subprocess.run(asked, capture_output=True, text=True, env=environment(), cwd=home)
         if done.returncode or "Usage:" not in done.stdout:
             faults.append(f"{command} --help: exit code {done.returncode}: {done.stderr.strip()[-500:]}")
 
     tests = package.folder / "tests"
     if tests.exists() and not faults:
-        install(inside, wheels, *TOOLS, *how.tools)
-        faults += run_tests(inside, [tests / file for file in how.tests] or [tests], quick, workers)
+        install(inside, source, *TOOLS, *how.tools)
+        faults += run_tests(inside, source, [tests / file for file in how.tests] or [tests], quick, workers)
     if not faults:
         shutil.rmtree(home)
     return faults
 
 
-def run_tests(inside: Path, paths: Sequence[Path], quick: bool, workers: int) -> list[str]:
+def run_tests(inside: Path, source: Source, paths: Sequence[Path], quick: bool, workers: int) -> list[str]:
     report = PLACE / "report.xml"
     report.unlink(missing_ok=True)
     chosen = "not slow and not matrix" if quick else "not slow"
     side_by_side = ["-n", str(workers), "--dist", "worksteal"] if workers > 1 else []
-    command = [inside, "-m", "pytest", "-q", "-rs", *side_by_side, "-m", chosen, f"--junitxml={report}", *paths]
+    command = [*source.prefix, inside, "-m", "pytest", "-q", "-rs", *side_by_side, "-m", chosen, f"--junitxml={report}", *paths]
     path = f"{inside.parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(command, cwd=ROOT, env=environment() | {"PATH": path})
     faults = [] if done.returncode == 0 else [f"pytest: exit code {done.returncode}"]
     return faults + (faults_of_tests(report)[1] if report.exists() else [])
+
+
+def online(ours: dict[str, workspace.Package]) -> Source:
+    wheels = PLACE / "wheels"
+    if not wheels.exists():
+        workspace.build(list(ours.values()), wheels)
+    return Source(wheels)
+
+
+def source_of(python: str, names: Sequence[str], torch_free: bool) -> Source:
+    """A wheelhouse for this machine, and a network that is cut."""
+    asked = [python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
+    version = subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip()
+    into = PLACE / f"wheelhouse-{version}"
+    into.mkdir(parents=True)
+    wanted = wheelhouse.requirements(names, torch_free, None, tests=True)
+    try:
+        wheels = wheelhouse.fill(wheelhouse.Target(version, platform.machine()), wanted, wheelhouse.constraints(None), into)
+    except wheelhouse.Unresolved as error:
+        sys.exit(f"error: {error}")
+    print(f"{len(wheels)} wheels for Python {version} in {into.relative_to(ROOT)}", file=sys.stderr)
+    if offline.possible():
+        return Source(into, True, (sys.executable, str(ROOT / "scripts/offline.py")))
+    print("the network is not cut: this machine permits no namespace for that", file=sys.stderr)
+    return Source(into, True)
 
 
 def main() -> None:
@@ -146,6 +152,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="PACKAGE", help="folders below packages/; all by default")
     parser.add_argument("--python", action="append", help="a Python to install on; may be given again (default: this one)")
     parser.add_argument("--torch-free", action="store_true", help="only what needs no torch")
+    parser.add_argument("--offline", action="store_true", help="install from a wheelhouse with --no-index, with the network cut")
     parser.add_argument("--quick", action="store_true", help="without the tests marked `matrix`")
     parser.add_argument("--workers", type=int, default=2, help="tests at a time")
     options = parser.parse_args()
@@ -155,15 +162,14 @@ def main() -> None:
     if unknown:
         parser.error(f"no such package: {', '.join(unknown)}; there are {', '.join(folders)}")
 
-    wheels = PLACE / "wheels"
     shutil.rmtree(PLACE, ignore_errors=True)
-    workspace.build(list(ours.values()), wheels)
     faults = []
     for name in options.python or [sys.executable]:
-        python = interpreter(name)
+        python = workspace.interpreter(name)
         if python is None:
             print(f"skipped: the packages alone on {name}, which is not installed here", file=sys.stderr)
             continue
+        source = source_of(python, options.names, options.torch_free) if options.offline else online(ours)
         for folder, package in folders.items():
             for how in ALONE.get(folder, [Alone(torch=True)]) if folder in (options.names or folders) else []:
                 if how.torch and options.torch_free:
@@ -171,7 +177,7 @@ def main() -> None:
                 title = f"{folder}[{','.join(how.extras)}] alone on {Path(name).name}"
                 print(f"== {title}", flush=True)
                 start = time.monotonic()
-                found = check(package, how, python, wheels, options.quick, options.workers)
+                found = check(package, how, python, source, options.quick, options.workers)
                 faults += [f"{title}: {fault}" for fault in found]
                 print(f"== {title}: {'FAILED' if found else 'done'} in {time.monotonic() - start:.0f} s", flush=True)
     if faults:

@@ -1,7 +1,8 @@
-"""The packages of this repository as the scripts see them: their pyproject.toml, what they need of one another, their wheels."""
+"""The packages as the scripts see them: what they need of one another, their wheels, how each is tested alone."""
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -102,3 +103,45 @@ def build(chosen: Sequence[Package], into: Path, *targets: str) -> list[Path]:
             made.append(into / (f"{stem}-py3-none-any.whl" if target == "wheel" else f"{stem}.tar.gz"))
             assert made[-1].exists(), made[-1]
     return made
+
+
+# --- alone
+
+TOOLS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis")
+MODELS = ("transformers", "safetensors")  # with which the tests of what opens checkpoints make some
+
+
+@dataclass(frozen=True)
+class Alone:
+    """How a package is installed and tested alone. tests: files of its tests, all of them if none is named."""
+
+    extras: tuple[str, ...] = ()
+    tools: tuple[str, ...] = ()
+    tests: tuple[str, ...] = ()
+    torch: bool = False
+
+
+ALONE = {
+    "schema": [Alone(("chat", "cli"))],
+    "ckpt-convert": [Alone(("gguf",))],
+    "data-prep": [Alone(("fast", "gigatoken", "sentences"))],
+    "eval": [
+        Alone(("parquet",), tests=("test_compare.py", "test_data.py")),  # what an endpoint's scores take
+        Alone(("local", "parquet"), tools=MODELS, torch=True),
+    ],
+    "device": [Alone(("testing",), torch=True)],
+    "infer": [Alone(("serve", "transformers"), tools=(*MODELS, "httpx", "openai", "peft", "pexpect"), torch=True)],
+    "train-core": [Alone(("convert", "tensorboard"), torch=True)],
+}
+
+
+def interpreter(name: str) -> str | None:
+    """A Python that starts, by its name on PATH or among those of pyenv."""
+    of_pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions")
+    for candidate in (name, *sorted(of_pyenv.glob(f"{name.removeprefix('python')}.*/bin/python"))):
+        try:
+            subprocess.run([candidate, "-c", ""], check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError):
+            continue
+        return str(candidate)
+    return None
