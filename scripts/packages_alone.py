@@ -62,7 +62,8 @@ def install(python: Path, source: Source, *wanted: str) -> None:
 def faults_of_installation(python: Path, expected: set[str], torch: bool) -> list[str]:
     """What came along without being declared, and what is missing."""
     listing = "from importlib.metadata import distributions as d; print(*sorted({x.metadata['Name'].lower() for x in d()}))"
-    done = subprocess.run([python, "-c", listing], check=True, capture_output=True, text=True, env=environment(), cwd=PLACE)
+    asked = [python, "-I", "-c", listing]  # -I: not what lies in this directory
+    done = subprocess.run(asked, check=True, capture_output=True, text=True, env=environment())
     here = set(map(workspace.canonical, done.stdout.split()))
     ours = {name for name in here if name == "jumar" or name.startswith("jumar-")}
     faults = [f"came along: {name}" for name in sorted(ours - expected)]

@@ -28,6 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
+from packaging.requirements import Requirement
+
 import workspace
 from workspace import ALONE, TOOLS, interpreter
 
@@ -36,6 +38,7 @@ GLIBC = (
     28  # the newest that is asked for, as in Debian 10, Ubuntu 20.04, openEuler 20.03; megatron-core's and torch's wheels need it
 )
 TORCH_NPU = "2.13.0"  # whose operators packages/device was shown to fit
+FROM_SOURCE = {"langdetect": "ifeval"}  # no wheel is published: one is built here, pure Python, for those who take the extra
 SOURCE_ONLY = {"flash": "flash-attn has an sdist alone, which is compiled against the CUDA and torch that are there"}
 LEFT_OUT = {"npu": "for --npu", "testing": "tests"} | SOURCE_ONLY
 PIP = "pip>=25.1,<27"
@@ -88,11 +91,27 @@ def requirements(names: Iterable[str], torch_free: bool, npu: str | None, tests:
 
 def constraints(npu: str | None) -> list[str]:
     """Those of the repository; torch-npu brings the torch of its own X.Y.Z."""
-    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    lines = [line for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if line[:1].isalnum()]
     if npu is None:
         return lines
     release = re.match(r"\d+\.\d+\.\d+", npu)
     return [line for line in lines if not line.startswith("torch==")] + [f"torch=={release[0] if release else npu}"]
+
+
+def build_from_source(wanted: list[str], pins: list[str], into: Path) -> list[str]:
+    """Wheels of what is published as source alone, where an extra that needs it is asked for. Returns their requirements."""
+    built = []
+    for name, extra in FROM_SOURCE.items():
+        if not any(extra in Requirement(line).extras for line in wanted):
+            continue
+        exact = next(line for line in pins if workspace.canonical(Requirement(line).name) == name)
+        words = ["wheel", "--quiet", "--no-deps", "--disable-pip-version-check", "--wheel-dir", into, exact]
+        environment = os.environ | {"PIP_BUILD_CONSTRAINT": str(ROOT / "constraints.txt")}
+        subprocess.run([sys.executable, "-m", "pip", *map(str, words)], check=True, env=environment)
+        if not list(into.glob(f"{name}-*-none-any.whl")):
+            raise Unresolved(f"{exact} is not pure Python: a wheel that is built here is for this machine alone")
+        built.append(exact)
+    return built
 
 
 @functools.cache
@@ -120,11 +139,12 @@ def resolve(target: Target, wanted: list[str], pins: list[str], ours: Path, inde
     with tempfile.TemporaryDirectory() as scratch:
         report, limits = Path(scratch, "report.json"), Path(scratch, "constraints.txt")
         limits.write_text("\n".join(pins))
-        words = ["install", "--dry-run", "--ignore-installed", "--quiet", "--report", report, "--target", Path(scratch, "none")]
+        words = ["install", "--dry-run", "--ignore-installed", "--progress-bar", "off"]
+        words += ["--report", str(report), "--target", str(Path(scratch, "none"))]
         more = [word for index in indexes for word in ("--extra-index-url", index)]
         done = pip(target, *words, *target.flags(), "--constraint", limits, "--find-links", ours, *more, *wanted)
         if done.returncode:
-            raise Unresolved(explained(done.stderr, target))
+            raise Unresolved(explained(done.stdout + done.stderr, target))
         items = json.loads(report.read_text())["install"]
     return sorted((wheel_of(item) for item in items), key=lambda wheel: wheel.name)
 
@@ -137,11 +157,18 @@ def wheel_of(item: dict) -> Wheel:
     return Wheel(workspace.canonical(name), version, path.name, digest, path if address.scheme == "file" else None)
 
 
-def explained(errors: str, target: Target) -> str:
-    lines = [line for line in errors.splitlines() if line.startswith("ERROR") and "Ignored the following" not in line]
-    missing = re.findall(r"No matching distribution found for (\S+)", errors)
-    said = [f"no wheel of {name} for Python {target.python} on {target.arch}" for name in missing]
-    return "\n".join([*said, *lines]) or errors
+def explained(said: str, target: Target) -> str:
+    """What pip prints of a resolution that failed, with the names of what has no wheel first.
+
+    A pinned distribution without any is a conflict in pip's words: between whoever needs it and the pin.
+    """
+    missing = re.findall(r"No matching distribution found for (\S+)", said)
+    conflict = re.search(r"The conflict is caused by:\n((?:    .*\n)+)", said)
+    pinned = re.findall(r"The user requested \(constraint\) (\S+)", conflict[1]) if conflict else []
+    lines = [f"no wheel of {name} for Python {target.python} on {target.arch}" for name in dict.fromkeys(missing + pinned)]
+    lines += ["or what asks for it does not take the version of constraints.txt"] if pinned else []
+    errors = [line for line in said.splitlines() if line.startswith("ERROR") and "Ignored the following" not in line]
+    return "\n".join([*lines, *([conflict[0].rstrip()] if conflict else []), *errors]) or said
 
 
 def download(target: Target, wheels: list[Wheel], into: Path, indexes: Iterable[str] = ()) -> None:
@@ -158,9 +185,16 @@ def download(target: Target, wheels: list[Wheel], into: Path, indexes: Iterable[
         sys.exit(f"error: pip download: {done.stderr}")
 
 
+def build_ours(wanted: list[str], pins: list[str], into: Path) -> None:
+    """Our wheels, and those that nobody publishes."""
+    workspace.build(list(workspace.packages().values()), into)
+    for exact in build_from_source(wanted, pins, into):
+        print(f"built from source, there being no wheel: {exact}", file=sys.stderr)
+
+
 def fill(target: Target, wanted: list[str], pins: list[str], into: Path, indexes: Iterable[str] = ()) -> list[Wheel]:
     """An empty folder becomes the wheelhouse. Raises Unresolved."""
-    workspace.build(list(workspace.packages().values()), into)
+    build_ours(wanted, pins, into)
     wheels = resolve(target, wanted, pins, into, indexes)
     for path in {*into.iterdir()} - {into / wheel.file for wheel in wheels}:
         path.unlink()  # ours that nobody asked for
@@ -202,7 +236,7 @@ def main() -> None:
             sys.exit(f"error: {into} is not empty\nhint: remove it, or give another with --out")
         try:
             if options.plan:
-                workspace.build(list(workspace.packages().values()), into)
+                build_ours(wanted, constraints(options.npu), into)
                 wheels = resolve(target, wanted, constraints(options.npu), into, options.index)
                 print("\n".join(wheel.file for wheel in wheels))
             else:

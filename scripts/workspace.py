@@ -126,8 +126,9 @@ ALONE = {
     "ckpt-convert": [Alone(("gguf",))],
     "data-prep": [Alone(("fast", "gigatoken", "sentences"))],
     "eval": [
-        Alone(("parquet",), tests=("test_compare.py", "test_data.py")),  # what an endpoint's scores take
-        Alone(("local", "parquet"), tools=MODELS, torch=True),
+        # what an endpoint's scores take
+        Alone(("ifeval", "parquet"), tests=("test_compare.py", "test_data.py", "test_ifeval.py", "test_sandbox.py")),
+        Alone(("ifeval", "local", "parquet"), tools=MODELS, torch=True),
     ],
     "device": [Alone(("testing",), torch=True)],
     "infer": [Alone(("serve", "transformers"), tools=(*MODELS, "httpx", "openai", "peft", "pexpect"), torch=True)],

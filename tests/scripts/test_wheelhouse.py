@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import offline
 import wheelhouse
@@ -25,7 +26,7 @@ needs_namespace = pytest.mark.skipif(not offline.possible(), reason="needs `unsh
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     into = tmp_path_factory.mktemp("wheels")
-    workspace.build(list(workspace.packages().values()), into)
+    wheelhouse.build_ours(requirements([], True, None, tests=False), constraints(None), into)
     return into
 
 
@@ -43,18 +44,20 @@ def test_what_needs_no_torch_has_wheels(arch: str, ours: Path) -> None:
     target = Target(HERE, arch)
     wheels = resolve(target, requirements([], True, None, tests=False), constraints(None), ours)
     names = {wheel.name for wheel in wheels}
-    assert {"jumar-schema", "jumar-ckpt-convert", "jumar-data-prep", "jumar-eval", "pyarrow", "tokenizers"} <= names
+    assert {"jumar-schema", "jumar-ckpt-convert", "jumar-data-prep", "jumar-eval", "pyarrow", "tokenizers", "langdetect"} <= names
     assert not names & {"torch", "transformers", "jumar-infer", "pytest"}
     assert ("tomli" in names) == (HERE == "3.10")  # markers are those of the target
     check_all_are_wheels(target, wheels)
 
 
 @needs_index
-def test_what_has_no_wheel_is_named(ours: Path) -> None:
-    """It is what the list of what is left out says of [flash]."""
-    (line,) = workspace.packages()["jumar-device"].extras["flash"]
-    with pytest.raises(Unresolved, match=rf"no wheel of flash-attn\S* for Python {HERE} on aarch64"):
-        resolve(Target(HERE, "aarch64"), [line], constraints(None), ours)
+def test_what_has_no_wheel_is_named(ours: Path, tmp_path: Path) -> None:
+    """It is what the list of what is left out says of [flash], and why one is built for [ifeval]."""
+    (flash,) = workspace.packages()["jumar-device"].extras["flash"]
+    for line, folder in ((flash, ours), (*wheelhouse.FROM_SOURCE, tmp_path)):
+        name = Requirement(line).name
+        with pytest.raises(Unresolved, match=rf"no wheel of {name}\S* for Python {HERE} on aarch64"):
+            resolve(Target(HERE, "aarch64"), [line], constraints(None), folder)
 
 
 @needs_index
