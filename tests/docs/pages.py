@@ -26,10 +26,12 @@ README, CONVERT, DATA, TRAIN, CORRECTNESS, FAMILIES = (
     ROOT / name
     for name in ("README.md", "docs/convert.md", "docs/data.md", "docs/train.md", "docs/correctness.md", "docs/families.md")
 )
-INFER, EVAL, MIGRATE, QUICKSTART = (ROOT / f"docs/{name}.md" for name in ("infer", "eval", "migrate", "quickstart"))
+INFER, EVAL, MIGRATE, QUICKSTART, VERSIONS = (
+    ROOT / f"docs/{name}.md" for name in ("infer", "eval", "migrate", "quickstart", "versions")
+)
 TRANSLATED = {README: ROOT / "README.zh-CN.md"} | {
     page: ROOT / "docs/zh" / page.relative_to(ROOT / "docs")
-    for page in (CONVERT, DATA, TRAIN, INFER, EVAL, CORRECTNESS, MIGRATE, QUICKSTART)
+    for page in (CONVERT, DATA, TRAIN, INFER, EVAL, CORRECTNESS, MIGRATE, QUICKSTART, VERSIONS)
 }
 DEMO = ROOT / "runs/demo/hf"
 COLUMNS = 100
