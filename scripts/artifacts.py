@@ -27,16 +27,18 @@ def faults(wheel: Path, sdist: Path, package: Package) -> list[str]:
     modules = {name: content for name, content in files.items() if name.startswith("jumar/")}
     differing = [name for name, content in modules.items() if sources.get(f"src/{name}") != content]
     found += [f"{sdist.name}: {name} is not as in the wheel" for name in differing]
-    return found + [f"{sdist.name}: no {name}" for name in ("pyproject.toml", "README.md", "LICENSE") if name not in sources]
+    needed = ("pyproject.toml", "README.md", "LICENSE", *package.forced)
+    return found + [f"{sdist.name}: no {name}" for name in needed if name not in sources]
 
 
 def faults_of_wheel(files: dict[str, bytes], package: Package) -> list[str]:
     stem = f"{package.name.replace('-', '_')}-{package.version}"
     info = f"{stem}.dist-info/"
     found = [f"wheel: {fault}" for fault in faults_of_metadata(files.get(info + "METADATA", b""), package)]
-    place = PurePosixPath("jumar", package.folder.name.replace("-", "_"))
+    place = PurePosixPath(package.imports)
     for name in files:
-        if not name.startswith(info) and not PurePosixPath(name).is_relative_to(place):
+        declared = name.startswith(info) or name in package.forced.values()
+        if not declared and not PurePosixPath(name).is_relative_to(place):
             found.append(f"wheel: {name} is not in {place}")
         if "__pycache__" in name or name.endswith(".pyc"):
             found.append(f"wheel: {name}: bytecode")

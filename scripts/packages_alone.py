@@ -172,7 +172,7 @@ def main() -> None:
             continue
         source = source_of(python, options.names, options.torch_free) if options.offline else online(ours)
         for folder, package in folders.items():
-            for how in ALONE.get(folder, [Alone(torch=True)]) if folder in (options.names or folders) else []:
+            for how in ALONE[folder] if folder in (options.names or folders) else []:
                 if how.torch and options.torch_free:
                     continue
                 title = f"{folder}[{','.join(how.extras)}] alone on {Path(name).name}"

@@ -31,6 +31,7 @@ class Package:
 
     folder: Path
     project: dict[str, Any]
+    forced: dict[str, str]  # files beside the code that go into the wheel: theirs here -> theirs there
 
     @property
     def name(self) -> str:
@@ -39,6 +40,12 @@ class Package:
     @property
     def version(self) -> str:
         return str(self.project["version"])
+
+    @property
+    def imports(self) -> str:
+        """The package that it brings, as a path below src: jumar/schema."""
+        (folder,) = (path.parent for path in self.folder.glob("src/jumar/*/__init__.py"))
+        return folder.relative_to(self.folder / "src").as_posix()
 
     @property
     def commands(self) -> tuple[str, ...]:
@@ -54,10 +61,11 @@ class Package:
 
 def packages(root: Path = ROOT) -> dict[str, Package]:
     """Name of the distribution -> package, those that others need first."""
-    found = [
-        Package(path.parent, tomllib.loads(path.read_text(encoding="utf-8"))["project"])
-        for path in sorted(root.glob("packages/*/pyproject.toml"))
-    ]
+    found = []
+    for path in sorted(root.glob("packages/*/pyproject.toml")):
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+        forced = settings["tool"]["hatch"]["build"]["targets"]["wheel"].get("force-include", {})
+        found.append(Package(path.parent, settings["project"], forced))
     left = {package.name: package for package in found}
     out: dict[str, Package] = {}
     while left:
@@ -133,6 +141,7 @@ ALONE = {
     "device": [Alone(("testing",), torch=True)],
     "infer": [Alone(("serve", "transformers"), tools=(*MODELS, "httpx", "openai", "peft", "pexpect"), torch=True)],
     "train-core": [Alone(("convert", "tensorboard"), torch=True)],
+    "jumar": [Alone(torch=True)],
 }
 
 

@@ -30,9 +30,8 @@ def root(tmp_path: Path) -> Path:
         here.mkdir(parents=True)
         for name in ("pyproject.toml", "CHANGELOG.md", "LICENSE", "README.md"):
             shutil.copy(package.folder / name, here)
-    shutil.copytree(
-        workspace.ROOT / "packages/eval/src", tmp_path / "packages/eval/src", ignore=shutil.ignore_patterns("__pycache__")
-    )
+    ignore = shutil.ignore_patterns("__pycache__", "tests")
+    shutil.copytree(workspace.ROOT / "packages/eval", tmp_path / "packages/eval", ignore=ignore, dirs_exist_ok=True)
     shutil.copy(workspace.ROOT / "LICENSE", tmp_path)
     git(tmp_path, "init", "-q")
     commit(tmp_path)
@@ -176,3 +175,10 @@ def test_what_is_built_is_looked_at(root: Path, tmp_path_factory: pytest.TempPat
     for left_out, fault in ((info + "licenses/LICENSE", "no license text"), ("jumar/eval/cli.py", "its command starts")):
         kept = {name: content for name, content in files.items() if name != left_out}
         assert any(fault in found for found in artifacts.faults_of_wheel(kept, package))
+
+
+@pytest.mark.slow
+def test_every_package_can_be_built(tmp_path: Path) -> None:
+    for package in workspace.packages().values():
+        wheel, sdist = workspace.build([package], tmp_path, "wheel", "sdist")
+        assert artifacts.faults(wheel, sdist, package) == []
