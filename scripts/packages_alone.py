@@ -142,7 +142,7 @@ def source_of(python: str, names: Sequence[str], torch_free: bool) -> Source:
     except wheelhouse.Unresolved as error:
         sys.exit(f"error: {error}")
     print(f"{len(wheels)} wheels for Python {version} in {into.relative_to(ROOT)}", file=sys.stderr)
-    if offline.possible():
+    if offline.way():
         return Source(into, True, (sys.executable, str(ROOT / "scripts/offline.py")))
     print("the network is not cut: this machine permits no namespace for that", file=sys.stderr)
     return Source(into, True)

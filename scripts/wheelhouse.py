@@ -38,7 +38,8 @@ GLIBC = (
     28  # the newest that is asked for, as in Debian 10, Ubuntu 20.04, openEuler 20.03; megatron-core's and torch's wheels need it
 )
 TORCH_NPU = "2.13.0"  # whose operators packages/device was shown to fit
-FROM_SOURCE = {"langdetect": "ifeval"}  # no wheel is published: one is built here, pure Python, for those who take the extra
+# No wheel is published: one is built here, pure Python, for those who take the extra.
+FROM_SOURCE = {"langdetect": "ifeval", "rouge-score": "lm-eval", "sqlitedict": "lm-eval", "word2number": "lm-eval"}
 SOURCE_ONLY = {"flash": "flash-attn has an sdist alone, which is compiled against the CUDA and torch that are there"}
 LEFT_OUT = {"npu": "for --npu", "testing": "tests"} | SOURCE_ONLY
 PIP = "pip>=25.1,<27"
@@ -108,7 +109,7 @@ def build_from_source(wanted: list[str], pins: list[str], into: Path) -> list[st
         words = ["wheel", "--quiet", "--no-deps", "--disable-pip-version-check", "--wheel-dir", into, exact]
         environment = os.environ | {"PIP_BUILD_CONSTRAINT": str(ROOT / "constraints.txt")}
         subprocess.run([sys.executable, "-m", "pip", *map(str, words)], check=True, env=environment)
-        if not list(into.glob(f"{name}-*-none-any.whl")):
+        if not list(into.glob(f"{name.replace('-', '_')}-*-none-any.whl")):
             raise Unresolved(f"{exact} is not pure Python: a wheel that is built here is for this machine alone")
         built.append(exact)
     return built
