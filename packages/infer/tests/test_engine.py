@@ -35,9 +35,8 @@ def test_what_else_is_in_the_batch_changes_no_bit(hf: Path) -> None:
     assert crowded[::-1] == together
 
 
-@pytest.mark.parametrize("model_type, changes", [("mixtral", {}), ("deepseek_v3", {"n_routed_experts": 16}), ("gemma2", {})])
+@pytest.mark.parametrize("model_type, changes", [("mixtral", {}), ("deepseek_v3", {}), ("qwen2_moe", {}), ("gemma2", {})])
 def test_nor_does_it_with_experts_latents_or_windows(model_type: str, changes: dict, tmp_path: Path) -> None:
-    """16 experts: torch's sigmoid takes 16 elements at a time, and rounds those that are left over otherwise."""
     vocab = infer_models.make(tmp_path / "hf", model_type, **changes).config.vocab_size
     prompts = [[token % vocab for token in prompt] for prompt in PROMPTS]
     engine = engine_of(tmp_path / "hf")

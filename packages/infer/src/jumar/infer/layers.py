@@ -219,8 +219,13 @@ class Experts:
         out = self.ops.unpermute(rows, order, weights_TK.to(rows.dtype), k=self.moe.top_k)
         if self.shared is not None:
             shared = self.shared(x_TH)
-            out = out + (shared if self.gate is None else shared * self.gate(x_TH).sigmoid())
+            out = out + (shared if self.gate is None else shared * sigmoid(self.gate(x_TH)))
         return self.ranks.sum(out)
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """By exp: torch's own, on CPUs, rounds what is left over behind whole vectors otherwise; rows would depend on their number."""
+    return 1 / (1 + (-x).exp())
 
 
 def choose(logits_TE: Tensor, moe: Moe, bias: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -228,7 +233,7 @@ def choose(logits_TE: Tensor, moe: Moe, bias: Tensor | None) -> tuple[Tensor, Te
 
     https://arxiv.org/abs/2405.04434 (groups), https://arxiv.org/abs/2408.15664 (the bias, which only chooses).
     """
-    scores = logits_TE.softmax(-1) if moe.score == "softmax" else logits_TE.sigmoid()
+    scores = logits_TE.softmax(-1) if moe.score == "softmax" else sigmoid(logits_TE)
     ranks = scores if bias is None else scores + bias
     if moe.num_groups > 1:
         groups = ranks.view(len(ranks), moe.num_groups, -1)
