@@ -224,7 +224,7 @@ class Experts:
 
 
 def sigmoid(x: Tensor) -> Tensor:
-    """By exp: torch's own, on CPUs, rounds what is left over behind whole vectors otherwise; rows would depend on their number."""
+    """By exp: on CPUs torch's own rounds what is left over behind whole vectors otherwise: rows would depend on their number."""
     return 1 / (1 + (-x).exp())
 
 
