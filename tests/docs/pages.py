@@ -29,10 +29,9 @@ README, CONVERT, DATA, TRAIN, CORRECTNESS, FAMILIES = (
 INFER, EVAL, MIGRATE, QUICKSTART, VERSIONS = (
     ROOT / f"docs/{name}.md" for name in ("infer", "eval", "migrate", "quickstart", "versions")
 )
-TRANSLATED = {README: ROOT / "README.zh-CN.md"} | {
-    page: ROOT / "docs/zh" / page.relative_to(ROOT / "docs")
-    for page in (CONVERT, DATA, TRAIN, INFER, EVAL, CORRECTNESS, MIGRATE, QUICKSTART, VERSIONS)
-}
+GUIDES = ROOT / "docs/guides"
+BOTH = (CONVERT, DATA, TRAIN, INFER, EVAL, CORRECTNESS, MIGRATE, QUICKSTART, VERSIONS, *sorted(GUIDES.glob("*.md")))
+TRANSLATED = {README: ROOT / "README.zh-CN.md"} | {page: ROOT / "docs/zh" / page.relative_to(ROOT / "docs") for page in BOTH}
 DEMO = ROOT / "runs/demo/hf"
 COLUMNS = 100
 
@@ -125,6 +124,8 @@ RUNNABLE = [
     Play(TRAIN, files_of=(DATA,), columns=120),
     Play(MIGRATE, files_of=(DATA,), columns=120),
     Play(QUICKSTART, files_of=(DATA, TRAIN), columns=120),
+    Play(GUIDES / "convert-megatron.md", files_of=(CONVERT,)),
+    Play(GUIDES / "add-a-benchmark.md", files_of=(INFER,)),
 ]
 TOUR = Play(README, "run demo")
 
