@@ -126,6 +126,8 @@ RUNNABLE = [
     Play(QUICKSTART, files_of=(DATA, TRAIN), columns=120),
     Play(GUIDES / "convert-megatron.md", files_of=(CONVERT,)),
     Play(GUIDES / "add-a-benchmark.md", files_of=(INFER,)),
+    Play(GUIDES / "sft-one-node.md", files_of=(DATA,), columns=120),
+    Play(GUIDES / "multi-node.md", files_of=(DATA, GUIDES / "sft-one-node.md"), columns=120),
 ]
 TOUR = Play(README, "run demo")
 
