@@ -34,7 +34,6 @@ def test_the_same_bytes_from_shards_of_tp3_pp2(tmp_path: Path) -> None:
         words = ["run", model, "--tasks", "piqa,mmlu,gsm8k", "--data", make.folder, "--device", "cpu", "-o", out]
         subprocess.run([sys.executable, "-m", "jumar.eval", *map(str, words)], check=True, capture_output=True)
         results = json.loads((out / "results.json").read_text())
-        assert results["config"]["model"] == "jumar"
         for key in ("date", "total_evaluation_time_seconds", "model_name"):
             del results[key]
         for key in ("model", "model_args", "batch_size"):  # of the free memory, which others use too
