@@ -116,6 +116,12 @@ class Play:
     marker: str = "run"
     files_of: tuple[Path, ...] = ()
     columns: int = COLUMNS
+    slow: bool = False
+
+    @property
+    def apart(self) -> bool:
+        """Whether a package is installed on the way, which a process that runs does not see."""
+        return "$ pip install" in self.page.read_text(encoding="utf-8")
 
 
 RUNNABLE = [
@@ -126,6 +132,8 @@ RUNNABLE = [
     Play(QUICKSTART, files_of=(DATA, TRAIN), columns=120),
     Play(GUIDES / "convert-megatron.md", files_of=(CONVERT,)),
     Play(GUIDES / "add-a-benchmark.md", files_of=(INFER,)),
+    Play(GUIDES / "add-a-family.md", files_of=(CONVERT, FAMILIES), slow=True),
+    Play(GUIDES / "add-a-device.md", files_of=(INFER,), slow=True),
     Play(GUIDES / "sft-one-node.md", files_of=(DATA,), columns=120),
     Play(GUIDES / "multi-node.md", files_of=(DATA, GUIDES / "sft-one-node.md"), columns=120),
 ]

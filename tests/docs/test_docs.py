@@ -60,9 +60,12 @@ MEGATRON = re.compile(r"^\| `--.*$", re.MULTILINE)
 
 
 @pytest.mark.timeout(1800)  # the page of training starts some ten processes that import torch
-@pytest.mark.parametrize("what", RUNNABLE, ids=lambda what: relative(what.page))
+@pytest.mark.parametrize(
+    "what",
+    [pytest.param(what, id=relative(what.page), marks=[pytest.mark.slow] * what.slow) for what in RUNNABLE],
+)
 def test_commands_print_what_is_shown(what: Play, tmp_path: Path) -> None:
-    terminal = Terminal(tmp_path, apart=what.page == FAMILIES, columns=what.columns)
+    terminal = Terminal(tmp_path, apart=what.apart, columns=what.columns)
     count = 0
     for _, command, shown, printed in play(what, terminal):
         assert alike(printed, shown), "\n".join([command, "mend with: python tests/docs/test_docs.py", *printed])
@@ -262,7 +265,7 @@ def main() -> None:
     pages = {Path(name).resolve() for name in sys.argv[1:]} or {*TRANSLATED, *(what.page for what in RUNNABLE)}
     for what in (what for what in RUNNABLE if what.page in pages):
         with tempfile.TemporaryDirectory() as home:
-            rewrite_outputs(what, Terminal(Path(home), apart=what.page == FAMILIES, columns=what.columns))
+            rewrite_outputs(what, Terminal(Path(home), apart=what.apart, columns=what.columns))
     if DEMO.exists() and TOUR.page in pages:
         with tempfile.TemporaryDirectory() as home:
             (Path(home) / "hf").symlink_to(DEMO)
