@@ -26,11 +26,11 @@ README, CONVERT, DATA, TRAIN, CORRECTNESS, FAMILIES = (
     ROOT / name
     for name in ("README.md", "docs/convert.md", "docs/data.md", "docs/train.md", "docs/correctness.md", "docs/families.md")
 )
-INFER, EVAL, MIGRATE, QUICKSTART, VERSIONS = (
-    ROOT / f"docs/{name}.md" for name in ("infer", "eval", "migrate", "quickstart", "versions")
+INFER, EVAL, MIGRATE, QUICKSTART, VERSIONS, FAQ = (
+    ROOT / f"docs/{name}.md" for name in ("infer", "eval", "migrate", "quickstart", "versions", "faq")
 )
 GUIDES = ROOT / "docs/guides"
-BOTH = (CONVERT, DATA, TRAIN, INFER, EVAL, CORRECTNESS, MIGRATE, QUICKSTART, VERSIONS, *sorted(GUIDES.glob("*.md")))
+BOTH = (CONVERT, DATA, TRAIN, INFER, EVAL, CORRECTNESS, MIGRATE, QUICKSTART, VERSIONS, FAQ, *sorted(GUIDES.glob("*.md")))
 TRANSLATED = {README: ROOT / "README.zh-CN.md"} | {page: ROOT / "docs/zh" / page.relative_to(ROOT / "docs") for page in BOTH}
 DEMO = ROOT / "runs/demo/hf"
 COLUMNS = 100
@@ -130,6 +130,7 @@ RUNNABLE = [
     Play(TRAIN, files_of=(DATA,), columns=120),
     Play(MIGRATE, files_of=(DATA,), columns=120),
     Play(QUICKSTART, files_of=(DATA, TRAIN), columns=120),
+    Play(FAQ, files_of=(CONVERT, DATA, TRAIN), columns=120),
     Play(GUIDES / "convert-megatron.md", files_of=(CONVERT,)),
     Play(GUIDES / "add-a-benchmark.md", files_of=(INFER,)),
     Play(GUIDES / "add-a-family.md", files_of=(CONVERT, FAMILIES), slow=True),
