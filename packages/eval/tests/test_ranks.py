@@ -140,7 +140,7 @@ def test_a_rank_that_fails_ends_all(
 def test_what_every_rank_finds_wrong_is_told_once(hf: Path, data: Path, tmp_path: Path) -> None:
     for more, said in (
         (words(tmp_path / "nowhere", data, tmp_path / "out"), "nowhere does not exist"),
-        (words(hf, tmp_path, tmp_path / "out"), "no data of"),
+        (words(hf, data, tmp_path / "out", "--data", str(tmp_path)), "no data of"),
         (words(hf, data, tmp_path / "out", "--tp", "3"), "tp 3 pp 1 cannot share 2 processes"),
         (words(hf, data, tmp_path / "out", "--cache-tokens", "64"), "raise --cache-tokens"),
     ):

@@ -29,6 +29,8 @@ from jumar.schema.errors import Exit, ToolError
 EVERY_S = 0.5
 """Responses are sent to the first rank so often: what has not come is lost where a run is killed."""
 FAULT = "jumar-eval/fault"
+SILENT_S = 10
+"""A rank waits so long before it leaves silently: with the first that leaves torchrun ends all, and one is about to say why."""
 HOST = torch.device("cpu")
 Opens = Callable[[], Model]
 Come = queue.SimpleQueue[tuple[int, Response] | Exception]
@@ -74,6 +76,7 @@ def _told_once() -> Iterator[None]:
             store, _, _ = next(iter(rendezvous("env://", timeout=timedelta(seconds=10))))
             first = store.compare_set(FAULT, "", mine).decode()
         if first != mine:
+            time.sleep(SILENT_S)
             raise SystemExit(int(first.split()[1])) from None
         raise
 
