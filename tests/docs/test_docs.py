@@ -18,10 +18,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 
+from jumar.eval.task import PROTOCOLS, task_files
 from jumar.schema.errors import Exit
 from jumar.schema.families import llama
 from jumar.schema.family import Family
@@ -185,6 +187,21 @@ def test_the_page_of_what_is_read_and_written_is_what_the_tests_show() -> None:
 
 def test_the_page_of_flags_is_what_the_tables_say() -> None:
     done = subprocess.run([sys.executable, ROOT / "scripts/flags.py", "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_page_of_support_has_all_that_the_registries_have() -> None:
+    text = (ROOT / "docs/support.md").read_text(encoding="utf-8")
+    tasks = {name for protocol in PROTOCOLS for name in task_files(protocol)}
+    devices = {point.name for point in entry_points(group="jumar.devices")}
+    for title, there in {"Model families": set(families()), "Devices": devices, "Benchmarks": tasks}.items():
+        rows = re.search(rf"^## {title}\n\n((?:\|.*\n)+)", text, re.MULTILINE)[1]
+        assert set(re.findall(r"^\| `(.*?)` \|", rows, re.MULTILINE)) == there, "mend with: python scripts/support.py"
+
+
+@pytest.mark.slow
+def test_the_page_of_support_is_what_registries_and_tests_say() -> None:
+    done = subprocess.run([sys.executable, ROOT / "scripts/support.py", "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

@@ -1,0 +1,106 @@
+"""Writes docs/support.md: what there is, from the registries, and what was run of it, from the tests that name it.
+
+python scripts/support.py            writes the page
+python scripts/support.py --check    fails if it is not what registries and tests say
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+from jumar.eval.task import PROTOCOLS, load_task, task_files
+from jumar.schema.registry import families
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs/support.md"
+START, END = "<!-- support tables: scripts/support.py writes them -->", "<!-- end of the support tables -->"
+SHOWN = {
+    "converted, byte for byte": ("packages/ckpt-convert/tests/test_roundtrip.py", "test_a_sample_of_layouts"),
+    "back in transformers": ("tests/parity/test_transformers_logits.py", "test_the_model_that_comes_back_is_the_same"),
+    "in megatron-core's model": ("tests/parity/test_megatron_logits.py", "test_logits_are_those_of_transformers"),
+    "trained in layouts": ("tests/parity/test_train_layouts.py", "test_a_layout_computes_what_one_process_computes"),
+    "answers of transformers": ("packages/infer/tests/test_parity.py", ""),
+}
+"""Column -> file and test (empty: any of the file) that shows it, on a CPU."""
+RUN = {"cpu": "run: the tests of this repository"}
+"""Devices on which tests have run; no other has run."""
+
+
+class Collector:
+    """A pytest plugin that notes each test's file, name, parameters, and whether it is slow."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[str, str, str, bool]] = []
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        for item in items:
+            path, name = item.path.relative_to(ROOT).as_posix(), getattr(item, "originalname", item.name)
+            values = list(item.callspec.params.values()) if hasattr(item, "callspec") else []
+            slow = item.get_closest_marker("slow") is not None
+            self.found.append((path, name, f"{item.name.removeprefix(name)} {values}", slow))
+
+
+def collected() -> list[tuple[str, str, str, bool]]:
+    collector = Collector()
+    files = sorted({str(ROOT / path) for path, _ in SHOWN.values()})
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        options = ["--collect-only", "-q", "-p", "no:cacheprovider", "-m", "slow or not slow", f"--rootdir={ROOT}"]
+        code = pytest.main([*options, *files], plugins=[collector])
+    if code:
+        sys.exit(f"the tests cannot be collected:\n{said.getvalue()[-4000:]}")
+    return collector.found
+
+
+def of_families() -> list[str]:
+    """A row a family: by which tests it is shown, "slow" where only the slow ones do."""
+    tests = collected()
+    rows = [f"| model_type | {' | '.join(SHOWN)} | dialects |", "| --- " * (len(SHOWN) + 2) + "|"]
+    for name, family in families().items():
+        cells = []
+        for file, test in SHOWN.values():
+            word = re.compile(rf"(?<![a-z0-9_]){name}(?![a-z0-9_])")
+            slow = [s for path, n, params, s in tests if path == file and n.startswith(test) and word.search(params)]
+            cells.append("-" if not slow else "slow" if all(slow) else "yes")
+        rows.append(f"| `{name}` | {' | '.join(cells)} | {', '.join(family.dialects)} |")
+    return rows
+
+
+def of_devices() -> list[str]:
+    rows = ["| device | |", "| --- | --- |"]
+    return rows + [f"| `{p.name}` | {RUN.get(p.name, 'not run')} |" for p in sorted(entry_points(group="jumar.devices"))]
+
+
+def of_tasks() -> list[str]:
+    rows = ["| task | protocol | kind | shots | |", "| --- | --- | --- | --- | --- |"]
+    for protocol in PROTOCOLS:
+        for name in sorted(task_files(protocol)):
+            task = load_task(name, protocol)
+            rows.append(f"| `{name}` | {protocol} | {task.kind} | {task.shots} | {task.title} |")
+    return rows
+
+
+def rewritten(text: str) -> str:
+    """A page's text with the tables of today."""
+    head, _, rest = text.partition(START)
+    titles = {"## Model families": of_families, "## Devices": of_devices, "## Benchmarks": of_tasks}
+    body = "\n\n".join(f"{title}\n\n" + "\n".join(rows()) for title, rows in titles.items())
+    return f"{head}{START}\n\n{body}\n\n{END}{rest.partition(END)[2]}"
+
+
+def main() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    new = rewritten(text)
+    if "--check" in sys.argv[1:]:
+        sys.exit(0 if new == text else f"{PAGE.relative_to(ROOT)} is not what is there: python scripts/support.py")
+    PAGE.write_text(new, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
