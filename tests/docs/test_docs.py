@@ -53,7 +53,13 @@ OTHERS_OPTIONS = {
     *("--handler-name", "--json-keys", "--map-keys", "--dataset-additional-keys", "--keep-newlines", "--data-obfuscation"),
     *("--prompt-type", "--prompt-type-path", "--enable-thinking", "--placeholder-token", "--reward-tokens", "--neat-pack"),
     *("--interleave-probs", "--mix-strategy"),
-    *("--evaluation-batch-size", "--alternative-prompt", "--hf-chat-template", "--chain-of-thought"),  # of its evaluation.py
+    *(
+        "--evaluation-batch-size",
+        "--alternative-prompt",
+        "--hf-chat-template",
+        "--chain-of-thought",
+        "--max-position-embeddings",
+    ),  # of its evaluation.py
     *("--use_cache", "--apply_chat_template", "--model_args", "--batch_size"),  # of lm-eval
     *("--nnodes", "--nproc-per-node", "--signal", "--gpus-per-node", "--gres"),  # of torchrun, of Slurm
 }

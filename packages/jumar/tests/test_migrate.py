@@ -328,7 +328,16 @@ def test_what_is_to_be_filled_in_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "asked, tasks",
-    [("bbh --chain-of-thought", "bbh_cot"), ("bbh", "bbh"), ("mmlu --chain-of-thought", None), ("needlebench", None)],
+    [
+        ("bbh --chain-of-thought", "bbh_cot"),
+        ("bbh", "bbh"),
+        ("mmlu --chain-of-thought", None),
+        ("human_eval_plus", None),
+        ("needlebench", "needlebench"),
+        ("needlebench --max-position-embeddings 131072", "needlebench_128k"),
+        ("needlebench --max-position-embeddings 1048576", None),
+        ("mmlu --max-position-embeddings 1048576", "mmlu"),
+    ],
 )
 def test_tasks_of_an_evaluation(asked: str, tasks: str | None, tmp_path: Path) -> None:
     (made,) = written(tmp_path, f"torchrun evaluation.py --load m --task-data-path d --task {asked}").made

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from jumar.eval.data import SUBJECT, Doc, Found, documents
 from jumar.eval.fewshot import given_texts, texts_of
 from jumar.eval.haystack import hidden
 from jumar.eval.requests import Measure, Request
+from jumar.eval.retrieval import made
 from jumar.eval.task import PROTOCOLS, Task
 from jumar.eval.template import text_of, value_of
 from jumar.schema.errors import Exit, ToolError
@@ -58,6 +60,7 @@ class How:
     """Settings that change requests.
 
     shots: None for the task's own; render: by a chat template; system: a message before all; measure: by the model's tokens
+    template: as render, of the tasks that are always asked so
     fewshot: task -> a file of worked examples; max_new_tokens: None for the task's own
     """
 
@@ -66,6 +69,7 @@ class How:
     fewshot: Mapping[str, Path] = field(default_factory=dict)
     limit: int | None = None
     render: Render | None = None
+    template: Render | None = None
     system: str | None = None
     measure: Measure = field(default_factory=Measure)
 
@@ -76,7 +80,7 @@ def unit_of(task: Task, found: Found, how: How) -> Unit:
     Raises ToolError: 3 for documents that do not fit and worked examples that are missing, 2 for more of them than there are.
     """
     name = task.task if found.subject is None else f"{task.task}_{found.subject}"
-    if task.haystack is not None:
+    if task.haystack is not None or task.retrieval is not None:
         return _haystack_unit(name, task, found, how)
     docs, pool = documents(task, found)
     shots = task.shots if how.shots is None else how.shots
@@ -96,12 +100,17 @@ def _haystack_unit(name: str, task: Task, found: Found, how: How) -> Unit:
     if how.shots:
         raise ToolError(f"{name} has no worked examples", hint="leave --shots out", code=Exit.USAGE)
     builder = _Builder(task, how)
-    docs, notes = hidden(task, found, how.measure, lambda doc: builder.item(0, doc, [], name).requests[0].context)
+    docs: Iterable[Doc]
+    if task.haystack is not None:
+        docs, notes = hidden(task, found, how.measure, lambda doc: builder.item(0, doc, [], name).requests[0].context)
+        total = len(docs)
+    else:
+        docs, total, notes = made(task, found, how.measure)
     items = []
-    for number, doc in enumerate(docs if how.limit is None else docs[: how.limit]):
+    for number, doc in enumerate(islice(docs, how.limit)):
         item = builder.item(number, doc, [], f"{name}, document {number}")
         items.append(replace(item, doc={key: value for key, value in doc.items() if key != "context"}))
-    return Unit(name, task, tuple(items), len(docs), 0, tuple(notes))
+    return Unit(name, task, tuple(items), total, 0, tuple(notes))
 
 
 def _check_shots(task: Task, found: Found, name: str, shots: int, *, asked: bool) -> None:
@@ -146,6 +155,7 @@ class _Builder:
 
     def __init__(self, task: Task, how: How, given: Mapping[str, str] | None = None) -> None:
         self.task, self.how = task, how
+        self.render = how.template if task.chat and how.render is None else how.render
         self._texts = texts_of(task, given)
         self._made: dict[tuple[object, ...], Messages] = {}
 
@@ -187,7 +197,7 @@ class _Builder:
             return
         context, head = self._baked(doc, examples) if task.baked else self._context(before, text_of(task.prompt)(doc))
         if task.kind == "choice":
-            delimiter = task.delimiter if self.how.render is None else ""
+            delimiter = task.delimiter if self.render is None else ""
             for choice in choices:
                 yield Request("loglikelihood", context, delimiter + choice, head, alone=task.alone)
             return
@@ -237,9 +247,9 @@ class _Builder:
     def _context(self, before: Messages, question: str) -> tuple[str, str]:
         """(context, its beginning that other documents have too: none where worked examples are drawn for each)."""
         alone = self.task.fewshot == "random" and any(message["role"] == "assistant" for message in before)
-        if self.how.render is not None:
+        if self.render is not None:
             asked = [*before, {"role": "user", "content": question}]
-            rendered = self.how.render(asked)
+            rendered = self.render(asked)
             return rendered, "" if alone else rendered.rpartition(question)[0]
         text = []
         for message in before:

@@ -133,6 +133,31 @@ def _keywords(task: Task, item: Item, responses: Sequence[Any]) -> float:
     return mean([float(alike(task.match, str(w)) in alike(task.match, responses[0])) for w in item.targets])
 
 
+def _retrieval(task: Task, item: Item, responses: Sequence[Any]) -> float:
+    """1 for an answer with the keyword, else a fifth of how near it comes to the needle, spaces left out.
+
+    NeedleBench's (Li et al. 2024, arXiv 2407.11963, sec. 3.3): by edits, over the longer one's length.
+    """
+    if str(item.target) in responses[0]:
+        return 1.0
+    needle, said = ("".join(str(text).split()) for text in (item.doc["needle"], responses[0]))
+    least, most = int(0.8 * len(needle)), int(1.2 * len(needle))
+    said = said[:most]
+    end = said.find(needle[-1], least)
+    said = said[: end + 1] if end >= 0 else said
+    return 0.2 * (1 - edits(said, needle) / max(len(said), len(needle)))
+
+
+def edits(first: str, second: str) -> int:
+    """Characters put in, taken out or changed, at least, from one text to the other."""
+    row = list(range(len(second) + 1))
+    for number, a in enumerate(first, 1):
+        diagonal, row[0] = row[0], number
+        for i, b in enumerate(second, 1):
+            diagonal, row[i] = row[i], min(row[i] + 1, row[i - 1] + 1, diagonal + (a != b))
+    return row[-1]
+
+
 def _same_answer(task: Task, item: Item, responses: Sequence[Any]) -> float:
     return float(any(same_answer(responses[0], str(target)) for target in item.targets))
 
@@ -197,6 +222,7 @@ METRICS: dict[str, Metric] = {
     "acc_text": Metric("acc", _exact, mean),
     "begins_with": Metric("begins_with", _begins, mean),
     "keywords": Metric("keywords", _keywords, mean),
+    "retrieval": Metric("retrieval", _retrieval, mean),
     "same_answer": Metric("acc", _same_answer, mean),
     "pass@1": Metric("pass@1", _pass_at_1, mean, judged=True),
     "prompt_level_strict_acc": Metric("prompt_level_strict_acc", _all_followed(strictly), mean, needs=checks_of),

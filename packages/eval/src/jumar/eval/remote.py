@@ -66,6 +66,9 @@ class RemoteModel:
 
     def render(self, messages: Sequence[dict[str, str]]) -> str:
         """The conversation itself, as JSON, which is how lm-eval notes it too: the server knows the template."""
+        if not self.chat:
+            what = "the task asks through the chat template, which an endpoint does not give"
+            raise ToolError(what, hint="--chat sends conversations", code=Exit.USAGE)
         return json.dumps(messages, ensure_ascii=False)
 
     def measure(self) -> Measure:

@@ -68,14 +68,16 @@ def evaluate(open_model: Callable[[], Model], settings: Settings, say: Say = lam
     Raises ToolError (3) for data that is missing or does not fit, (2) for settings that do not fit.
     """
     tasks = [load_task(name, settings.protocol) for name in settings.tasks]
-    _check_protocol(settings)
+    _check_protocol(settings, tasks)
     sandbox = sandbox_for(tasks, say, code=settings.allow_code, unsandboxed=settings.allow_unsandboxed)
     fewshot = read_fewshot(settings.fewshot, tasks)
-    model = open_model() if settings.chat or any(task.haystack for task in tasks) else None
+    first = settings.chat or any(task.haystack or task.retrieval or task.chat for task in tasks)
+    model = open_model() if first else None
     how = How(
         shots=settings.shots,
         limit=settings.limit,
         render=model.render if model is not None and settings.chat else None,
+        template=model.render if model is not None else None,
         system=settings.system,
         measure=model.measure() if model is not None else Measure(),
         fewshot=fewshot,
@@ -156,12 +158,13 @@ def _finish(
     return found
 
 
-def _check_protocol(settings: Settings) -> None:
+def _check_protocol(settings: Settings, tasks: Sequence[Task]) -> None:
     """Raises ToolError (2) for settings that the protocol does not have."""
     if settings.fewshot and settings.shots is not None:
         raise ToolError("--fewshot holds the worked examples, all of them", hint="leave --shots out", code=Exit.USAGE)
-    if settings.protocol != PROTOCOLS[0] and (settings.chat or settings.system is not None):
-        option = "--chat" if settings.chat else "--system"
+    chat = settings.chat and not all(task.chat for task in tasks)
+    if settings.protocol != PROTOCOLS[0] and (chat or settings.system is not None):
+        option = "--chat" if chat else "--system"
         what = f"the protocol {settings.protocol} asks with texts as they are, and {option} was given"
         raise ToolError(what, hint=f"leave {option} out, or take --protocol {PROTOCOLS[0]}", code=Exit.USAGE)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -16,7 +16,7 @@ from jumar.schema.recipe import read_file, validate
 METRICS_OF = {
     "choice": ("acc", "acc_norm", "acc_bytes", "true_mass"),
     "generate": (
-        *("exact_match", "acc_text", "begins_with", "keywords", "same_answer", "pass@1"),
+        *("exact_match", "acc_text", "begins_with", "keywords", "retrieval", "same_answer", "pass@1"),
         *("prompt_level_strict_acc", "inst_level_strict_acc", "prompt_level_loose_acc", "inst_level_loose_acc"),
     ),
     "rolling": ("word_perplexity", "byte_perplexity", "bits_per_byte"),
@@ -34,6 +34,7 @@ class Layout:
     columns:     of a CSV file that has no header
     rows:        of a JSON file: the key under which the documents are
     needles:     of a haystack: NeedleBench's needles
+    tokens:      of NeedleBench's own documents: the file of the tokens in which their lengths are (`.tiktoken`)
     fields:      name -> expression over a row's columns; none: the columns as they are
     only, shots_only: expressions over a row's columns: which rows are documents, which are worked examples
     cells:       of the documents in CSV files: the text there, or what pandas makes of it (`None` is nan, 2.50 is 2.5)
@@ -44,6 +45,7 @@ class Layout:
     columns: tuple[str, ...] = ()
     rows: str | None = None
     needles: str | None = None
+    tokens: str | None = None
     fields: Mapping[str, str] = field(default_factory=dict)
     only: str | None = None
     shots_only: str | None = None
@@ -93,6 +95,35 @@ class Haystack:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """A set of NeedleBench's documents, for models of one context.
+
+    name: what is put behind the task's; context: tokens that a model has at least for it
+    lengths: of the documents, in tokens of the layout's file; spare: tokens less that they have, in the order of `languages`
+    depths: percent of the text that stands before the needle; evenly: in place of them so many, from 0 to 100
+    """
+
+    name: str
+    context: int
+    lengths: tuple[int, ...]
+    spare: tuple[int, ...]
+    depths: tuple[float, ...] = ()
+    evenly: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retrieval:
+    """NeedleBench's own documents, a needle in each, as OpenCompass makes them.
+
+    languages: subject -> language in the file of needles; repeats: documents of each length and depth
+    """
+
+    languages: Mapping[str, str]
+    sets: tuple[Span, ...]
+    repeats: int = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Beams:
     """So many beams, by sums of log-probabilities over length ** length_penalty, of tokens that top_k and top_p leave in."""
 
@@ -119,6 +150,8 @@ class Task:
     answers:  what of a generated text counts; several are measured side by side
     program, seconds: a template over a document, `answer` and `target`: what is run, for so long at most
     haystack: how documents are made of texts; their `context`, `question` and `keywords` are for the templates
+    retrieval: the same, as NeedleBench makes them; `needle`, `keyword`, `language` also
+    chat:     prompts go through the model's chat template
     subjects: name in files -> name in prompts; groups: name -> subjects that have a score together
     without, only: subjects that are there and are left out; those that are taken, none given: all
     protocol: whose way of asking it is
@@ -155,6 +188,8 @@ class Task:
     program: str = ""
     seconds: float = 3.0
     haystack: Haystack | None = None
+    retrieval: Retrieval | None = None
+    chat: bool = False
     subjects: Mapping[str, str] = field(default_factory=dict)
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     without: tuple[str, ...] = ()
@@ -190,8 +225,10 @@ def task_files(protocol: str = PROTOCOLS[0]) -> dict[str, Path]:
 
 def load_task(name: str, protocol: str = PROTOCOLS[0]) -> Task:
     """A task by its name, or by the path of its YAML file. Raises ToolError (2) where there is none, or a key is wrong."""
-    files = task_files(protocol)
+    files, base = task_files(protocol), name.rpartition("_")[0]
     path = Path(name) if name.endswith((".yaml", ".yml")) else files.get(name)
+    if path is None and base in files and (found := _of_one_set(load_task(base, protocol), name)):
+        return found
     if path is None:
         near = difflib.get_close_matches(name, files, 1)
         hint = f"did you mean {near[0]}? " if near else ""
@@ -200,6 +237,14 @@ def load_task(name: str, protocol: str = PROTOCOLS[0]) -> Task:
     task = validate(Task, read_file(path), str(path))
     _check(task, path)
     return task
+
+
+def _of_one_set(task: Task, name: str) -> Task | None:
+    """A task's one set of documents by its name: TASK_SET."""
+    if task.retrieval is None:
+        return None
+    sets = tuple(span for span in task.retrieval.sets if name == f"{task.task}_{span.name}")
+    return replace(task, task=name, retrieval=replace(task.retrieval, sets=sets)) if sets else None
 
 
 def _check(task: Task, path: Path) -> None:
@@ -218,6 +263,10 @@ def _check(task: Task, path: Path) -> None:
         raise wrong("pass@1 is of a program, and a program has pass@1", 'give metrics: ["pass@1"] and program: "{{ answer }}..."')
     if task.seconds <= 0:
         raise wrong(f"seconds is {task.seconds:g}", "give more than 0")
+    if task.retrieval is not None and any(bool(span.depths) == bool(span.evenly) for span in task.retrieval.sets):
+        raise wrong("each of its sets has either depths or evenly", "give depths: [0, 50, 100], or evenly: 20")
+    if task.retrieval is not None and any(len(s.spare) != len(task.retrieval.languages) for s in task.retrieval.sets):
+        raise wrong("spare has one number for each of the languages", "give spare: [600, 200]")
     if not task.layouts:
         raise wrong("it has no layouts", "give layouts: [{test: FILE.jsonl}]")
 

@@ -150,6 +150,12 @@ def _tasks(t: Facts, flag: Flag) -> Outcome:
         if names != ["bbh"]:
             return Outcome("refused", why="bbh alone is asked step by step: leave --chain-of-thought out")
         names = ["bbh_cot"]
+    if "needlebench" in names and (length := t.job.last("--max-position-embeddings")) is not None:
+        thousands = whole(length) // 1024
+        if thousands not in (lengths := tables()["evaluation"].more["lengths"]):
+            held = ", ".join(str(1024 * n) for n in lengths)
+            return Outcome("refused", why=f"needlebench is of --max-position-embeddings {held}: give one of them")
+        names = [f"{name}_{thousands}k" if name == "needlebench" else name for name in names]
     return option("--tasks", ",".join(map(str, names)))
 
 
