@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fetched import npm_package
+from fetched import SAFELY, npm_package
 
 PACKAGE = "@sparticuz/chromium@153.0.0"
 UNPACK = "const [, file] = process.argv; process.stdin.pipe(require('zlib').createBrotliDecompress()).pipe(process.stdout)"
@@ -37,7 +37,7 @@ def chromium() -> Path:
                 subprocess.run(["node", "-e", UNPACK], stdin=packed, stdout=unpacked, check=True, timeout=120)
             if name.endswith(".tar"):
                 with tarfile.open(bin_ / f"{name}.part") as archive:
-                    archive.extractall(bin_, filter="data")
+                    archive.extractall(bin_, **SAFELY)
         (bin_ / "chromium.part").chmod(0o755)
         (bin_ / "chromium.part").rename(done)
     return done

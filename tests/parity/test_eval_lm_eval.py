@@ -117,6 +117,39 @@ def test_every_kind_of_task_equals_lm_eval(model: Path, data: Path, tmp_path: Pa
     assert len({sample["resps"][0][0] for sample in found["samples"]["gsm8k"]}) > 1
 
 
+def test_examples_are_drawn_as_lm_eval_draws_them(model: Path, tmp_path: Path) -> None:
+    """Of tasks without a split for tests it draws one more, and leaves the document out; some training rows are documents too."""
+    make = Maker(tmp_path / "data", seed=3)
+    includes = {
+        "boolq": "super_glue/boolq/default.yaml",
+        "piqa": "piqa/piqa.yaml",
+        "hellaswag": "hellaswag/hellaswag.yaml",
+        "winogrande": "winogrande/default.yaml",
+        "arc_easy": "arc/arc_easy.yaml",
+    }
+    trained = dict.fromkeys(("boolq", "piqa"), "train.jsonl")
+    trained |= {"hellaswag": "hellaswag_train.jsonl", "winogrande": "train_xl.jsonl"}
+    for name, include in includes.items():
+        rows = getattr(make, name.partition("_")[0])()
+        if name in trained:
+            make.lines(f"{name}/{trained[name]}", [*rows[:2], *getattr(Maker(tmp_path / "spare", seed=4), name)()])
+            pool = [json.loads(line) for line in (make.folder / name / trained[name]).open()]
+        else:
+            pool = rows
+            published = (make.folder / "ARC-Easy/ARC-Easy-Test.jsonl").read_text()
+            (make.folder / "ARC-Easy/ARC-Easy-Train.jsonl").write_text(published)
+        splits = {"train": pool, "validation": rows, "test": rows}
+        if name == "boolq":
+            splits = {split: [{**row, "label": int(row["answer"])} for row in of] for split, of in splits.items()}
+        files = {split: make.lines(f"peer/{name}.{split}.jsonl", of) for split, of in splits.items()}
+        peer.write_task(make.folder / "peer", name, include, files)
+    found = peer.evaluate(model, make.folder / "peer", list(includes), shots=2)
+    expected = {kind: {n.removeprefix("peer_"): value for n, value in found[kind].items()} for kind in ("results", "samples")}
+    mine = ours(model, make.folder, list(includes), tmp_path / "out", shots=2)
+    for name in includes:
+        assert check(mine, expected, name) < 1e-4, name
+
+
 def test_conversations_equal_lm_evals(model: Path, data: Path, tmp_path: Path) -> None:
     """Through the model's chat template, worked examples as turns."""
     words = {"apply_chat_template": True, "fewshot_as_multiturn": True, "system_instruction": "Be brief."}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,12 @@ def find(task: Task, data: Path) -> list[Found]:
 
 def _wanted(task: Task, subject: str | None) -> bool:
     return subject not in task.without and (not task.only or subject in task.only)
+
+
+def absent(task: Task, found: Sequence[Found]) -> list[str]:
+    """Subjects that the task names and whose files are not there."""
+    named = {subject for subjects in task.groups.values() for subject in subjects} | set(task.subjects)
+    return sorted(named - set(task.without) - {each.subject for each in found if each.subject is not None})
 
 
 def expected(task: Task, data: Path) -> str:

@@ -129,7 +129,8 @@ def _check_shots(task: Task, found: Found, name: str, shots: int, *, asked: bool
 
 def _drawn(task: Task, pool: list[Doc], shots: int, *, own: bool) -> Callable[[Doc], list[Doc]]:
     """The worked examples of each document, asked for in order. own: they are taken from the documents: never the one itself."""
-    most = len(pool) - own
+    apart = own or task.fewshot == "others"
+    most = len(pool) - apart
     if shots > most:
         raise ToolError(
             f"{task.task}: {shots} worked examples are asked for, and there are {most}", hint=f"--shots {most}", code=Exit.USAGE
@@ -142,12 +143,16 @@ def _drawn(task: Task, pool: list[Doc], shots: int, *, own: bool) -> Callable[[D
     def drawn(doc: Doc) -> list[Doc]:
         if not shots:
             return []
-        if not own:
+        if not apart:
             return generator.sample(pool, shots)
         found = [d for d in generator.sample(pool, shots + 1) if d != doc][:shots]
         return found if len(found) == shots else generator.sample([d for d in pool if d != doc], shots)
 
     return first if task.fewshot == "first" else drawn
+
+
+def _listed(target: Any) -> list[Any]:
+    return target if isinstance(target, list) else [target]
 
 
 class _Builder:
@@ -163,8 +168,10 @@ class _Builder:
         """Raises ToolError (3) that says which document is at fault."""
         try:
             choices, target = self._choices(doc), self._target(doc)
-            if self.task.kind == "choice" and target not in range(len(choices)) and not isinstance(target, list):
+            if self.task.kind == "choice" and not any(t in range(len(choices)) for t in _listed(target)):
                 target = -1
+            if self.task.kind == "generate" and target is None:
+                raise ToolError("it names no right answer", hint="mend the row, or leave it out")
             return Item(number, doc, target, choices, tuple(self._requests(doc, choices, examples)))
         except ToolError as fault:
             raise ToolError(f"{where}: {fault.message}", hint=fault.hint, code=fault.code) from None
@@ -246,7 +253,7 @@ class _Builder:
 
     def _context(self, before: Messages, question: str) -> tuple[str, str]:
         """(context, its beginning that other documents have too: none where worked examples are drawn for each)."""
-        alone = self.task.fewshot == "random" and any(message["role"] == "assistant" for message in before)
+        alone = self.task.fewshot != "first" and any(message["role"] == "assistant" for message in before)
         if self.render is not None:
             asked = [*before, {"role": "user", "content": question}]
             rendered = self.render(asked)

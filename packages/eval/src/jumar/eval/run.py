@@ -13,7 +13,7 @@ from typing import Any
 
 from jumar.eval import results
 from jumar.eval.asking import ask
-from jumar.eval.data import find
+from jumar.eval.data import absent, find
 from jumar.eval.fewshot import read_fewshot
 from jumar.eval.items import How, Unit, unit_of
 from jumar.eval.journal import Journal
@@ -83,7 +83,13 @@ def evaluate(open_model: Callable[[], Model], settings: Settings, say: Say = lam
         fewshot=fewshot,
         max_new_tokens=settings.max_new_tokens,
     )
-    units = [unit_of(task, found, how) for task in tasks for found in find(task, settings.data)]
+    units = []
+    for task in tasks:
+        there = find(task, settings.data)
+        if (missing := absent(task, there)) and any(found.subject is not None for found in there):
+            few = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+            say("note", f"{task.task}: {len(missing)} of {len(missing) + len(there)} subjects are not there: {few}")
+        units += [unit_of(task, found, how) for found in there]
     for unit in units:
         check_programs(unit)
         check(unit)

@@ -144,7 +144,7 @@ class Task:
     ending:   an expression: choices stand before it, and it is what is scored (WinoGrande)
     description: a template, before everything
     delimiter, separator: between question and answer, between worked examples
-    shots, fewshot: how many worked examples, the first ones or drawn for every document
+    shots, fewshot: how many worked examples, the first ones or drawn for every document (others: never itself)
     shot_target: the answer that worked examples show, where that is another expression than `target`
     until:    texts that end an answer; none given: the separator
     answers:  what of a generated text counts; several are measured side by side
@@ -179,7 +179,7 @@ class Task:
     delimiter: str = " "
     separator: str = "\n\n"
     shots: int = 0
-    fewshot: Literal["first", "random"] = "first"
+    fewshot: Literal["first", "random", "others"] = "first"
     shot_target: str | None = None
     until: tuple[str, ...] | None = None
     max_new_tokens: int = 256

@@ -23,11 +23,20 @@ def _environment() -> jinja2.Environment:
     from jinja2 import StrictUndefined
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    environment = ImmutableSandboxedEnvironment(
+        undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False, finalize=_there
+    )
     environment.filters["sub"] = lambda text, pattern, by: re.sub(pattern, by, text)
     environment.filters["find"] = _find
     environment.filters["letter"] = lambda letter: ord(letter) - ord("A")
     return environment
+
+
+def _there(value: Any) -> Any:
+    """What a template writes; nothing is written for a value that a row leaves empty."""
+    if value is None:
+        raise ValueError("a value is null")
+    return value
 
 
 def _find(text: str, pattern: str) -> str:
