@@ -27,6 +27,7 @@ app = make_app(
 )
 AT_ONCE = 16
 """Requests that an endpoint is sent at once, unless told."""
+ADDRESS = ("http://", "https://")
 HOW, WHAT, WHERE = "How it runs", "What is asked", "Where it goes"
 DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or npu.", rich_help_panel=HOW)]
 Dtype = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.", rich_help_panel=HOW)]
@@ -145,7 +146,13 @@ def run_(
         force=force,
         arguments=_asked(model, shots, limit, chat, system, opening),
     )
-    results = _evaluated(_opener(model, name, opening, chat), lambda opens: evaluate(opens, settings, _say))
+
+    def work(opens: "Opens") -> dict[str, Any]:
+        if name is not None and not model.startswith(ADDRESS):
+            _say("warning", "--name has no effect: it is of endpoints, and MODEL is a directory")
+        return evaluate(opens, settings, _say)
+
+    results = _evaluated(_opener(model, name, opening, chat), work)
     if results is None:
         return
     print_json(results) if as_json else _table(results)
@@ -216,7 +223,10 @@ def _opener(model: str, name: str | None, opening: dict[str, Any], chat: bool) -
             from jumar.eval.local import LocalModel, Opening
         return LocalModel(Path(model), Opening(**opening))
 
-    return remote if model.startswith(("http://", "https://")) else local
+    if "://" in model and not model.startswith(ADDRESS):
+        hint = "http://HOST/v1, or the directory of a checkpoint"
+        raise ToolError(f"{model}: an address begins with http:// or https://", hint=hint, code=Exit.USAGE)
+    return remote if model.startswith(ADDRESS) else local
 
 
 def _say(word: str, text: str) -> None:

@@ -54,9 +54,18 @@ def compare(first: Path, second: Path) -> Compared:
     found_in = [results.read(path) for path in (first, second)]
     ours, theirs = sample_files(first), sample_files(second)
     both = [name for name in ours if name in theirs]
+    lost = [
+        f"{path}: samples_{name}.jsonl is missing, and its results name {name}"
+        for path, found, files in zip((first, second), found_in, (ours, theirs), strict=True)
+        for name in missing(found, files)
+    ]
+    if lost and not both:
+        hint = "score it again with -o; lm-eval writes samples with --log_samples"
+        raise ToolError(f"{'; '.join(lost[:3])}", hint=hint)
     if not both:
         raise ToolError(f"{first} and {second} have no task in common", hint=f"the first has {', '.join(ours) or 'no samples'}")
     notes = [f"only in {path}: {', '.join(names)}" for path, names in _alone(first, second, ours, theirs) if names]
+    notes += lost
     asked = [side_of(found, "").protocol for found in found_in]
     if asked[0] != asked[1]:
         notes.append(f"asked by the protocol {asked[0]}, then by {asked[1]}: --show says of each document what was otherwise")
@@ -74,6 +83,12 @@ def sample_files(out: Path) -> dict[str, Path]:
         name = re.sub(r"_\d{4}-\d\d-\d\dT[\d.:-]+$", "", path.stem.removeprefix("samples_"))
         found[name] = path
     return found
+
+
+def missing(found: Mapping[str, Any], files: Mapping[str, Path]) -> list[str]:
+    """Tasks of results whose documents are nowhere; those that others are grouped in have none."""
+    groups = {name for name, members in found.get("group_subtasks", {}).items() if members} | set(found.get("groups", {}))
+    return [name for name in found["results"] if name not in groups and name not in files]
 
 
 def _alone(first: Path, second: Path, ours: Mapping[str, Path], theirs: Mapping[str, Path]) -> list[tuple[Path, list[str]]]:

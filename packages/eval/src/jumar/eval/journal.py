@@ -17,6 +17,9 @@ from jumar.eval.task import Task
 from jumar.schema.errors import ToolError
 
 Sample = dict[str, Any]
+COMPARED = ("doc_id", "doc_hash", "filter", "metrics", "target", "filtered_resps")
+"""What there is of every document."""
+WHOLE = (*COMPARED, "doc", "arguments", "resps")
 
 
 def samples_of(task: Task, item: Item, responses: Sequence[Response], judge: Judge | None = None) -> list[Sample]:
@@ -77,10 +80,11 @@ class Journal:
             if not line.endswith(b"\n"):
                 break
             try:
-                sample = json.loads(line)
-                known = self.samples.setdefault(sample["doc_id"], [])
-            except (ValueError, KeyError, TypeError):
-                raise ToolError(f"{path}:{number} is damaged", hint="remove the file, or start again with --force") from None
+                sample = _sample(line, WHOLE)
+            except ValueError as fault:
+                hint = "remove the file, or start again with --force"
+                raise ToolError(f"{path}:{number} is damaged: {fault}", hint=hint) from None
+            known = self.samples.setdefault(sample["doc_id"], [])
             known.append(sample)
             if len(known) == answers:
                 end = at
@@ -120,13 +124,30 @@ def _line(sample: Mapping[str, Any]) -> str:
     return json.dumps(sample, ensure_ascii=False, default=str) + "\n"
 
 
-def read_samples(path: Path) -> list[Sample]:
-    """A samples file, ours or lm-eval's. Raises ToolError (3) for what is damaged."""
+def _sample(line: str | bytes, keys: Sequence[str]) -> Sample:
+    """Raises ValueError for a line that is no JSON, or has not all keys, or a metric without its value."""
+    try:
+        sample = json.loads(line)
+    except ValueError as fault:
+        raise ValueError(f"not JSON: {fault}") from None
+    if not isinstance(sample, dict):
+        raise ValueError(f"a {type(sample).__name__}, expected an object")
+    metrics = sample.get("metrics")
+    if lacking := [key for key in (*keys, *(metrics if isinstance(metrics, list) else ())) if key not in sample]:
+        raise ValueError(f"it lacks {', '.join(map(str, lacking))}")
+    if not isinstance(metrics, list) or not isinstance(sample["doc_id"], int):
+        raise ValueError("metrics is a list, doc_id a number")
+    return sample
+
+
+def read_samples(path: Path, keys: Sequence[str] = COMPARED) -> list[Sample]:
+    """A samples file, ours or lm-eval's. Raises ToolError (3) for what is damaged, or lacks one of these keys."""
     out = []
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             try:
-                out.append(json.loads(line))
+                out.append(_sample(line, keys))
             except ValueError as fault:
-                raise ToolError(f"{path}:{number}: not JSON: {fault}", hint="was the run stopped? --resume ends it") from None
+                hint = "was the run stopped? --resume ends it; else score it again"
+                raise ToolError(f"{path}:{number} is damaged: {fault}", hint=hint) from None
     return out

@@ -26,6 +26,8 @@ def sandbox_for(tasks: Sequence[Task], say: Callable[[str, str], None], *, code:
     """
     names = ", ".join(dict.fromkeys(task.task for task in tasks if task.program))
     if not names:
+        if unsandboxed:
+            say("warning", "--allow-unsandboxed has no effect: none of the tasks runs programs")
         return None
     if not code:
         raise ToolError(f"{names}: programs that the model writes are to be run", hint="allow it: --allow-code", code=Exit.USAGE)

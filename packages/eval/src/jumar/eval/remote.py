@@ -201,6 +201,8 @@ class RemoteModel:
             said = loaded.get("error", loaded) if isinstance(loaded, dict) else answer.text
             said = said.get("message", said) if isinstance(said, dict) else said
             hint = f"put the key into {KEY}" if answer.status_code in (401, 403) else "see the server's own output"
+            if answer.status_code == 404 and httpx.URL(self.url).path in ("", "/"):
+                hint = f"did you mean {self.url}/v1?"
             raise ToolError(f"{url}: {answer.status_code}: {str(said)[:500]}", hint=hint)
         if not isinstance(loaded, dict):
             raise ToolError(f"{url} gave no JSON object", hint="is it an OpenAI-compatible server? the address ends in /v1")

@@ -11,7 +11,7 @@ from typing import Any
 
 from jumar.eval import results
 from jumar.eval.compare import sample_files
-from jumar.eval.journal import Sample, read_samples
+from jumar.eval.journal import WHOLE, Sample, read_samples
 from jumar.eval.report_checks import instructions
 from jumar.eval.report_heat import heat_maps
 from jumar.eval.report_style import POLICY, STYLE
@@ -26,7 +26,7 @@ UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202
 def write_report(out: Path, most: int = MOST_ERRORS) -> Path:
     """OUT/report.html. Raises ToolError (3) where there are no results."""
     found = results.read(out)
-    samples = {name: read_samples(path) for name, path in sample_files(out).items() if name in found["results"]}
+    samples = {name: read_samples(path, WHOLE) for name, path in sample_files(out).items() if name in found["results"]}
     path = out / "report.html"
     path.write_text(report_html(found, samples, most), encoding="utf-8")
     return path

@@ -67,6 +67,8 @@ def evaluate(open_model: Callable[[], Model], settings: Settings, say: Say = lam
 
     Raises ToolError (3) for data that is missing or does not fit, (2) for settings that do not fit.
     """
+    if not settings.tasks:
+        raise ToolError("--tasks names no task", hint="jumar-eval list names all", code=Exit.USAGE)
     tasks = [load_task(name, settings.protocol) for name in settings.tasks]
     _check_protocol(settings, tasks)
     sandbox = sandbox_for(tasks, say, code=settings.allow_code, unsandboxed=settings.allow_unsandboxed)
@@ -91,6 +93,7 @@ def evaluate(open_model: Callable[[], Model], settings: Settings, say: Say = lam
             say("note", f"{task.task}: {len(missing)} of {len(missing) + len(there)} subjects are not there: {few}")
         units += [unit_of(task, found, how) for found in there]
     for unit in units:
+        _check_documents(unit)
         check_programs(unit)
         check(unit)
         for note in unit.notes:
@@ -108,6 +111,15 @@ def evaluate(open_model: Callable[[], Model], settings: Settings, say: Say = lam
         journals = ask(model, units, settings.out, sandbox)
         programs = {} if sandbox is None else {"programs": "walled in" if sandbox.walls else "not walled in"}
         return _finish(model, units, journals, settings, start, say, programs)
+
+
+def _check_documents(unit: Unit) -> None:
+    """Raises ToolError (3) where nothing is to be scored."""
+    if not unit.items:
+        hint = "do the files hold rows, and are `only` and `lengths` of the task right?"
+        raise ToolError(f"{unit.name}: no documents are left", hint=hint)
+    if unit.task.kind == "rolling" and not any(request.rest for item in unit.items for request in item.requests):
+        raise ToolError(f"{unit.name} holds no text: {len(unit.items)} documents are empty", hint="are the files whole?")
 
 
 def _check_names(units: Sequence[Unit], fail_under: Sequence[str]) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import entry_points
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from jumar.schema.errors import Exit, ToolError
@@ -234,7 +235,7 @@ def load_task(name: str, protocol: str = PROTOCOLS[0]) -> Task:
         hint = f"did you mean {near[0]}? " if near else ""
         where, option = ("", "") if protocol == PROTOCOLS[0] else (f" in the protocol {protocol}", f" --protocol {protocol}")
         raise ToolError(f"there is no task {name!r}{where}", hint=f"{hint}jumar-eval list{option} names all", code=Exit.USAGE)
-    task = validate(Task, read_file(path), str(path))
+    task = validate(Task, read_file(path), str(path), sets=False)
     _check(task, path)
     return task
 
@@ -251,6 +252,8 @@ def _check(task: Task, path: Path) -> None:
     def wrong(what: str, hint: str) -> ToolError:
         return ToolError(f"{path}: {what}", hint=hint, code=Exit.USAGE)
 
+    for what, hint in _odd(task):
+        raise wrong(what, hint)
     for metric in task.metrics:
         if metric not in METRICS_OF[task.kind]:
             what = f"{metric!r} is no metric of a task of kind {task.kind}"
@@ -269,6 +272,34 @@ def _check(task: Task, path: Path) -> None:
         raise wrong("spare has one number for each of the languages", "give spare: [600, 200]")
     if not task.layouts:
         raise wrong("it has no layouts", "give layouts: [{test: FILE.jsonl}]")
+
+
+def _odd(task: Task) -> Iterator[tuple[str, str]]:
+    """(what is wrong, what to write) of keys by themselves."""
+    if not re.fullmatch(r"[\w+-][\w.+-]*", task.task):
+        yield f"task is {task.task!r}, and files bear its name", "letters, digits, _, +, - and dots within: task: my_quiz"
+    if not task.metrics:
+        yield "metrics is empty", f"choose among {', '.join(METRICS_OF[task.kind])}"
+    if task.shots < 0:
+        yield f"shots is {task.shots}", "give 0, or more"
+    if task.max_new_tokens < 1:
+        yield f"max_new_tokens is {task.max_new_tokens}", "give 1, or more"
+    if task.kind == "choice" and task.target == Task.__dataclass_fields__["target"].default:
+        yield "a task of kind choice has a target", "give the number of the right choice, an expression: target: answer"
+    names = [how.name for how in task.answers]
+    if twice := [name for name in names if names.count(name) > 1]:
+        yield f"two of its answers have the name {twice[0]!r}", "give each its own: their scores bear it"
+    patterns = [(f"answers.{how.name}.find", how.find) for how in task.answers if how.find is not None]
+    for key, pattern in [*patterns, *(("match.ignore", each) for each in task.match.ignore)]:
+        try:
+            re.compile(pattern)
+        except re.error as fault:
+            yield f"{key} is {pattern!r}, no regular expression: {fault}", "a character itself is written with a backslash: '\\('"
+    for layout in task.layouts:
+        for key, where in (("test", layout.test), ("shots", layout.shots)):
+            path = PurePosixPath("." if where is None else where)
+            if where == "" or path.is_absolute() or ".." in path.parts:
+                yield f"layouts: {key} is {where!r}, and patterns are below the data directory", "give --data its directory"
 
 
 def plain(task: Task) -> dict[str, Any]:

@@ -141,18 +141,20 @@ def apply_set(values: dict[str, Any], item: str) -> None:
         raise ToolError(f"--set {item!r}: {fault}", code=Exit.USAGE) from None
 
 
-def validate(kind: type[T], values: Mapping[str, Any], where: str) -> T:
-    """Plain values as a frozen dataclass, types checked by pydantic."""
+def validate(kind: type[T], values: Mapping[str, Any], where: str, *, sets: bool = True) -> T:
+    """Plain values as a frozen dataclass, types checked by pydantic. sets: whether --set is there to mend them."""
     from pydantic import TypeAdapter, ValidationError
 
     _refuse_unknown(kind, values, where, "")
     try:
         return TypeAdapter(kind).validate_python(dict(values))
     except ValidationError as fault:
-        raise _wrong_types(kind, values, where, [each["loc"] for each in fault.errors()]) from None
+        raise _wrong_types(kind, values, where, [each["loc"] for each in fault.errors()], sets) from None
 
 
-def _wrong_types(kind: Any, values: Mapping[str, Any], where: str, places: Iterable[Sequence[str | int]]) -> ToolError:
+def _wrong_types(
+    kind: Any, values: Mapping[str, Any], where: str, places: Iterable[Sequence[str | int]], sets: bool
+) -> ToolError:
     """What is wrong at these places, in our words: pydantic tells of each type that a field may have why it is not of it."""
     found: dict[tuple[str | int, ...], Any] = dict(_field_at(kind, place) for place in places)
     deepest = [path for path in found if not any(other != path and other[: len(path)] == path for other in found)]
@@ -164,8 +166,9 @@ def _wrong_types(kind: Any, values: Mapping[str, Any], where: str, places: Itera
         said.append(f"{name} {got}, expected {type_text(wanted)}")
         example = example_of(wanted, a_list=isinstance(value, list))
         shell = f"'{example}'" if set(example) & set(" [{*") else example
-        hints.append(f"--set {name}={shell}" if all(isinstance(key, str) for key in path) else f"{path[-1]}: {example}")
-    return ToolError(f"{where}: {'; '.join(said)}", hint=f"for example {' '.join(hints)}", code=Exit.USAGE)
+        settable = sets and all(isinstance(key, str) for key in path)
+        hints.append(f"--set {name}={shell}" if settable else ": ".join([*map(str, path[-1:]), example]))
+    return ToolError(f"{where}: {'; '.join(said)}", hint=f"for example {(' ' if sets else ', ').join(hints)}", code=Exit.USAGE)
 
 
 def _field_at(kind: Any, place: Sequence[str | int]) -> tuple[tuple[str | int, ...], Any]:
