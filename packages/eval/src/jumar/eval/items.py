@@ -131,7 +131,7 @@ def _drawn(task: Task, pool: list[Doc], shots: int, *, own: bool) -> Callable[[D
     """The worked examples of each document, asked for in order. own: they are taken from the documents: never the one itself."""
     apart = own or task.fewshot == "others"
     most = len(pool) - apart
-    if shots > most:
+    if shots and shots > most:
         raise ToolError(
             f"{task.task}: {shots} worked examples are asked for, and there are {most}", hint=f"--shots {most}", code=Exit.USAGE
         )
