@@ -97,7 +97,7 @@ def test_the_command_scores_as_the_hugging_face_model_does(
     hf: Path, data: Path, theirs: Any, installed: dict[str, str], tmp_path: Path
 ) -> None:
     """Log-likelihoods within 1e-4, greedy texts and scores equal; of prompts that are too long as well."""
-    command = [shutil.which("lm_eval") or "lm_eval", "--model", "jumar", "--model_args", f"path={hf},cache_tokens=8192"]
+    command = [str(Path(sys.executable).with_name("lm_eval")), "--model", "jumar", "--model_args", f"path={hf},cache_tokens=8192"]
     command += ["--include_path", str(data), "--tasks", ",".join(f"peer_{name}" for name in NAMES), "--device", "cpu"]
     command += ["--num_fewshot", "2", "--gen_kwargs", "max_gen_toks=12", "--log_samples", "--output_path", str(tmp_path)]
     done = subprocess.run(command, env=installed, capture_output=True, text=True, timeout=250)

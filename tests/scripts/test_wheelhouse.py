@@ -54,7 +54,7 @@ def test_what_needs_no_torch_has_wheels(arch: str, ours: Path) -> None:
 def test_what_has_no_wheel_is_named(ours: Path, tmp_path: Path) -> None:
     """It is what the list of what is left out says of [flash], and why one is built for [ifeval]."""
     (flash,) = workspace.packages()["jumar-device"].extras["flash"]
-    for line, folder in ((flash, ours), (*wheelhouse.FROM_SOURCE, tmp_path)):
+    for line, folder in ((flash, ours), *((name, tmp_path) for name in wheelhouse.FROM_SOURCE)):
         name = Requirement(line).name
         with pytest.raises(Unresolved, match=rf"no wheel of {name}\S* for Python {HERE} on aarch64"):
             resolve(Target(HERE, "aarch64"), [line], constraints(None), folder)
