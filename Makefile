@@ -13,7 +13,7 @@ TESTS     ?=
 PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(BIN)/python -m pip
 
 .NOTPARALLEL:
-.PHONY: help demo demo-pretrain demo-moe test test-offline test-all bench lint format clean
+.PHONY: help demo demo-pretrain demo-moe test test-offline test-all bench docs lint format clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
@@ -40,6 +40,9 @@ test-all: lint ## linters, then every test; every package alone, without torch o
 
 bench: $(INSTALLED) ## every benchmark, one after another
 	@set -e; for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+docs: $(INSTALLED) ## the documentation for a browser, English and Chinese, to runs/docs/index.html; a warning is an error
+	$(BIN)/python scripts/docs.py
 
 lint: $(INSTALLED) ## style, types, import contracts
 	$(BIN)/ruff check

@@ -26,11 +26,11 @@ README, CONVERT, DATA, TRAIN, CORRECTNESS, FAMILIES = (
     ROOT / name
     for name in ("README.md", "docs/convert.md", "docs/data.md", "docs/train.md", "docs/correctness.md", "docs/families.md")
 )
-INFER, EVAL, MIGRATE, QUICKSTART, VERSIONS, FAQ = (
-    ROOT / f"docs/{name}.md" for name in ("infer", "eval", "migrate", "quickstart", "versions", "faq")
+INFER, EVAL, MIGRATE, QUICKSTART, VERSIONS, FAQ, INDEX = (
+    ROOT / f"docs/{name}.md" for name in ("infer", "eval", "migrate", "quickstart", "versions", "faq", "index")
 )
 GUIDES = ROOT / "docs/guides"
-BOTH = (CONVERT, DATA, TRAIN, INFER, EVAL, CORRECTNESS, MIGRATE, QUICKSTART, VERSIONS, FAQ, *sorted(GUIDES.glob("*.md")))
+BOTH = (INDEX, CONVERT, DATA, TRAIN, INFER, EVAL, CORRECTNESS, MIGRATE, QUICKSTART, VERSIONS, FAQ, *sorted(GUIDES.glob("*.md")))
 TRANSLATED = {README: ROOT / "README.zh-CN.md"} | {page: ROOT / "docs/zh" / page.relative_to(ROOT / "docs") for page in BOTH}
 DEMO = ROOT / "runs/demo/hf"
 COLUMNS = 100
