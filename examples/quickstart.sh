@@ -47,7 +47,7 @@ step jumar-infer generate "$out/hf-tuned" --chat -p "Why do mirrors show us?" --
 # 8. All such questions, and what has changed.
 step jumar-eval run "$out/hf-tuned" "${asked[@]}" -o "$out/eval-after"
 step jumar-eval compare "$out/eval-before" "$out/eval-after" --show 3
-step jumar-eval report "$out/eval-after"
+step jumar-eval report "$out/eval-after" --against "$out/eval-before"
 
 # 9. One page of it all.
 python examples/demo/page.py "$out"

@@ -5,21 +5,18 @@ import json
 import sys
 from pathlib import Path
 
-from jumar.eval.report import esc
-from jumar.eval.report_style import STYLE
+from jumar.schema.page import esc, esc_lines, figures, folded, section, table
+from jumar.schema.page import page as framed
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 NOTE = (
     "On questions that it was not shown: whether it answers in two lines (manner), and how many bits a byte of the right "
     "answers takes (held_out)."
 )
-MORE = """
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: 1rem; margin: 2rem 0; }
-.figures b { display: block; font-size: 1.8rem; line-height: 1.2; } .figures span { color: var(--soft); }
-.steps { padding-left: 1.25rem; } .steps code { overflow-wrap: anywhere; } .steps small { white-space: nowrap; }
-img { width: 100%; height: auto; display: block; margin-top: .75rem; }
-td pre { margin: 0; } .answers { table-layout: fixed; } .answers th:first-child { width: 18%; } a { color: var(--main); }
-@media (max-width: 40rem) { .answers thead { display: none; } .answers td { display: block; border: 0; } }
+STYLE = """
+.steps { padding-left: 24px; font-size: 14px; } .steps li { margin: 4px 0; } .steps small { white-space: nowrap; }
+.steps span { display: inline-block; max-width: 100%; }
+img { width: 100%; height: auto; display: block; margin-top: 12px; } ul { padding-left: 20px; }
+.label { margin: 8px 0 2px; font-size: 13px; color: var(--soft); }
 """
 
 
@@ -35,20 +32,18 @@ def page(folder: Path) -> str:
     data = json.loads((folder / "data/short-answers.report.json").read_text())
     scores = both(folder)
     sections = [
-        figures(losses, data, scores),
+        numbers(losses, data, scores),
         section("What was typed", "Commands in their order, with the seconds that each took.", chain(steps)),
         section("How the loss fell", f"{len(losses)} steps of two processes, a stage each.", picture(folder / "sft/loss.svg")),
         section("What it was trained on", "", of_data(data)),
-        section("Before and after", NOTE, table(scores) + answers(folder)),
+        section("Before and after", NOTE, changes(scores), answers(folder)),
         section("Files", "", links(folder)),
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>SmolLM2-135M through jumar</title>\n'
-        f'<style>{STYLE}{MORE}</style>\n</head>\n<body>\n<main>\n<p class="kicker">jumar: make demo</p>\n'
-        f"<h1>A model that learnt to answer in two lines</h1>\n{''.join(sections)}</main>\n</body>\n</html>\n"
+    title, lede = (
+        "A model that learnt to answer in two lines",
+        "SmolLM2-135M-Instruct, converted, tuned, asked and scored by jumar.",
     )
+    return framed(title, sections, about="jumar", kicker="jumar: make demo", lede=lede, style=STYLE, images=True)
 
 
 def both(folder: Path) -> list[tuple[str, str, float, float]]:
@@ -62,16 +57,11 @@ def both(folder: Path) -> list[tuple[str, str, float, float]]:
     ]
 
 
-def section(title: str, note: str, body: str) -> str:
-    return f'<section>\n<h2>{title}</h2>\n<p class="note">{note}</p>\n{body}</section>\n'
-
-
-def figures(losses, data, scores) -> str:
-    shown = [(f"{losses[0]:.2f} → {losses[-1]:.2f}", "loss, first and last step")]
-    shown += [(f"{before:.2f} → {after:.2f}", f"{task}: {metric}") for task, metric, before, after in scores]
-    shown.append((f"{data['records']['kept']}", f"conversations, {data['tokens']['total']:,} tokens"))
-    cells = "".join(f"<div><b>{esc(n)}</b><span>{esc(what)}</span></div>\n" for n, what in shown)
-    return f'<div class="figures">\n{cells}</div>\n'
+def numbers(losses, data, scores) -> str:
+    shown = [(f"{losses[0]:.2f} → {losses[-1]:.2f}", "loss", "first and last step")]
+    shown += [(f"{before:.2f} → {after:.2f}", esc(task), esc(metric)) for task, metric, before, after in scores]
+    shown.append((f"{data['records']['kept']}", "conversations", f"{data['tokens']['total']:,} tokens"))
+    return figures(shown)
 
 
 def chain(steps) -> str:
@@ -79,8 +69,13 @@ def chain(steps) -> str:
     longest: dict[str, int] = {}
     for seconds, command in steps:
         longest[command] = max(int(seconds), longest.get(command, 0))
-    items = "".join(f"<li><code>{esc(command)}</code> <small>{seconds} s</small></li>\n" for command, seconds in longest.items())
+    items = "".join(f"<li>{words(command)} <small>{seconds} s</small></li>\n" for command, seconds in longest.items())
     return f'<ol class="steps">\n{items}</ol>\n'
+
+
+def words(command: str) -> str:
+    """As code whose lines end between words only."""
+    return "<code>" + " ".join(f"<span>{esc(word)}</span>" for word in command.split(" ")) + "</code>"
 
 
 def picture(path: Path) -> str:
@@ -96,14 +91,9 @@ def of_data(data) -> str:
     )
 
 
-def table(scores) -> str:
-    rows = "".join(
-        f"<tr><td>{esc(task)}</td><td>{esc(metric)}</td>"
-        f"<td>{before:.4f}</td><td>{after:.4f}</td><td>{after - before:+.4f}</td></tr>\n"
-        for task, metric, before, after in scores
-    )
-    head = "".join(f"<th>{name}</th>" for name in ("task", "metric", "before", "after", "change"))
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>\n"
+def changes(scores) -> str:
+    rows = [(f"{esc(t)} <small>{esc(metric)}</small>", f"{a:.4f}", f"{b:.4f}", f"{b - a:+.4f}") for t, metric, a, b in scores]
+    return table(("task", "before", "after", "change"), rows)
 
 
 def answers(folder: Path) -> str:
@@ -113,18 +103,18 @@ def answers(folder: Path) -> str:
         lines = (folder / out / "samples_manner.jsonl").read_text(encoding="utf-8").splitlines()
         return {sample["doc_id"]: sample for sample in map(json.loads, lines)}
 
+    def said(sample, when: str) -> str:
+        text = esc_lines(sample["resps"][0][0])
+        return f'<div><p class="label">{when}</p><div class="text" dir="auto">{text}</div></div>\n'
+
     before, after = of("eval-before"), of("eval-after")
-    rows = "".join(
-        f"<tr><td>{esc(after[i]['doc']['instruction'])}</td><td><pre>{esc(before[i]['resps'][0][0])}</pre></td>"
-        f"<td><pre>{esc(after[i]['resps'][0][0])}</pre></td></tr>\n"
+    shown = [
+        f'<div class="sample"><h3>{esc(after[i]["doc"]["instruction"])}</h3>\n'
+        f'<div class="pair">{said(before[i], "before")}{said(after[i], "after")}</div></div>\n'
         for i in sorted(after)
         if i in before
-    )
-    return (
-        '<details open><summary>Answers</summary>\n<table class="answers">'
-        "<thead><tr><th>question</th><th>before</th><th>after</th></tr></thead>"
-        f"<tbody>{rows}</tbody></table></details>\n"
-    )
+    ]
+    return folded("Answers", *shown, opened=True)
 
 
 def links(folder: Path) -> str:
@@ -133,7 +123,7 @@ def links(folder: Path) -> str:
         "megatron-pp2": "the model, Megatron, two stages",
         "sft": "the run: checkpoints, metrics.jsonl, loss.svg",
         "hf-tuned": "the tuned model, Hugging Face",
-        "eval-after/report.html": "scores, and errors to read one by one",
+        "eval-after/report.html": "scores, what has changed, and errors to read one by one",
     }
     items = "".join(f'<li><a href="{path}">{path}</a>: {what}</li>\n' for path, what in named.items() if (folder / path).exists())
     return f"<ul>\n{items}</ul>\n"

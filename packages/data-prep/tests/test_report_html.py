@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jumar.data_prep.report_html import report_html
-from jumar.data_prep.svg import esc, histogram, num, share, ticks
+from jumar.data_prep.svg import histogram, ticks
 
 HOSTILE = "</script></style><script>alert(1)</script><img src=x onerror=alert(1)>\"' &amp; \x00\x1b[31m\u202e\ud800\u2028"
 REPORT: dict[str, Any] = {
@@ -216,26 +216,6 @@ def test_a_long_sample_is_cut_and_says_so() -> None:
     assert "y" * 1001 not in page
 
 
-@pytest.mark.parametrize(
-    ("value", "text", "tick"),
-    [
-        (0, "0", "0"), (1.25, "1.25", "1.25"), (999_999, "999,999", "1\u202fM"), (1_000_000, "1\u202fM", "1\u202fM"),
-        (1_234_567, "1.23\u202fM", "1.23\u202fM"), (3.4e9, "3.4\u202fB", "3.4\u202fB"), (999_999_999, "1\u202fB", "1\u202fB"),
-        (15_000, "15,000", "15\u202fk"), (5e18, "5,000\u202fP", "5,000\u202fP"),
-    ],
-)  # fmt: skip
-def test_numbers(value: float, text: str, tick: str) -> None:
-    assert (num(value), num(value, tick=True)) == (text, tick)
-
-
-@pytest.mark.parametrize(
-    ("part", "whole", "text"),
-    [(0, 5, "0%"), (5, 5, "100%"), (1, 10**6, "under 0.1%"), (10**6 - 1, 10**6, "over 99.9%"), (1, 3, "33.3%"), (1, 0, "0%")],
-)
-def test_shares(part: int, whole: int, text: str) -> None:
-    assert share(part, whole) == text
-
-
 @given(st.integers(1, 10**15))
 def test_ticks_are_few_and_reach_the_top(top: int) -> None:
     levels = ticks(top)
@@ -256,7 +236,3 @@ def test_bars_beyond_the_limit_stand_out() -> None:
     drawn = histogram("x", [0, 10, 20, 30], [3, 2, 1], x_title="a", y_title="b", line=(20, "limit 20"))
     assert re.findall(r'rect class="(\S+)"', drawn) == ["fill-main", "fill-main", "fill-warn"]
     assert 'class="limit" x1="66.67%"' in drawn
-
-
-def test_what_cannot_be_seen_is_spelled_out() -> None:
-    assert esc("a\x7f\x85\u200bb<") == "a␡\\u0085\\u200bb&lt;"

@@ -135,6 +135,6 @@ def test_the_report_shows_which_instruction_was_not_followed() -> None:
     assert (sample["inst_level_strict_acc"], sample["inst_level_loose_acc"]) == ([False, True], [True, True])
     found = {"results": {"ifeval": {}}, "n-shot": {}, "group_subtasks": {}, "config": {}}
     page = report_html(found, {"ifeval": [sample]})
-    assert "ifeval: errors" in page
+    assert "ifeval <small>1 of 1 answers are wrong</small>" in page
     assert "<td>punctuation:no_comma</td><td></td><td>no</td><td>yes</td>" in page
     assert "<td>keywords:existence</td><td>keywords: [&quot;&lt;rope&gt;&quot;]</td><td>yes</td><td>yes</td>" in page

@@ -16,7 +16,6 @@ import yaml
 from eval_files import Maker
 from jumar.ckpt_convert import open_checkpoint, plan_megatron, run_plan
 from jumar.eval.local import LocalModel, Opening
-from jumar.eval.report import report_html, write_report
 from jumar.eval.requests import Done, Request
 from jumar.eval.run import Settings, evaluate
 from jumar.eval.task import FOLDER
@@ -274,20 +273,3 @@ def refused(*arguments: str) -> str:
 def test_numbers_that_are_none(tmp_path: Path) -> None:
     assert "--batch 1: expected auto, or a number from 2 on" in refused("hf", "--tasks", "piqa", "--batch", "1")
     assert "--batch many: expected auto" in refused("hf", "--tasks", "piqa", "--batch", "many")
-
-
-def test_the_report_is_one_page_without_markup_of_others(whole: Path, tmp_path: Path) -> None:
-    shutil.copytree(whole, tmp_path / "out")
-    page = write_report(tmp_path / "out").read_text()
-    for wanted in ("mmlu_astronomy", "exact_match", "gsm8k: errors", "log-likelihood", "expected"):
-        assert wanted in page
-    assert page.count('<svg height="18"') == 3
-    for outside in ("<script", "http://", "https://", "url("):
-        assert outside not in page
-    sample = json.loads((tmp_path / "out/samples_piqa.jsonl").open().readline())
-    sample |= {"acc": 0.0, "arguments": {"gen_args_0": {"arg_0": "<img src=x>\u202e", "arg_1": "</pre>"}}}
-    sample |= {"filtered_resps": [[-1.0, False]]}
-    found = json.loads((tmp_path / "out/results.json").read_text())
-    page = report_html(found, {"piqa": [sample]})
-    assert "&lt;img src=x&gt;\\u202e" in page
-    assert "<img" not in page

@@ -11,8 +11,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jumar.data_prep.report_style import STYLE
-from jumar.data_prep.svg import bar, esc, histogram, num, share, stacked
+from jumar.data_prep.svg import STYLE as CHARTS
+from jumar.data_prep.svg import bar, histogram, stacked
+from jumar.schema import page
+from jumar.schema.page import esc, folded, num, row, rows, section, share, table
 
 Facts = Mapping[str, Any]
 Part = tuple[str, float, str]
@@ -21,26 +23,25 @@ MOST_ROWS = 20
 """Sources and reasons that have a row of their own."""
 MOST_CHARS = 6000
 """Characters of a sample that are shown."""
-POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+STYLE = """
+.sample .text i { font-style: normal; color: var(--soft); opacity: .75; } .text em { color: var(--soft); }
+"""
 SPACES = re.compile(r"^ +| +$| {2,}", re.MULTILINE)
 
 
 def report_html(report: Facts) -> str:
     """The page. The same report gives the same bytes; no text of it is taken for markup."""
-    title = esc(report.get("output", "dataset"))
-    small = ' class="long"' if len(title) > 60 else ""
     made = " ".join(esc(report[key]) for key in ("tool", "command", "version") if report.get(key))
     sections: tuple[Callable[[Facts], str], ...] = (
         _figures, _records, _tokens, _lengths, _packing, _label_share, _sources, _rejects, _duplicates, _samples, _settings,
     )  # fmt: skip
-    body = "\n".join(filter(None, (section(report) for section in sections)))
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}: data report</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        f'<header>\n<p class="kicker">{made}</p>\n<h1{small}>{title}</h1>\n{_lede(report)}</header>\n'
-        f"{body}\n</main>\n</body>\n</html>\n"
+    return page.page(
+        esc(report.get("output", "dataset")),
+        [made_of(report) for made_of in sections],
+        about="data report",
+        kicker=made,
+        lede=_lede(report),
+        style=CHARTS + STYLE,
     )
 
 
@@ -48,15 +49,10 @@ def _of(report: Facts, key: str) -> dict[str, Any]:
     return dict(report.get(key) or {})
 
 
-def _section(title: str, note: str, *body: str) -> str:
-    head = f"<h2>{title}</h2>\n" + (f'<p class="note">{note}</p>\n' if note else "")
-    return f"<section>\n{head}{''.join(body)}\n</section>"
-
-
 def _lede(report: Facts) -> str:
     records, tokens, packing = (_of(report, key) for key in ("records", "tokens", "packing"))
     if not records.get("read"):
-        return '<p class="lede">No records were read.</p>\n'
+        return "No records were read."
     kept, read = records.get("kept", 0), records["read"]
     text = (
         f"{'All' if kept == read else num(kept) + ' of'} {num(read)} records were kept"
@@ -68,7 +64,7 @@ def _lede(report: Facts) -> str:
         text += f", packed into {num(packing['samples'])} samples" + (f" of {seq_len:,} tokens" if seq_len else "")
     if tokens.get("total"):
         text += f": {num(tokens['total'])} tokens, {share(tokens.get('trained', 0), tokens['total'])} of them trained on"
-    return f'<p class="lede">{text}.</p>\n'
+    return f"{text}."
 
 
 def _figures(report: Facts) -> str:
@@ -90,8 +86,7 @@ def _figures(report: Facts) -> str:
         shown.append((share(packing.get("efficiency", 0), 1), "of packed samples filled", f"{num(packing['samples'])} samples"))
     if lengths.get("p50") is not None:
         shown.append((num(lengths["p50"]), "tokens in the median sample", f"the longest has {num(lengths.get('max', 0))}"))
-    cells = "".join(f'<div class="figure"><b>{n}</b><span>{what}</span><small>{more}</small></div>\n' for n, what, more in shown)
-    return f'<div class="figures">\n{cells}</div>' if shown else ""
+    return page.figures(shown)
 
 
 def _parts(label: str, parts: Sequence[Part], *, shares: bool = False) -> str:
@@ -135,7 +130,7 @@ def _records(report: Facts) -> str:
     note = ("1 record was read" if read == 1 else f"{read:,} records were read") + (
         f", and {blank:,} blank lines passed over." if blank else "."
     )
-    return _section("What became of every record", note, _parts("Records", parts))
+    return section("What became of every record", note, _parts("Records", parts))
 
 
 def _tokens(report: Facts) -> str:
@@ -149,7 +144,7 @@ def _tokens(report: Facts) -> str:
         ("padding", padding, "fill-rule"),
     ]
     note = f"{num(total + padding)} tokens are in the files" + (f"; {num(lost)} more were cut off and lost." if lost else ".")
-    return _section("What the tokens are for", note, _parts("Tokens", parts))
+    return section("What the tokens are for", note, _parts("Tokens", parts))
 
 
 def _lengths(report: Facts) -> str:
@@ -173,21 +168,17 @@ def _lengths(report: Facts) -> str:
         line=(seq_len, f"seq_len {seq_len:,}") if seq_len else None,
     )  # fmt: skip
     numbers = _numbers(lengths["edges"], lengths["counts"], "length, tokens", "samples")
-    return _section("How long samples are", " · ".join(facts), chart, numbers)
+    return section("How long samples are", " · ".join(facts), chart, numbers)
 
 
 def _numbers(edges: Sequence[float], counts: Sequence[int], x: str, y: str, *, percent: bool = False) -> str:
     """A chart's numbers, folded away."""
-    scale = 100 if percent else 1
-    rows = "".join(
-        f"<tr><td>{a * scale:,.5g} – {b * scale:,.5g}</td><td>{n:,}</td></tr>\n"
-        if percent
-        else f"<tr><td>{a:,} – {b:,}</td><td>{n:,}</td></tr>\n"
-        for a, b, n in zip(edges[:-1], edges[1:], counts, strict=True)
-        if n
-    )
-    head = f"<thead><tr><th>{x}</th><th>{y}</th></tr></thead>"
-    return f"<details><summary>The numbers</summary><table>{head}<tbody>\n{rows}</tbody></table></details>"
+
+    def span(a: float, b: float) -> str:
+        return f"{100 * a:,.5g} – {100 * b:,.5g}" if percent else f"{a:,} – {b:,}"
+
+    shown = [(span(a, b), f"{n:,}") for a, b, n in zip(edges[:-1], edges[1:], counts, strict=True) if n]
+    return folded("The numbers", table((x, y), shown))
 
 
 def _label_share(report: Facts) -> str:
@@ -198,7 +189,7 @@ def _label_share(report: Facts) -> str:
     chart = histogram("Samples by trained share", shares["edges"], shares["counts"], x_title=x, y_title="samples", percent=True)
     numbers = _numbers(shares["edges"], shares["counts"], x, "samples", percent=True)
     note = "A sample far to the left costs time and teaches little; one at 100% has no prompt that is masked."
-    return _section("How much of a sample is trained on", note, chart, numbers)
+    return section("How much of a sample is trained on", note, chart, numbers)
 
 
 def _packing(report: Facts) -> str:
@@ -219,7 +210,7 @@ def _packing(report: Facts) -> str:
             "Packed samples by sub-samples", each["edges"], each["counts"], x_title=x, y_title="packed samples", discrete=True
         )
         out += _numbers(each["edges"], each["counts"], x, "packed samples")
-    return _section("How well samples are packed", note, out)
+    return section("How well samples are packed", note, out)
 
 
 def _largest(counts: Mapping[str, int]) -> list[tuple[str, int]]:
@@ -230,9 +221,8 @@ def _row(
     name: str, value: int, top: int, text: str, *, inner: int | None = None, colour: str = "main", rest: bool = False
 ) -> str:
     label = re.sub("<[^>]*>", "", f"{name}: {text}")
-    kind = ' class="rest"' if rest else ""
     drawn = "" if rest else bar(label, value, top, inner=inner, colour=colour)  # on the scale of one, many would fill the page
-    return f'<li{kind}><div><span title="{esc(name)}">{esc(name)}</span><span>{text}</span></div>{drawn}</li>\n'
+    return row(esc(name), text, drawn, kind="rest" if rest else "")
 
 
 def _sources(report: Facts) -> str:
@@ -247,24 +237,15 @@ def _sources(report: Facts) -> str:
         name = f"{len(rest):,} smaller sources" if len(rest) > 1 else "1 smaller source"
         shown.append(({"name": name} | {key: sum(s.get(key, 0) for s in rest) for key in keys}, True))
     total, top = sum(s["tokens"] for s, _ in shown), most[0].get("tokens", 0)
-    rows = "".join(
+    drawn = [
         _row(s["name"], s["tokens"], top, f"<b>{num(s['tokens'])}</b> <small>{share(s['tokens'], total)}</small>",
              inner=s["trained"], rest=is_rest)
         for s, is_rest in shown
-    )  # fmt: skip
-    body = "".join(
-        f"<tr><td>{esc(s['name'])}</td>" + "".join(f"<td>{num(s[key])}</td>" for key in keys) + "</tr>\n" for s, _ in shown
-    )
-    head = "<tr><th>source</th>" + "".join(f"<th>{key}</th>" for key in keys) + "</tr>"
-    table = f'<div class="wide"><table><thead>{head}</thead><tbody>\n{body}</tbody></table></div>'
+    ]  # fmt: skip
+    numbers = table(("source", *keys), [(esc(s["name"]), *(num(s[key]) for key in keys)) for s, _ in shown])
     count = f"{len(sources):,} sources" if len(sources) > 1 else "1 source"
     note = f"Tokens of {count}, with their share of all; the part in full colour is trained on."
-    return _section(
-        "Where the tokens come from",
-        note,
-        f'<ol class="rows">\n{rows}</ol>\n',
-        f"<details><summary>The numbers</summary>{table}</details>",
-    )
+    return section("Where the tokens come from", note, rows(drawn), folded("The numbers", numbers))
 
 
 def _rejects(report: Facts) -> str:
@@ -277,12 +258,12 @@ def _rejects(report: Facts) -> str:
     if rest:
         shown.append((f"{len(rest):,} rarer reasons", sum(n for _, n in rest), True))
     top = most[0][1]
-    rows = "".join(
+    drawn = [
         _row(name, n, top, f"<b>{num(n)}</b> <small>{share(n, total)}</small>", colour="bad", rest=is_rest)
         for name, n, is_rest in shown
-    )
+    ]
     note = f"{num(total)} in all, by the first thing that was wrong with each."
-    return _section("Why records were left out", note, f'<ol class="rows">\n{rows}</ol>')
+    return section("Why records were left out", note, rows(drawn))
 
 
 def _duplicates(report: Facts) -> str:
@@ -292,11 +273,11 @@ def _duplicates(report: Facts) -> str:
     n, part = found.get("records", 0), float(found.get("share", 0))
     about = "An estimated " if found.get("estimated") else ""
     if not n:
-        return _section("Duplicates", "No record is a copy of another" + (", as far as was estimated." if about else "."))
+        return section("Duplicates", "No record is a copy of another" + (", as far as was estimated." if about else "."))
     copies = "record is a copy" if n == 1 else "records are copies"
     note = f"{about}{num(n)} {copies} of an earlier one: {share(part, 1)} of all. They were counted, not removed."
     parts: list[Part] = [("copies", part, "fill-warn"), ("the first of their kind", 1 - part, "fill-main-soft")]
-    return _section("Duplicates", note, _parts("Records", parts, shares=True))
+    return section("Duplicates", note, _parts("Records", parts, shares=True))
 
 
 def _visible(text: str) -> str:
@@ -331,16 +312,11 @@ def _samples(report: Facts) -> str:
         '<ul class="legend"><li><code><mark>trained on</mark></code></li><li><code>context, not trained on</code></li>'
         "<li><code>↵</code> line end</li><li><code>→</code> tab</li><li><code>·</code> space at an edge or in a run</li></ul>\n"
     )
-    return _section("What the model will see", "Samples as they were rendered, special tokens and all.", legend, *shown)
+    return section("What the model will see", "Samples as they were rendered, special tokens and all.", legend, *shown)
 
 
 def _settings(report: Facts) -> str:
-    rows = "".join(
-        f'<tr><th scope="row">{esc(name)}</th><td>{esc(_plain(value))}</td></tr>\n'
-        for name, value in _of(report, "settings").items()
-        if value is not None
-    )
-    return _section("Settings", "", f'<table class="settings"><tbody>\n{rows}</tbody></table>') if rows else ""
+    return page.settings((name, _plain(value)) for name, value in _of(report, "settings").items() if value is not None)
 
 
 def _plain(value: Any) -> str:

@@ -5,48 +5,26 @@ Colours are the page's classes (`fill-main`, ...), every chart has a label for w
 
 from __future__ import annotations
 
-import html
 import math
-import re
 from collections.abc import Sequence
 from itertools import pairwise
 
-Number = float | int
+from jumar.schema.page import Number, esc, num, share
 
-UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff0-\uffff]")
 TOP, FLOOR, HEIGHT, BINS = 34, 196, 218, 60
 """Of a histogram: where its bars end and begin, its height in px, and the bars that can be told apart on a phone."""
 
 
-def esc(text: object) -> str:
-    """Any text as inert HTML; what cannot be seen (control characters, marks of direction, half surrogates) is spelled out."""
-    return html.escape(UNSEEN.sub(_picture, str(text)))
-
-
-def _picture(found: re.Match[str]) -> str:
-    code = ord(found[0])
-    return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else f"\\u{code:04x}"
-
-
-def num(value: Number, *, tick: bool = False) -> str:
-    """12345 -> "12,345"; from a million on, and on axes from ten thousand on, three digits and a letter: "1.23 M"."""
-    if abs(value) < (10_000 if tick else 1_000_000):
-        return f"{value:,.0f}" if float(value).is_integer() or abs(value) >= 100 else f"{value:.3g}"
-    for unit in ("k", "M", "B", "T", "P"):
-        value /= 1000
-        if abs(value) < 999.5 or unit == "P":
-            break
-    return f"{value:.3g}\u202f{unit}" if abs(value) < 999.5 else f"{value:,.0f}\u202f{unit}"
-
-
-def share(part: Number, whole: Number) -> str:
-    """A share in per cent; what is there is never shown as nothing, and what is not all never as all."""
-    percent = 100 * part / whole if whole else 0.0
-    if 0 < percent < 0.1:
-        return "under 0.1%"
-    if 99.9 < percent < 100:
-        return "over 99.9%"
-    return f"{percent:.0f}%" if percent in (0, 100) else f"{percent:.1f}%"
+STYLE = """
+svg text { font-size: 12px; fill: var(--soft); }
+svg .peak { fill: var(--ink); font-weight: 600; }
+svg .grid { stroke: var(--rule); } svg .axis { stroke: var(--soft); }
+svg .limit { stroke: var(--bad); stroke-width: 1.5; stroke-dasharray: 4 3; }
+svg .limit-name { fill: var(--bad); font-weight: 600; }
+.plot { padding: 0 12px 0 48px; } .plot .unit { margin: 0; text-align: center; font-size: 12px; color: var(--soft); }
+.legend + .plot { margin-top: 18px; }
+@media print { .plot { break-inside: avoid; } }
+"""
 
 
 def ticks(top: Number) -> list[float]:

@@ -298,11 +298,14 @@ def compare_(
 def report(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Results of a run, ours or lm-eval's.")],
     errors: Annotated[int, typer.Option(min=0, help="Of each task that are shown.")] = 50,
+    against: Annotated[
+        Path | None, typer.Option(metavar="OUT2", help="Another run to compare with.", show_default="none")
+    ] = None,
 ) -> None:
-    """OUT/report.html: scores, subjects as bars, errors to be read one by one."""
+    """OUT/report.html: scores, subjects as bars, differences, errors to be read one by one."""
     from jumar.eval.report import write_report
 
-    print(write_report(out, errors))
+    print(write_report(out, errors, against))
 
 
 def main() -> None:

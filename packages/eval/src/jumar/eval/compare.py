@@ -173,7 +173,14 @@ def flips(first: Path, second: Path, compared: Compared, most: int) -> list[dict
         runs = (side_of(found[0], d.task), side_of(found[1], d.task))
         for number in sorted((*d.gained, *d.lost))[:most]:
             a, b = (side[d.answer, number] for side in sides)
-            row = {"task": d.task, "doc_id": number, "metric": d.metric, "first": a[d.metric], "second": b[d.metric]}
+            row = {
+                "task": d.task,
+                "answer": d.answer,
+                "doc_id": number,
+                "metric": d.metric,
+                "first": a[d.metric],
+                "second": b[d.metric],
+            }
             out.append({**row, "target": a["target"], "answers": [answer_of(a), answer_of(b)], "why": why(a, b, runs)})
     return out
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from jumar.schema.page import esc
 
-def instructions(sample: Mapping[str, Any], esc: Callable[[object], str]) -> str:
+
+def instructions(sample: Mapping[str, Any]) -> str:
     """A table with a row for each instruction; nothing of a sample that has none."""
     strictly, loosely = (sample.get(f"inst_level_{level}_acc") for level in ("strict", "loose"))
     names = sample["doc"].get("instruction_id_list")
@@ -19,7 +21,7 @@ def instructions(sample: Mapping[str, Any], esc: Callable[[object], str]) -> str
         cells = (name, _arguments(given), *("yes" if followed else "no" for followed in (strict, loose)))
         rows.append(f'<tr class="{mark}">' + "".join(f"<td>{esc(cell)}</td>" for cell in cells) + "</tr>")
     head = "<tr><th>instruction</th><th></th><th>followed</th><th>loosely</th></tr>"
-    return f'<table class="choices"><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table>\n'
+    return f'<div class="wide"><table><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>\n'
 
 
 def _arguments(given: Mapping[str, Any] | None) -> str:

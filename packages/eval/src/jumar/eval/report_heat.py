@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jumar.eval.metrics import mean
+from jumar.schema.page import esc, section
+
+STYLE = """
+.heat th, .heat td { text-align: center; padding: 6px; min-width: 0; } .heat td { border: 2px solid var(--paper); }
+.heat td { --seen: calc(var(--v) * 100%); background: color-mix(in srgb, var(--main-soft) var(--seen), var(--bad-soft)); }
+"""
 
 
-def heat_maps(name: str, samples: Sequence[Mapping[str, Any]], esc: Callable[[object], str]) -> str:
+def heat_maps(name: str, samples: Sequence[Mapping[str, Any]]) -> str:
     """A table for each way in which answers are read; nothing of a task without lengths and depths."""
     out = []
     for answer in dict.fromkeys(sample["filter"] for sample in samples):
@@ -29,7 +35,7 @@ def _map(title: str, cells: Mapping[tuple[float, int], float], unit: str) -> str
     rows = [f"<tr><th>{depth:g}%</th>{''.join(_cell(cells.get((depth, n))) for n in lengths)}</tr>" for depth in _depths(cells)]
     note = f"Down: how deep the needle lies; across: how long the prompt is, in {unit}. The share of needles that were found."
     table = f'<table class="heat"><thead><tr><th></th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
-    return f'<section>\n<h2>{title}</h2>\n<p class="note">{note}</p>\n<div class="wide">{table}</div>\n</section>\n'
+    return section(title, note, f'<div class="wide">{table}</div>')
 
 
 def _depths(cells: Mapping[tuple[float, int], float]) -> list[float]:

@@ -113,7 +113,7 @@ def read(out: Path) -> dict[str, Any]:
 def rows(results: Mapping[str, Any]) -> list[tuple[str, str, str, str, str, str]]:
     """(task, answer, shots, metric, value, standard error) of each score; subjects behind their groups."""
     out = []
-    for name in _ordered(results):
+    for name in ordered(results):
         of_task = results["results"][name]
         shots = results["n-shot"].get(name, "")
         depth = _depth(name, results["group_subtasks"])
@@ -127,7 +127,8 @@ def rows(results: Mapping[str, Any]) -> list[tuple[str, str, str, str, str, str]
     return out
 
 
-def _ordered(results: Mapping[str, Any]) -> list[str]:
+def ordered(results: Mapping[str, Any]) -> list[str]:
+    """Names of tasks and groups; groups first, what is in them behind each."""
     members = results.get("group_subtasks", {})
     inside = {name for names in members.values() for name in names}
     out: list[str] = []
