@@ -345,16 +345,46 @@ def test_tasks_of_an_evaluation(asked: str, tasks: str | None, tmp_path: Path) -
     assert bool(made.of("refused")) is (tasks is None)
 
 
-@pytest.mark.parametrize("program", ["pretrain_t5.py", "rlhf_gpt.py", "train_fsdp2.py", "examples/multimodal/train.py"])
-def test_other_programs_are_refused_whole(program: str, tmp_path: Path) -> None:
-    (made,) = written(tmp_path, f"python {program} --lr 1e-3 --config-name x --parallel.fsdp_size 8").made
-    assert made.of("refused") or made.faults
-    assert not made.of("mapped")
+@pytest.mark.parametrize(
+    "command, reason",
+    [
+        ("pretrain_t5.py --lr 1e-3 --encoder-seq-length 512", "encoders"),
+        ("examples/multimodal/train.py --lr 1e-3 --img-h 336", "images"),
+        ("examples/post_training/modelopt/prune.py --export-quant-cfg NVFP4 --lr 1e-3", "ModelOpt"),
+        ("train_rl.py --grpo-group-size 4 --lr 1e-3", "reinforcement"),
+        ("rlhf_gpt.py --config-name x", "reinforcement"),
+        ("train_fsdp2.py conf.yaml --parallel.fsdp_size 8", "FSDP2"),
+    ],
+)
+def test_other_programs_are_refused_whole_and_their_flags_classed(command: str, reason: str, tmp_path: Path) -> None:
+    (made,) = written(tmp_path, f"torchrun --nproc_per_node 4 {command}").made
+    assert not made.commands
+    assert not made.files
+    assert reason in made.faults[0]
+    flags = [word for word in command.split() if word.startswith("--")]
+    assert [each.flag for each in made.verdicts if each.flag in flags] == flags
+    assert not made.of("unknown")
+    if "--lr" in flags:
+        assert of(made, "--lr").ours == "optim.lr: 0.001"
+
+
+def test_variables_for_another_script_are_classed(tmp_path: Path) -> None:
+    found = written(tmp_path, 'MODEL_ARGS=" --num-layers 4 \\\n --swiglu "\nTP=2\nOTHER=(--lr 1e-3)\n')
+    (made,) = found.made
+    assert [(each.flag, each.kind) for each in made.verdicts] == [
+        ("--num-layers", "default"),
+        ("--swiglu", "default"),
+        ("--lr", "mapped"),
+    ]
+    assert not made.commands
+    assert "starts nothing" in made.faults[0]
 
 
 def test_a_script_of_other_things_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ToolError, match=r"starts no program that is known here.*plot\.py"):
+    with pytest.raises(ToolError, match=r"is no launch script: line 2: plot\.py"):
         written(tmp_path, "echo a\npython plot.py --x 1")
+    with pytest.raises(ToolError, match="is no launch script: it starts nothing"):
+        written(tmp_path, "cp pretrain_gpt.py copy.py\nTP=2")
 
 
 # --- the command line

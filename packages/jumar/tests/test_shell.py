@@ -50,6 +50,24 @@ SAME = {
     "export": 'export A=1 B="2 3"; declare C=4; show $A "$B" $C',
     "dollar quotes": 'show $\'a\\tb\' "\\$A \\"q\\""',
     "eval": 'C="show a b"; eval $C; $C; bash -c "true"',
+    "slices": 'A=(a b c d); x=abcdef; show "${A[@]:1:2}" ${x:2} ${x:1:2} ${x: -2} ${A[@]:3}',
+    "slices of parameters": 'f() { show "${@:2}" "${@:1:1}"; }; f p q r',
+    "elements": 'A=(x y); A[2]=z; A[0]=w; A[1]+=v; show "${A[@]}" ${A[-1]} ${#A[@]} ${!A[@]}',
+    "keys": "declare -A M=([a]=1 [b]='2 3'); M[c]=4; k=b; show ${M[a]} \"${M[$k]}\" ${M[c]} ${#M[@]} [${M[d]}]",
+    "names of names": "A=B; B=3; show ${!A} ${!A}x",
+    "braces": "for i in {1..3} x{a,b}y {3..1}; do show $i; done; show '{1..2}' {} {a}",
+    "counted loops": "for ((i = 0; i < 6; i += 2)); do [ $i -eq 2 ] && continue; show $i; done; show end $i",
+    "while": "i=0; while [ $i -lt 5 ]; do ((i++)); if [ $i = 3 ]; then break; fi; show $i; done",
+    "until": "i=4; until ((i == 0)); do let i-=1; done; show $i",
+    "own options": 'set -- --tp 4 --bf16 x; while [[ $# -gt 0 ]]; do case "$1" in --tp) TP="$2"; shift 2;; --bf16) B=1; shift;; '
+    "*) R+=($1); shift;; esac; done; show $TP $B ${R[@]}",
+    "paths": 'show $(dirname /a/b/c.sh) $(basename /a/b.sh .sh) "$(cd /usr/bin/.. && pwd)" `dirname a`',
+    "paths in paths": "show $(dirname $(dirname /x/y/z))",
+    "what echo says": 'A="1 2"; show $(echo $A 3) "$(echo "$A" b)" $(seq 2 4) $(seq 5 -2 1) $(expr 3 \\* 4)',
+    "return": "f() { show a; return 0; show b; }; f; show c",
+    "more arithmetic": "a=5; show $((a > 3 ? 10 : 20)) $((a++ + ++a)) $a $((!0 && ~0)) $((1 << 4 | 3)) $((0x1f % 010))",
+    "conditions of all kinds": "A=x; [[ -v A && ! -v B ]] && show set; [[ $A == [xy] ]] && show like",
+    "both": 'A=x; [ "$A" != y -a -n "$A" ] && show and',
     "positional in a function": "f() { show $@; shift; show $1; }; f 1 2 3",
 }
 
@@ -144,12 +162,69 @@ def test_a_branch_that_cannot_be_decided_is_read_in_all_its_ways() -> None:
 
 def test_exit_ends_a_script() -> None:
     assert shown("show a\nexit 0\nshow b") == [["a"]]
-    assert shown('if [ -z "$A" ]; then show a; exit 1; fi\nshow b') == [["a"]]
+    assert shown('if [ -z "$A" ]; then show a; exit; fi\nshow b') == [["a"]]
+
+
+def test_a_script_that_would_stop_with_an_error_is_read_on() -> None:
+    script = read_script('if [ -z "$DATA" ]; then echo "set DATA"; exit 1; fi\nshow $DATA')
+    assert script.commands[-1].words[1] == ("$DATA", 2, ("$DATA",))
+    ((line, note),) = script.notes
+    assert (line, "DATA is set nowhere" in note, "--var DATA=" in note) == (1, True, True)
 
 
 def test_sourced_files_are_read(tmp_path: Path) -> None:
     (tmp_path / "conf.sh").write_text("TP=4\n")
-    assert shown("source conf.sh\nshow $TP", home=tmp_path) == [["4"]]
+    assert shown("source conf.sh\nshow $TP", path=tmp_path / "run.sh") == [["4"]]
+
+
+def test_sourced_files_have_lines_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf/model.sh").write_text('# a model\nMODEL_ARGS="--layers 4"\n')
+    text = 'DIR=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)\nsource ${DIR}/conf/$1.sh\nshow $MODEL_ARGS'
+    (command,) = read_script(text, given=["model"], path=tmp_path / "run.sh").commands
+    assert [(word.text, str(word.line)) for word in command.words] == [
+        *(("show", "3"), ("--layers", "2 of conf/model.sh"), ("4", "2 of conf/model.sh"))
+    ]
+    assert any("conf/$1.sh is not here" in note for _, note in read_script(text, path=tmp_path / "run.sh").notes)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A=1\nsbatch -N 2 <<END\n#!/bin/bash\nsrun show --a $A\nEND",
+        "A=1\ncat > job.sh <<END\nshow --a $A\nEND\nsbatch --nodes=2 job.sh",
+        'A=1\nCMD="show --a $A"\nsrun -l --container-image x sh -c "$CMD"',
+        "A=1\ncat <<END | bash\nshow --a $A\nEND",
+        "bash <<'END'\nA=1\nshow --a $A\nEND",
+        'A=1; bash <<< "show --a $A"',
+        'A=1; eval "show --a" \\$A',
+        "bash other.sh 1",
+        "function run { exec show --a ${1}; }\nrun 1",
+    ],
+)
+def test_commands_inside_others_are_found(text: str, tmp_path: Path) -> None:
+    (tmp_path / "other.sh").write_text("show --a $1\nexit 0\n")
+    found = [[word.text for word in each.words] for each in read_script(text, path=tmp_path / "run.sh").commands]
+    assert any(words[-3:] == ["show", "--a", "1"] for words in found)
+
+
+def test_options_that_are_not_given_are_asked_for() -> None:
+    text = 'CKPT=""\nN=8\nwhile [[ $# -gt 0 ]]; do case $1 in --ckpt) CKPT="$2"; shift 2;; --n) N=$2; shift 2;; esac; done\n'
+    text += 'if [[ -z "$CKPT" ]]; then exit 1; fi\nshow --load $CKPT -n $N'
+    (command,) = read_script(text).commands
+    assert [(each.text, each.unknown) for each in command.words[2:]] == [("${CKPT}", ("${CKPT}",)), ("-n", ()), ("8", ())]
+    assert shown(text, given=["--n", "2", "--ckpt", "c"]) == [["--load", "c", "-n", "2"]]
+    assert shown(text, variables={"CKPT": "d"}) == [["--load", "d", "-n", "8"]]
+
+
+def test_nothing_of_a_script_is_run(tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    text = (
+        f"A=$(touch {made}); B=`touch {made}`; cat <(touch {made}); show $A $B ${{C:-$(touch {made})}} $((a[$(touch {made})]))\n"
+    )
+    text += f"cd $(echo {tmp_path}; touch {made}); eval touch {made}; bash -c 'touch {made}'; > {made}; source <(touch {made})"
+    read_script(text, path=tmp_path / "run.sh")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_placeholder_is_one_value() -> None:

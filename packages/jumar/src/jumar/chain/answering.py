@@ -80,7 +80,29 @@ def _family(t: Facts, flag: Flag) -> Outcome:
     return option("--family", found) if found else Outcome("refused", why="no family of docs/families.md; a family is one file")
 
 
-INFERENCE = {"task": _task, "template": _template, "stages": _stages, "serving": _serving, "family": _family}
+def _prompts(t: Facts, flag: Flag) -> Outcome:
+    if flag.name == "--prompt-file":
+        return option("FILE", text(flag), 'each line {"prompt": ...}, where it has {"text": ...} there')
+    if len(flag.values) > 1:
+        return Outcome("refused", why='-p is one prompt; several are lines of a file, {"prompt": ...}: name it in their place')
+    return option("-p", text(flag))
+
+
+def _logprobs(t: Facts, flag: Flag) -> Outcome:
+    if flag.name == "--return-log-probs" and t.has("--top-n-logprobs"):
+        return Outcome("default", why="--logprobs N has both")
+    return option("--logprobs", str(whole(flag)) if flag.values else "0")
+
+
+INFERENCE = {
+    "task": _task,
+    "template": _template,
+    "stages": _stages,
+    "serving": _serving,
+    "family": _family,
+    "prompts": _prompts,
+    "logprobs": _logprobs,
+}
 SERVED = (
     "--host",
     "--port",
@@ -96,8 +118,8 @@ SERVED = (
 )
 GREEDY = ("greedy", "greedy_search")
 SAMPLING = ("--temperature", "--top-k", "--top-p")
-SAMPLED = ("--max-new-tokens", "--temperature", "--top-k", "--top-p", "--seed")
-BATCHED = ("--num-beams", "--length-penalty", "--max-batch", "--chat")
+SAMPLED = ("--max-new-tokens", "--temperature", "--top-k", "--top-p", "--seed", "--stop")
+BATCHED = ("--num-beams", "--length-penalty", "--max-batch", "--chat", "--logprobs", "-p", "FILE")
 
 
 def migrate_inference(job: Job, name: str, model: str | None = None) -> Made:
@@ -115,19 +137,17 @@ def migrate_inference(job: Job, name: str, model: str | None = None) -> Made:
     verdicts, options = classed(job, INFERENCE, t, amend, ranks=ranks)
     _without_own_tokenizer(options, model)
     if t.command == "generate":
-        options["-p"] = PROMPT
+        asks = "-p" in options or "FILE" in options
+        options |= {} if asks else {"-p": PROMPT}
         if t.tasks and set(t.tasks) <= set(GREEDY):
             options = {key: value for key, value in options.items() if key not in SAMPLING} | {"--temperature": "0"}
     program = ["jumar-infer"]
     if t.processes > 1:
         program = ["torchrun", "--nproc-per-node", str(t.processes), "-m", "jumar.infer"]
     faults = () if "MODEL" in options else ("--load is not given: name the model with --model DIR",)
-    notes = (
-        ((job.line, f"its prompts stand in the program: write yours for {PROMPT}, or a file of them"),)
-        if t.command == "generate"
-        else ()
-    )
-    return Made(job, verdicts, (line([*program, t.command], options, ("MODEL", "-p")),), notes=notes, faults=faults)
+    unasked = (job.line, f"its prompts stand in the program: write yours for {PROMPT}, or a file of them")
+    notes = (unasked,) if options.get("-p") == PROMPT else ()
+    return Made(job, verdicts, (line([*program, t.command], options, ("MODEL", "FILE", "-p")),), notes=notes, faults=faults)
 
 
 def _without_own_tokenizer(options: dict[str, Value], model: str | None) -> None:

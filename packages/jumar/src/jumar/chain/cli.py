@@ -101,7 +101,7 @@ def _end(migrated: "Migrated", *, partial: bool) -> None:
             "" if partial else "; --partial shows what there is without them"
         )
         raise ToolError(f"unknown: {', '.join(dict.fromkeys(unknown))}", hint=hint)
-    if (refused or faults) and not partial:
+    if (refused or faults) and not (partial and any(made.commands for made in migrated.made)):
         said = [*([f"refused: {', '.join(dict.fromkeys(refused))}"] if refused else []), *faults]
         raise ToolError("; ".join(said), hint="each says what to do; --partial goes on without them")
 

@@ -7,34 +7,19 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from jumar.chain.programs import place
+from jumar.chain.shell.files import WRAPPERS
 from jumar.chain.shell.reader import Script, Started
 from jumar.chain.shell.values import Argument
 from jumar.chain.tables import Rule, Table, tables
 
-ENCODERS = "decoders alone are trained here: GPT, Mamba, hybrids"
-OTHER_TASKS = "what this program does is not here: jumar-train pretrains and tunes language models on text"
-PROGRAMS: tuple[tuple[str, str, str], ...] = (
-    (
-        r".*(multimodal|mimo|vlm|rl|retro|academic_paper_scripts|msdp|detxoify_lm|modelopt|post_training)/.*\.py",
-        "training",
-        OTHER_TASKS,
-    ),
-    (r"(train|inference)_fsdp2\.py", "fsdp2", ""),
-    (r"(rlhf|ray)_gpt\.py|train_rl\.py", "rlhf", ""),
-    (r".*(dequant|merge_experts).*\.py", "dequantise", ""),
-    (r"pretrain_(bert|t5|ict|retro|vision_\w+|vlm|realm|biencoder|mimo)\.py", "training", ENCODERS),
-    (r"(pre|post)train_\w+\.py|finetune_\w+\.py|pretrain\w*\.py", "training", ""),
-    (r"convert_ckpt(_\w+)?\.py|checkpoint/convert(er)?\.py|checkpoint_util\.py", "conversion", ""),
-    (r"preprocess_data\w*\.py|merge_datasets\.py", "preprocessing", ""),
-    (r"inference\w*\.py|run_\w*text_generation\w*\.py|gpt_\w+_inference\w*\.py|generate_\w+\.py", "inference", ""),
-    (r"evaluation\w*\.py", "evaluation", ""),
-    (r"lm[_-]eval", "lm_eval", ""),
-)
-"""Program, its table of flags, and why it is refused as a whole."""
-WITH_TRAINING = ("inference", "evaluation")
-"""Programs that take the flags of training too."""
-LAUNCHERS = ("torch.distributed.launch", "torch.distributed.run", "accelerate.commands.launch")
 CONTINUES = "it begins a command of its own, since the line before it does not end in a backslash; read as belonging to it"
+
+
+SETTINGS = "variables alone"
+SOURCED = "it starts nothing: give the script that sources it, with what that takes as $1"
+STARTERS = re.compile(r"(.*/)?(python[\d.]*|torchrun|msrun|accelerate|deepspeed)|\$\{?\w*PYTHON\w*\}?", re.IGNORECASE)
+"""What starts a program, with flags of the launcher's own before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +51,11 @@ class Flag:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A command that is migrated. loose: words that belong to no flag. refused: why it is, as a whole."""
+    """A command that is migrated.
+
+    table: of its flags, which says the tool; loose: words that belong to no flag; refused: why it is, as a whole
+    wrapper: the program before it that starts it elsewhere or watches it, such as srun
+    """
 
     table: str
     program: str
@@ -75,6 +64,7 @@ class Job:
     flags: tuple[Flag, ...]
     loose: tuple[Argument, ...] = ()
     refused: str = ""
+    wrapper: str = ""
 
     def last(self, name: str) -> Flag | None:
         """A flag by its name; of several the last, as argparse takes it."""
@@ -90,7 +80,7 @@ def jobs(script: Script) -> tuple[list[Job], list[tuple[int, str]]]:
         if command.words[0].text.startswith("--") and words:  # a blank line broke it off
             notes.append((command.line, CONTINUES))
             words[-1] = (*words[-1], *command.words)
-        elif _place(command.words) is not None:
+        elif place(command.words) is not None:
             words.append(command.words)
         elif (other := _other(command)) is not None:
             found.append(other)
@@ -100,18 +90,6 @@ def jobs(script: Script) -> tuple[list[Job], list[tuple[int, str]]]:
             )
     found += [_job(each) for each in words]
     return sorted(dict.fromkeys(found), key=lambda job: job.line), notes
-
-
-def _place(words: Sequence[Argument]) -> tuple[int, str, str] | None:
-    """(position, table, why refused) of the program in a command."""
-    for at, word in enumerate(words):
-        name = word.text
-        if at and words[at - 1].text == "-m" and name not in LAUNCHERS:
-            name = "lm_eval" if name.startswith("lm_eval") else name.replace(".", "/") + ".py"
-        for pattern, table, refused in PROGRAMS:
-            if re.fullmatch(rf"(.*/)?({pattern})", name) and not name.startswith("-"):
-                return at, table, refused
-    return None
 
 
 def _program(words: Sequence[Argument]) -> str:
@@ -124,23 +102,40 @@ def _other(command: Started) -> Job | None:
     table = {"ray": "ray", "pip": "pip", "pip3": "pip"}.get(name)
     if table is None or not any(word.text.startswith("--") for word in command.words):
         return None
-    flags, _ = _flags(command.words[1:], [tables()[table]])
-    return Job(table, name, command.line, (), tuple(flags))
+    flags, _ = parted(command.words[1:], [tables()[table]])
+    return Job(table, name, command.line, (), tuple(replace(flag, extra=()) for flag in flags))
 
 
 def _job(words: tuple[Argument, ...]) -> Job:
-    place = _place(words)
-    assert place is not None
-    at, table, refused = place
-    known = [tables()[table], *([tables()["training"]] if table in WITH_TRAINING else [])]
-    launcher, _ = _flags(words[:at], [tables()["launchers"]])
-    flags, loose = _flags(words[at + 1 :], known)
-    program = words[at].text
-    launching = tuple(flag for flag in launcher if flag.written.startswith("--"))
-    return Job(table, program, words[at].line, launching, tuple(flags), tuple(loose), refused)
+    found = place(words)
+    assert found is not None
+    at, program = found
+    start = next((i for i in reversed(range(at)) if STARTERS.fullmatch(words[i].text)), 0)
+    before = [name for word in words[:start] if (name := word.text.rpartition("/")[2]) in WRAPPERS]
+    launcher, _ = parted(words[start:at], [tables()["launchers"]])
+    flags, loose = parted(words[at + 1 :], [tables()[name] for name in (program.table, *program.more)])
+    return Job(
+        program.table,
+        words[at].text,
+        words[at].line,
+        tuple(flag for flag in launcher if flag.written.startswith("--")),
+        tuple(flags),
+        tuple(loose),
+        program.refused,
+        next(iter(before), ""),
+    )
 
 
-def _flags(words: Sequence[Argument], known: list[Table]) -> tuple[list[Flag], list[Argument]]:
+def settings_job(script: Script) -> Job | None:
+    """The flags in the variables of a script that starts nothing, for another that sources it; None where there are none."""
+    known = [tables()[name] for name in ("training", "inference", "reinforced", "modelopt", "multimodal", "papers", "launchers")]
+    flags, _ = parted([word for words in script.settings for word in words], known)
+    if sum(flag.rule is not None for flag in flags) * 2 <= len(flags):
+        return None
+    return Job("settings", SETTINGS, flags[0].line, (), tuple(replace(flag, extra=()) for flag in flags), refused=SOURCED)
+
+
+def parted(words: Sequence[Argument], known: list[Table]) -> tuple[list[Flag], list[Argument]]:
     """Flags with their values, as argparse parts them; and the words before the first."""
     loose: list[Argument] = []
     found: list[Flag] = []

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jumar.chain.answering import migrate_evaluation, migrate_inference, migrate_lm_eval
 from jumar.chain.converting import migrate_conversion
-from jumar.chain.jobs import Flag, Job, all_flags, jobs
+from jumar.chain.facts import Facts
+from jumar.chain.jobs import Flag, Job, all_flags, jobs, settings_job
 from jumar.chain.preparing import migrate_preparation
+from jumar.chain.shell.files import wrapped
 from jumar.chain.shell.reader import read_script
 from jumar.chain.shell.values import PLACEHOLDER, Argument
-from jumar.chain.training import migrate_training
+from jumar.chain.tables import Class, tables
+from jumar.chain.training import migrate_training, outcome
 from jumar.chain.verdicts import Made, Outcome, Verdict, by_table, verdict
 from jumar.schema.errors import Exit, ToolError
 
@@ -27,6 +30,7 @@ MAKERS: Mapping[str, Maker] = {
 }
 BESIDE = ("ray", "pip", "tests")
 """Commands of which nothing is made, and need not be."""
+STARTS_NOTHING = "it starts nothing that trains, converts, prepares data, generates or evaluates"
 KNOWN = "pretrain_gpt.py, posttrain_gpt.py, convert_ckpt_v2.py, preprocess_data.py, inference.py, evaluation.py and their like"
 
 
@@ -59,15 +63,18 @@ def migrate(
     out: where recipes will lie.
     Raises ToolError where it cannot be read, or starts nothing that is known here.
     """
-    script = read_script(_content(path), list(given) or None, variables, path.parent)
+    script = read_script(_content(path), list(given) or None, variables, path)
     found, passed_over = jobs(script)
     if not any(job.table not in BESIDE for job in found):
-        told = "; ".join(f"line {line}: {text}" for line, text in passed_over[:3])
-        raise ToolError(f"{path} starts no program that is known here{': ' + told if told else ''}", hint=f"known are {KNOWN}")
+        if (settings := settings_job(script)) is None:
+            told = "; ".join(f"line {line}: {text}" for line, text in passed_over[:3])
+            raise ToolError(f"{path} is no launch script: {told or STARTS_NOTHING}", hint=f"known are {KNOWN}")
+        found = [settings]
     made: list[Made] = []
     for job in found:
         name = path.stem if not any(each.files for each in made) else f"{path.stem}-{len(made) + 1}"
-        made.append(_checked(MAKERS.get(job.table, _nothing)(job, str(out / name) if out else name, model)))
+        maker = _classed if job.refused else MAKERS.get(job.table, _classed)
+        made.append(_checked(maker(job, str(out / name) if out else name, model)))
     notes = sorted({*script.notes, *passed_over, *(note for each in made for note in each.notes)})
     return Migrated(tuple(made), tuple(notes))
 
@@ -83,11 +90,18 @@ def _content(path: Path) -> str:
         raise ToolError(f"{path}: {fault.strerror}", hint="give the path of a launch script", code=Exit.USAGE) from None
 
 
-def _nothing(job: Job, name: str, model: str | None = None) -> Made:
+def _classed(job: Job, name: str, model: str | None = None) -> Made:
     """A command of which nothing is made: its flags are classed all the same."""
-    verdicts = tuple(verdict(flag, by_table(flag, job) or Outcome("no effect")) for flag in all_flags(job))
-    faults = () if job.table in BESIDE or any(each.kind == "refused" for each in verdicts) else (f"{job.program} is not here",)
-    return Made(job, verdicts, (), faults=faults)
+    facts, trains = Facts(job), tables()["training"].rules
+    verdicts = []
+    for flag in all_flags(job):
+        rule = flag.rule
+        if rule is not None and (flag in job.launcher or trains.get(flag.name) is rule):
+            found = outcome(facts, flag, None)
+        else:
+            found = by_table(flag, job) or Outcome("mapped", rule.ours if rule is not None else "")
+        verdicts.append(verdict(flag, found))
+    return Made(job, tuple(verdicts), (), faults=(job.refused,) if job.refused else ())
 
 
 def _checked(made: Made) -> Made:
@@ -98,16 +112,18 @@ def _checked(made: Made) -> Made:
         if word.unknown == (word.text,) and word.text.startswith("$"):
             notes[word.line, f"{word.text} is set nowhere in the script: read as empty"] = None
         else:
-            why = f"{flag.written} does not take it" if flag is not None else "it belongs to no flag"
-            more.append(Verdict(word.text, "", word.line, "unknown", why=why))
+            kind: Class = "refused" if made.job.refused else "unknown"
+            why = made.job.refused or (f"{flag.written} does not take it" if flag is not None else "it belongs to no flag")
+            more.append(Verdict(word.text, "", word.line, kind, why=why))
     for flag in all_flags(made.job):
         for text in flag.unknown:
             notes[flag.line, f"{flag.written}: {text} is not known before the script runs; --var NAME=VALUE gives it"] = None
         for value in flag.values:
             if PLACEHOLDER.match(value.text):
                 notes[flag.line, f"{flag.written}: fill in {value.text!r}"] = None
-    faults = (*made.faults, *([made.job.refused] if made.job.refused and not made.verdicts else []))
-    return Made(made.job, (*made.verdicts, *more), made.commands, made.files, tuple(notes), faults)
+    if made.job.wrapper:
+        notes[made.job.line, wrapped(made.job.wrapper)] = None
+    return replace(made, verdicts=(*made.verdicts, *more), notes=tuple(notes))
 
 
 def _extra(job: Job) -> list[tuple[Flag | None, Argument]]:

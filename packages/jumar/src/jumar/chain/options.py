@@ -74,7 +74,7 @@ def classed(
     own = tables()[job.table].rules
     for flag in (*job.launcher, *job.flags):
         outcome = by_table(flag, job)
-        if flag.rule is not None and not job.refused:
+        if flag.rule is not None:
             if flag in job.launcher:
                 outcome = outcome or Outcome("no effect", why=ranks)
             elif own.get(flag.name) is not flag.rule:

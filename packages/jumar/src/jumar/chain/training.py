@@ -48,13 +48,13 @@ def migrate_training(job: Job, name: str, model: str | None = None) -> Made:
     config = read_config(model or _model_of(facts))
     verdicts: list[Verdict] = []
     for flag in (*job.launcher, *job.flags):
-        outcome = _outcome(facts, flag, config)
+        found = outcome(facts, flag, config)
         if prepared is not None:
-            outcome = prepared.outcomes.get(flag.name, outcome)
-        if flag.rule is not None and outcome.kind == "mapped":
-            fields.set(outcome.sets, flag.name)
-            environment |= outcome.environment
-        verdicts.append(verdict(flag, outcome))
+            found = prepared.outcomes.get(flag.name, found)
+        if flag.rule is not None and found.kind == "mapped":
+            fields.set(found.sets, flag.name)
+            environment |= found.environment
+        verdicts.append(verdict(flag, found))
     if model is not None:
         fields.set({"model.path": model}, "--model")
     for path, value, flag_name in _implied(facts, fields.values):
@@ -79,13 +79,14 @@ def _model_of(t: Facts) -> str | None:
     return t.said("--tokenizer-name-or-path") or t.said("--tokenizer-model") or t.said("--load")
 
 
-def _outcome(t: Facts, flag: Flag, config: Mapping[str, Any] | None) -> Outcome:
-    outcome = by_table(flag, t.job, ("tuning",) if t.task == "sft" else ())
-    if outcome is None:
+def outcome(t: Facts, flag: Flag, config: Mapping[str, Any] | None) -> Outcome:
+    """What a flag of training, or of its launcher, is. config: the model's, where it is here."""
+    found = by_table(flag, t.job, ("tuning",) if t.task == "sft" else ())
+    if found is None:
         return _with_effect(t, _mapped(t, flag))
-    if config is not None and outcome.kind == "default" and flag.rule is not None and flag.rule.config:
-        return against_config(t, flag, config) or outcome
-    return outcome
+    if config is not None and found.kind == "default" and flag.rule is not None and flag.rule.config:
+        return against_config(t, flag, config) or found
+    return found
 
 
 def _own_model(t: Facts, fields: Fields, name: str) -> tuple[dict[str, str], list[str]]:

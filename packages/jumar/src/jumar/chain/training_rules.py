@@ -152,12 +152,16 @@ def _recompute(t: Facts, flag: Flag) -> Outcome:
 
 def recomputation(t: Facts) -> dict[str, object] | None:
     granularity = "selective" if t.has("--recompute-activations") else t.said("--recompute-granularity")
+    if t.has("--activations-checkpoint-method", "--checkpoint-activations"):  # as they were once called
+        granularity = "full"
     if granularity == "selective":
         known = ("core_attn", "mlp", "layernorm", "moe_act", "moe", "mla_up_proj", "shared_experts")
         flag = t.job.last("--recompute-modules")
         modules = [name for name in words(flag) if name in known] if flag is not None else []
         return {"granularity": "selective", "modules": modules or ["core_attn"]}
-    method, layers = t.said("--recompute-method") or "uniform", t.number("--recompute-num-layers", 1)
+    method = t.said("--recompute-method") or t.said("--activations-checkpoint-method") or "uniform"
+    names = ("--recompute-num-layers", "--activations-checkpoint-num-layers", "--checkpoint-num-layers")
+    layers = next((count for name in names if (count := t.number(name)) is not None), 1)
     if granularity != "full" or not layers:
         return None
     if method == "block" and t.has("--enable-recompute-layers-per-pp-rank"):

@@ -48,8 +48,6 @@ def verdict(flag: Flag, outcome: Outcome) -> Verdict:
 def by_table(flag: Flag, job: Job, facts: Iterable[str] = ()) -> Outcome | None:
     """The class of a flag that its table alone decides; None for one that is mapped."""
     rule = flag.rule
-    if job.refused and flag in job.flags:
-        return Outcome("refused", why=job.refused)
     if rule is None:
         near = f"did you mean {' or '.join(flag.near)}?" if flag.near else "no table has it: it is neither passed on nor dropped"
         return Outcome("unknown", why=near)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from jumar.chain.shell.words import Arithmetic, Literal, Notes, Piece, Unread, Variable, Word
+from jumar.chain.shell.words import Arithmetic, Heredoc, Literal, Notes, Piece, Unread, Variable, Word
 from jumar.schema.errors import ToolError
 
 OPERATORS = (";;&", "<<<", "&>>", ";;", ";&", "&&", "||", "<<-", "<<", ">>", ">&", "<&", "&>", ">|", "|&", *";&|<>()")
@@ -23,7 +23,7 @@ class Lexer:
     def __init__(self, text: str, notes: Notes, first: int = 1, depth: int = 0) -> None:
         self.text = text.replace("\r\n", "\n")
         self.at, self.line, self.notes, self.depth = 0, first, notes, depth
-        self.heredocs: list[tuple[str, bool]] = []
+        self.heredocs: list[Heredoc] = []
         if depth > NESTED:
             raise ToolError(f"line {first}: more than {NESTED} substitutions inside one another", hint="is this a shell script?")
 
@@ -72,18 +72,25 @@ class Lexer:
         return next((self.take(len(each)) for each in OPERATORS if self.text.startswith(each, self.at)), "")
 
     def skip_heredocs(self) -> None:
-        for delimiter, tabs in self.heredocs:
+        """Takes the texts of here-documents, which begin where a line ends."""
+        for each in self.heredocs:
+            each.line, lines = self.line, []
             while self.peek():
                 end = self.text.find("\n", self.at)
                 line = self.take((end if end >= 0 else len(self.text)) + 1 - self.at).rstrip("\n")
-                if (line.lstrip("\t") if tabs else line) == delimiter:
+                line = line.lstrip("\t") if each.tabs else line
+                if line == each.delimiter:
                     break
+                lines.append(line)
+            each.text = "\n".join(lines)
         self.heredocs.clear()
 
     # --- words
 
     def word(self) -> Word | None:
         """The word that begins here; None at an operator or the end."""
+        if self.peek(2) in ("<(", ">("):
+            return Word((self.process(),), self.line)
         line, pieces = self.line, self.pieces(lambda: self.peek() in ENDS)
         return Word(tuple(pieces), line) if pieces else None
 
@@ -177,6 +184,11 @@ class Lexer:
         found = PARAMETER.match(self.text, self.at)
         name = found[0] if found else ""
         return name[0] if name.isdigit() else name  # $10 is ${1}0
+
+    def process(self) -> Unread:
+        """`<(command)`."""
+        line, sign = self.line, self.peek()
+        return Unread(f"{sign}({self.substitution()})", line, True)
 
     def until_backquote(self) -> str:
         start, line = self.at, self.line

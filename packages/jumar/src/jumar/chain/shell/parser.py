@@ -11,20 +11,22 @@ from jumar.chain.shell.words import (
     Chain,
     Function,
     Group,
+    Heredoc,
     If,
     Literal,
     Loop,
     Node,
     Notes,
+    Redirected,
     Simple,
     Test,
     Word,
 )
 from jumar.schema.errors import ToolError
 
-ASSIGNED = re.compile(r"([A-Za-z_]\w*)(?:\[[^\]\s]*\])?(\+?)=")
+ASSIGNED = re.compile(r"([A-Za-z_]\w*)(?:\[([^\]\s]*)\])?(\+?)=")
+KEYED = re.compile(r"\[([^\]\n]*)\]=")
 FUNCTION = re.compile(r"(?:function[ \t]+([\w:.-]+)[ \t]*(?:\([ \t]*\))?|([\w:.-]+)[ \t]*\([ \t]*\))\s*(?=[{(])")
-REDIRECTIONS = (">", "<", ">>", ">&", "<&", "&>", "&>>", ">|", "<<<")
 DECLARING = ("export", "declare", "local", "readonly", "typeset")
 ENDS = ("\n", ";", "&")
 
@@ -116,9 +118,11 @@ class Parser:
             return self.case(line)
         if self.keyword("for", "select"):
             return self.loop(line)
-        if self.keyword("while", "until"):
-            self.commands(("do",))
-            return Loop(self.block("do", "done"), line)
+        for word in ("while", "until"):
+            if self.keyword(word):
+                condition = self.commands(("do",))
+                body = self.block("do", "done")
+                return self.redirected(Loop(body, line, condition=condition, negated=word == "until"))
         if self.lexer.peek(2) == "((" and (text := self.lexer.balanced(2, "((", "))")) is not None:
             return Test((), line, text)
         if self.keyword("[["):
@@ -147,7 +151,7 @@ class Parser:
 
     def redirected(self, node: Node) -> Node:
         """Passes over the redirections behind a block."""
-        while self.redirection():
+        while self.redirection() is not None:
             pass
         return node
 
@@ -199,8 +203,9 @@ class Parser:
     def loop(self, line: int) -> Node:
         self.lexer.blanks()
         if self.lexer.peek(2) == "((":
-            self.lexer.balanced(2, "((", "))")
-            return Loop(self.block("do", "done"), line)
+            header = (self.lexer.balanced(2, "((", "))") or "").split(";")
+            counted = (header[0], header[1], header[2]) if len(header) == 3 else ("", "", "")
+            return self.redirected(Loop(self.block("do", "done"), line, counted=counted))
         name = self.lexer.word()
         words: tuple[Word, ...] | None = None
         self.separators()
@@ -233,21 +238,26 @@ class Parser:
         lexer, line = self.lexer, self.lexer.line
         assigned: list[Assignment] = []
         words: list[Word | Assignment] = []
+        redirected, some = Redirected(), False
         while True:
             lexer.blanks()
             declares = bool(words) and isinstance(words[0], Word) and words[0].bare in DECLARING
             if (not words or declares) and (found := self.assignment()) is not None:
                 words.append(found) if words else assigned.append(found)
                 continue
-            if self.redirection():
+            if (more := self.redirection()) is not None:
+                redirected = Redirected(
+                    more.heredoc or redirected.heredoc, more.word or redirected.word, more.into or redirected.into
+                )
+                some = True
                 continue
             word = lexer.word()
             if word is None:
                 break
             words.append(word)
-        if not words and not assigned:
+        if not words and not assigned and not some:
             self.unexpected()
-        return Simple(tuple(assigned), tuple(words), line)
+        return Simple(tuple(assigned), tuple(words), line, redirected)
 
     def assignment(self) -> Assignment | None:
         lexer = self.lexer
@@ -256,41 +266,57 @@ class Parser:
             return None
         line = lexer.line
         lexer.take(len(found[0]))
-        value: Word | tuple[Word, ...]
         if lexer.peek() == "(":
-            lexer.take()
-            elements = []
-            while lexer.peek() != ")":
-                lexer.blanks()
-                if lexer.peek() == "\n":
-                    lexer.operator()
-                elif (word := lexer.word()) is not None:
-                    elements.append(word)
-                elif lexer.peek() != ")":
-                    raise ToolError(f"line {line}: the list {found[1]}=( is not closed", hint="close it with )")
-            lexer.take()
-            value = tuple(elements)
-        else:
-            value = lexer.word() or Word((), line)
-        return Assignment(found[1], value, bool(found[2]), line)
+            keys, values = self.elements(found[1], line)
+            return Assignment(found[1], values, bool(found[3]), line, keys=keys)
+        index = self.key(found[2], line) if found[2] is not None else None
+        return Assignment(found[1], lexer.word() or Word((), line), bool(found[3]), line, index)
 
-    def redirection(self) -> bool:
-        """Takes `2>&1`, `> file`, `<<END`: where a command's output goes says nothing of it."""
+    def key(self, text: str, line: int) -> Word:
+        """What stands in the brackets of an assignment."""
+        return Lexer(text, self.lexer.notes, line, self.lexer.depth + 1).word() or Word((), line)
+
+    def elements(self, name: str, line: int) -> tuple[tuple[Word | None, ...], tuple[Word, ...]]:
+        """The words of `(...)`, with the keys of those that have one."""
+        lexer, keys, values = self.lexer, list[Word | None](), list[Word]()
+        lexer.take()
+        while lexer.peek() != ")":
+            lexer.blanks()
+            if lexer.peek() == "\n":
+                lexer.operator()
+                continue
+            key = KEYED.match(lexer.text, lexer.at)
+            if key:
+                lexer.take(len(key[0]))
+            word = lexer.word()
+            if word is not None or key:
+                keys.append(self.key(key[1], line) if key else None)
+                values.append(word or Word((), line))
+            elif lexer.peek() != ")":
+                raise ToolError(f"line {line}: the list {name}=( is not closed", hint="close it with )")
+        lexer.take()
+        return tuple(keys), tuple(values)
+
+    def redirection(self) -> Redirected | None:
+        """Takes `2>&1`, `> file`, `<<END`; None where there is none."""
         lexer = self.lexer
         lexer.blanks()
         number = re.match(r"[0-9]*(?=[<>])", lexer.text[lexer.at : lexer.at + 8])
         at = lexer.at + (len(number[0]) if number else 0)
-        sign = next(
-            (s for s in ("<<-", "<<<", "&>>", "<<", ">>", ">&", "<&", "&>", ">|", ">", "<") if lexer.text.startswith(s, at)), ""
-        )
+        signs = ("<<-", "<<<", "&>>", "<<", ">>", ">&", "<&", "&>", ">|", ">", "<")
+        sign = next((each for each in signs if lexer.text.startswith(each, at)), "")
         if not sign or lexer.text.startswith(("<(", ">("), at):
-            if sign:  # <(command): a word whose content is not known
-                lexer.take(1)
-            return False
+            return None
         lexer.take(at + len(sign) - lexer.at)
         lexer.blanks()
         word = lexer.word()
-        if sign in ("<<", "<<-") and word is not None:
-            delimiter = "".join(piece.text for piece in word.pieces)
-            lexer.heredocs.append((delimiter, sign == "<<-"))
-        return True
+        if word is None:
+            return Redirected()
+        if sign == "<<<":
+            return Redirected(word=word)
+        if sign in ("<<", "<<-"):
+            quoted = any(isinstance(piece, Literal) and piece.quoted for piece in word.pieces)
+            text = "".join(piece.text for piece in word.pieces)
+            lexer.heredocs.append(heredoc := Heredoc(text, sign == "<<-", not quoted))
+            return Redirected(heredoc=heredoc)
+        return Redirected(into=word) if sign in (">", ">|") and not (number and number[0]) else Redirected()

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import ast
 import fnmatch
-import operator
+import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from jumar.chain.shell.arithmetic import calculate
 from jumar.chain.shell.words import Arithmetic, Literal, Notes, Piece, Unread, Variable, Word
 from jumar.schema.errors import ToolError
 
 LONGEST = 1 << 18
 """Characters that a value may have."""
-PLACEHOLDER = re.compile(r"\s*(your\b|<[^<>]+>$|please\b)", re.IGNORECASE)
+PLACEHOLDER = re.compile(
+    r"\s*(your(\b|_)|<[^<>]+>$|please\b|path to\b|enter\b|master node\b|ip (for|of)\b|socket ifname\b)", re.IGNORECASE
+)
 GAP = "\ue000"
 """A blank of a value that stands for a path to be filled in: it does not part words."""
 
@@ -34,10 +36,11 @@ Scalar = tuple[Run, ...]
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A variable: its elements, one where it is no list."""
+    """A variable: its elements, one where it is no list. keys: of the elements, where they are named."""
 
     elements: tuple[Scalar, ...]
     listed: bool = False
+    keys: tuple[str, ...] | None = None
 
     @property
     def text(self) -> str:
@@ -55,20 +58,37 @@ class Argument(NamedTuple):
     line: int
     unknown: tuple[str, ...] = ()
 
+    @property
+    def shown(self) -> Argument:
+        """As a command is given it, blanks of what is to be filled in among it."""
+        return self._replace(text=self.text.replace(GAP, " "))
+
 
 @dataclass(slots=True)
 class Scope:
-    """Variables, and `$1`, `$2`, ..."""
+    """Variables, and `$1`, `$2`, ...
+
+    arguments: None where they are not known; outside: variables that were given, for what the script cannot say either
+    file: of the script, as `$0` has it; folder: the working directory; printed: what a `$(command)` would print, or None
+    """
 
     notes: Notes
     variables: dict[str, Value] = field(default_factory=dict)
     arguments: tuple[Scalar, ...] | None = None
-    name: str = "script.sh"
+    outside: dict[str, str] = field(default_factory=dict)
+    file: str = ""
+    sourced: str = ""
+    folder: str = field(default_factory=os.getcwd)
+    printed: Callable[[str, int], str | None] = lambda text, line: None
 
     def find(self, name: str) -> Value | None:
         """The value of a variable or parameter; None where the script does not set it."""
         if name in self.variables:
             return self.variables[name]
+        if name in ("0", "BASH_SOURCE") and self.file:
+            return plain(self.file if name == "0" else self.sourced or self.file)
+        if name == "PWD":
+            return plain(self.folder)
         given = self.arguments
         if given is None:
             return None
@@ -79,6 +99,22 @@ class Scope:
         if name.isdigit() and int(name) >= 1:
             return Value((given[int(name) - 1],)) if int(name) <= len(given) else plain("")
         return None
+
+    def given(self, name: str, value: Value) -> Value:
+        """A value that is not known, or what was given for it."""
+        return plain(self.outside[name]) if name in self.outside else value
+
+    def number(self, text: str, *, sets: bool = False) -> int | None:
+        """What an arithmetic expression is; None where it is not known. sets: assignments in it are carried out."""
+
+        def set_(name: str, number: int) -> None:
+            self.variables[name] = plain(str(number))
+
+        def known(name: str) -> str | None:
+            value = self.find(name)
+            return value.text if value is not None and value.known else None
+
+        return calculate(text, known, set_ if sets else None)
 
 
 def plain(text: str, line: int = 0) -> Value:
@@ -95,11 +131,13 @@ def arguments(words: tuple[Word, ...], scope: Scope) -> list[Argument]:
 
 def _argument(runs: list[Run], scope: Scope) -> Argument:
     unknown = tuple(run.text for run in runs if not run.known)
-    return Argument("".join(run.text for run in runs).replace(GAP, " "), runs[0].line, unknown)
+    return Argument("".join(run.text for run in runs), runs[0].line, unknown)
 
 
 def fields(word: Word, scope: Scope) -> list[list[Run]]:
     """The arguments that one word becomes."""
+    if (several := _braces(word)) is not None:
+        return [found for each in several for found in fields(each, scope)]
     parting = _Parting(word.line, scope.notes)
     for piece in word.pieces:
         expanded = expand(piece, scope)
@@ -112,6 +150,29 @@ def fields(word: Word, scope: Scope) -> list[list[Run]]:
             parting.begin()
     parting.end()
     return parting.found
+
+
+BRACES = re.compile(r"(.*?)\{([^{}\s]*)\}(.*)", re.DOTALL)
+MOST_BRACES = 1000
+
+
+def _braces(word: Word) -> list[Word] | None:
+    """`a{1..3}`, `x{b,c}y`: the words that it becomes; None for others."""
+    text = word.bare
+    found = BRACES.fullmatch(text) if text else None
+    if found is None:
+        return None
+    numbers = re.fullmatch(r"(-?\d{1,9})\.\.(-?\d{1,9})", found[2])
+    if numbers:
+        first, last = int(numbers[1]), int(numbers[2])
+        if abs(last - first) > MOST_BRACES:
+            return None
+        parts = [str(number) for number in range(first, last + 1)] or [str(number) for number in range(first, last - 1, -1)]
+    elif "," in found[2]:
+        parts = found[2].split(",")
+    else:
+        return None
+    return [Word((Literal(f"{found[1]}{part}{found[3]}", word.line, False),), word.line) for part in parts]
 
 
 class _Parting:
@@ -183,9 +244,10 @@ def expand(piece: Piece, scope: Scope) -> Value:
     if isinstance(piece, Literal):
         return Value(((Run(piece.text, piece.line),),))
     if isinstance(piece, Unread):
-        return Value(((Run(piece.text, piece.line, known=False),),))
+        said = scope.printed(piece.text, piece.line)
+        return plain(said, piece.line) if said is not None else _unknown(piece.line, piece.text)
     if isinstance(piece, Arithmetic):
-        number = arithmetic(piece.text, scope)
+        number = scope.number(piece.text, sets=True)
         return plain(str(number), piece.line) if number is not None else _unknown(piece.line, f"$(({piece.text}))")
     value = _parameter(piece, scope)
     lines = len({run.line for element in value.elements for run in element})
@@ -211,10 +273,14 @@ def _parameter(piece: Variable, scope: Scope) -> Value:
                 scope.variables[piece.name] = Value((tuple(run._replace(quoted=False) for run in value.elements[0]),))
         assert value is not None
         return value
+    if piece.operator == "!":
+        return _indirect(piece, value, scope)
     if value is None or not value.known:
         return value if value is not None and not piece.operator else _unknown(piece.line, piece.text)
     if not piece.operator:
         return value
+    if sign == "" and colon:
+        return _sliced(value, piece, scope)
     changed = _changed(value, piece, scope)
     return plain(changed, piece.line) if changed is not None else _unknown(piece.line, piece.text)
 
@@ -225,9 +291,24 @@ def _indexed(piece: Variable, scope: Scope) -> Value | None:
         return value
     if piece.index in ("@", "*") or piece.name in ("@", "*"):
         return value
-    number = arithmetic(piece.index or "0", scope)
+    if value.keys is not None:
+        key = index_of(piece.index or "0", piece.line, scope)
+        if key is None:
+            return _unknown(piece.line, piece.text)
+        return Value((value.elements[value.keys.index(key)],)) if key in value.keys else plain("", piece.line)
+    number = scope.number(piece.index or "0")
+    if number is None:
+        return _unknown(piece.line, piece.text)
     inside = number is not None and -len(value.elements) <= number < len(value.elements)
-    return Value((value.elements[number],)) if inside and number is not None else plain("", piece.line)
+    return Value((value.elements[number],)) if inside else plain("", piece.line)
+
+
+def index_of(text: str, line: int, scope: Scope) -> str | None:
+    """The key that `$name` or a word in brackets is; None where it is not known."""
+    found = scope.find(text.strip("${}\"'")) if text.lstrip("\"'").startswith("$") else None
+    if found is not None:
+        return found.text if found.known else None
+    return None if "$" in text else text.strip("\"'")
 
 
 def _default(piece: Variable, scope: Scope) -> Value:
@@ -235,6 +316,33 @@ def _default(piece: Variable, scope: Scope) -> Value:
     for each in piece.argument:  # what is quoted in it is not parted
         runs += [run._replace(quoted=each.quoted) for run in scalar(Word((each,), piece.line), scope)]
     return Value((to_fill_in(tuple(runs)),))
+
+
+def _indirect(piece: Variable, value: Value | None, scope: Scope) -> Value:
+    """`${!name}` and `${!list[@]}`."""
+    if piece.index in ("@", "*"):
+        keys = () if value is None else value.keys or tuple(map(str, range(len(value.elements))))
+        return Value(tuple((Run(key, piece.line),) for key in keys), listed=True)
+    found = scope.find(value.text) if value is not None and value.known else None
+    return found if found is not None else _unknown(piece.line, piece.text)
+
+
+def _sliced(value: Value, piece: Variable, scope: Scope) -> Value:
+    """`${x:first}`, `${x:first:length}`, of a text or of a list."""
+    said = "".join(run.text for run in scalar(Word(piece.argument, piece.line), scope))
+    first, sign, length = (part.strip() for part in said.partition(":"))
+    start, count = scope.number(first), scope.number(length) if sign else None
+    if start is None or (sign and count is None):
+        return _unknown(piece.line, piece.text)
+    if piece.name in ("@", "*") and start > 0:
+        start -= 1  # $@ counts from 1
+    whole: Sequence[Scalar] | str = value.elements if value.listed else value.text
+    size = len(whole)
+    start = max(0, size + start) if start < 0 else min(start, size)
+    end = size if count is None else start + count if count >= 0 else size + count
+    if isinstance(whole, str):
+        return plain(whole[start:end], piece.line)
+    return Value(tuple(whole[start:end]), listed=True)
 
 
 def _changed(value: Value, piece: Variable, scope: Scope) -> str | None:
@@ -258,61 +366,3 @@ def _changed(value: Value, piece: Variable, scope: Scope) -> str | None:
         change: Callable[[str], str] = str.upper if sign[0] == "^" else str.lower
         return change(text) if len(sign) == 2 else change(text[:1]) + text[1:]
     return None
-
-
-# --- arithmetic
-
-BINARY: Mapping[type[ast.AST], Callable[[int, int], int]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: lambda a, b: (abs(a) // abs(b)) * (1 if (a < 0) == (b < 0) else -1),
-    ast.Mod: lambda a, b: a - b * ((abs(a) // abs(b)) * (1 if (a < 0) == (b < 0) else -1)),
-    ast.Pow: lambda a, b: a**b if 0 <= b <= 64 else 0,
-    ast.LShift: lambda a, b: a << min(b, 64),
-    ast.RShift: operator.rshift,
-}
-COMPARED: Mapping[type[ast.AST], Callable[[int, int], bool]] = {
-    ast.Eq: operator.eq,
-    ast.NotEq: operator.ne,
-    ast.Lt: operator.lt,
-    ast.LtE: operator.le,
-    ast.Gt: operator.gt,
-    ast.GtE: operator.ge,
-}
-BITS = 1 << 64
-
-
-def arithmetic(text: str, scope: Scope) -> int | None:
-    """The number that `$((text))` is; None where a variable of it is not known, or it is not understood."""
-    named = re.sub(r"\$\{(\w+)\}|\$(\w+)", lambda found: found[1] or found[2], text).strip()
-    if len(named) > 1000:
-        return None
-    try:
-        return _number(ast.parse(named, mode="eval").body, scope)
-    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
-        return None
-
-
-def _number(node: ast.expr, scope: Scope) -> int | None:
-    if isinstance(node, ast.Constant):
-        return node.value if type(node.value) is int else None
-    if isinstance(node, ast.Name):
-        value = scope.find(node.id)
-        return int(value.text) if value is not None and value.known and re.fullmatch(r"\s*-?\d{1,18}\s*", value.text) else None
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
-        inner = _number(node.operand, scope)
-        return inner if inner is None or isinstance(node.op, ast.UAdd) else -inner
-    pair: tuple[ast.expr, ast.AST, ast.expr] | None = None
-    if isinstance(node, ast.BinOp):
-        pair = node.left, node.op, node.right
-    elif isinstance(node, ast.Compare) and len(node.ops) == 1:
-        pair = node.left, node.ops[0], node.comparators[0]
-    if pair is None:
-        return None
-    left, right = _number(pair[0], scope), _number(pair[2], scope)
-    work = BINARY.get(type(pair[1])) or COMPARED.get(type(pair[1]))
-    if left is None or right is None or work is None:
-        return None
-    found = int(work(left, right))
-    return found if -BITS < found < BITS else None

@@ -5,6 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 
+class Line(int):
+    """A line's number, with its file where that is not the script itself: "7 of conf/model.sh"."""
+
+    file: str
+
+    def __new__(cls, number: int, file: str = "") -> Line:
+        line = super().__new__(cls, number)
+        line.file = file
+        return line
+
+    def __add__(self, lines: int) -> Line:
+        return Line(int(self) + lines, self.file)
+
+    def __str__(self) -> str:
+        return f"{int(self)} of {self.file}" if self.file else str(int(self))
+
+    def __format__(self, form: str) -> str:
+        return format(str(self), form)
+
+
 @dataclass(frozen=True, slots=True)
 class Literal:
     """Text of one line as it stands."""
@@ -66,12 +86,34 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """`name=word`, `name+=word`, `name=(words)`."""
+    """`name=word`, `name+=word`, `name[index]=word`, `name=(words)`; keys: of words in `name=([key]=word)`."""
 
     name: str
     value: Word | tuple[Word, ...]
     append: bool
     line: int
+    index: Word | None = None
+    keys: tuple[Word | None, ...] = ()
+
+
+@dataclass(slots=True)
+class Heredoc:
+    """`<<END`: its text, which the lexer reads where the next line begins."""
+
+    delimiter: str
+    tabs: bool
+    expands: bool
+    text: str = ""
+    line: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Redirected:
+    """What a command reads and where it writes, as far as it matters: `<<END`, `<<< word`, `> word`."""
+
+    heredoc: Heredoc | None = None
+    word: Word | None = None
+    into: Word | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +123,7 @@ class Simple:
     assigned: tuple[Assignment, ...]
     words: tuple[Word | Assignment, ...]
     line: int
+    redirected: Redirected = Redirected()
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +162,15 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """`for name in words`; without a name `while` and `until`."""
+    """`for name in words`; `for ((first; holds; next))`; without either `while` and, negated, `until`."""
 
     body: tuple[Node, ...]
     line: int
     name: str = ""
     words: tuple[Word, ...] | None = None
+    counted: tuple[str, str, str] | None = None
+    condition: tuple[Node, ...] = ()
+    negated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
