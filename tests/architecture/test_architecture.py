@@ -6,9 +6,11 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 from jumar.schema.registry import families
 
@@ -64,8 +66,26 @@ COMMANDS = {
     ],
     "jumar.eval.cli": ["", "run", "list", "compare", "report"],
     "jumar.infer.cli": ["", "generate", "chat", "serve", "score"],
-    "jumar.train_core.cli": ["", "pretrain", "schema", "doctor"],
+    "jumar.train_core.cli": ["", "pretrain", "sft", "schema", "doctor"],
 }
+WITHOUT_JSON = {
+    ("jumar.infer.cli", "chat"): "a person types and reads; scripts have generate",
+    ("jumar.infer.cli", "serve"): "it answers over HTTP, in JSON",
+}
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_every_command_is_for_scripts_too(module: str) -> None:
+    """`--json` is on each, unless there is a reason, and says the same thing everywhere."""
+    app = get_command(import_module(module).app)
+    assert sorted(app.commands) == sorted(filter(None, COMMANDS[module]))  # type: ignore[attr-defined]
+    for name, command in app.commands.items():  # type: ignore[attr-defined]
+        options = {flag: option for option in command.params for flag in option.opts}
+        if (module, name) in WITHOUT_JSON:
+            assert "--json" not in options, f"{module} {name} has it: take it out of WITHOUT_JSON"
+        else:
+            assert "--json" in options, f"{module} {name}"
+            assert options["--json"].help == "One JSON object on standard output."
 
 
 @pytest.mark.parametrize("module, command", [(module, command) for module, all_ in COMMANDS.items() for command in all_])

@@ -90,16 +90,16 @@ def test_json_of_a_conversion(llama: Path, tmp_path: Path) -> None:
     there = as_json("to-megatron", llama, tmp_path / "mcore", "--tp", 2, "--pp", 2)
     counts = {"hf_tensors", "files", "tensors", "copies", "replicas", "padding_elements", "source_padding_elements"}
     counts |= {"dropped", "bytes"}
-    assert set(there) == {"target", "written", "seconds"} | counts
-    assert there["target"] == str(tmp_path / "mcore")
-    assert (there["written"], there["files"], there["hf_tensors"], there["dropped"]) == (True, 4, 39, 0)
+    assert set(there) == {"out", "already_done", "seconds"} | counts
+    assert there["out"] == str(tmp_path / "mcore")
+    assert (there["already_done"], there["files"], there["hf_tensors"], there["dropped"]) == (False, 4, 39, 0)
     assert there["padding_elements"] == 2 * 64
     back = as_json("to-hf", tmp_path / "mcore", tmp_path / "hf")
     assert set(back) == set(there)
     assert (back["padding_elements"], back["source_padding_elements"]) == (0, 2 * 64)
     again = as_json("to-hf", tmp_path / "mcore", tmp_path / "hf")
     assert set(again) == set(there)
-    assert again["written"] is False
+    assert again["already_done"] is True
 
 
 def test_plan_writes_nothing(llama: Path, sharded: Path, tmp_path: Path) -> None:

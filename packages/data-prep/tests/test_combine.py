@@ -204,6 +204,12 @@ def test_what_is_there_is_not_replaced_unasked(tmp_path: Path) -> None:
     assert "--force" in str(fault.value.hint)
     assert read(find_dataset(str(tmp_path / "out")), "text") == B
     assert read(concatenate([a, a], tmp_path / "out", force=True), "text") == A + A
+    assert concatenate([a, a], tmp_path / "out").already
+    raw = a.main.bin.read_bytes()
+    a.main.bin.write_bytes(raw[::-1])  # the index, which manifests identify, is as it was
+    with pytest.raises(ToolError, match="is there already"):
+        concatenate([a, a], tmp_path / "out")
+    a.main.bin.write_bytes(raw)
     assert (
         read(concatenate([find_dataset(str(tmp_path / "out")), a], tmp_path / "out", force=True), "text") == A * 3
     )  # onto itself

@@ -203,6 +203,55 @@ def test_a_finished_run_is_not_done_again_and_another_not_over_it(tmp_path: Path
         do("sft", *inputs, output=tmp_path / "x", tokenizer=tokenizer, train_on="last")
     with pytest.raises(ToolError, match="records were bad"):
         do("sft", *inputs, output=tmp_path / "x", tokenizer=tokenizer, strict=True)
+
+
+def test_a_large_file_that_has_changed_behind_its_beginning_is_another(tmp_path: Path, tokenizer: Path) -> None:
+    """A manifest knows its first MiB."""
+    file, options = tmp_path / "a.jsonl", {"output": tmp_path / "x", "tokenizer": tokenizer}
+    lines = [json.dumps({"text": "a tensor " * 1000}) + "\n"] * 150
+    file.write_text("".join(lines))
+    do("pretrain", file, **options)
+    assert do("pretrain", file, **options).already
+    file.write_text("".join([*lines[:-1], lines[-1].replace("a tensor", "a tassel", 1)]))
+    with pytest.raises(ToolError, match=r"a\.jsonl has changed since .*x\.manifest\.json was written") as fault:
+        do("pretrain", file, **options)
+    assert "--force" in (fault.value.hint or "")
+
+
+def test_what_a_command_made_is_told_with_its_path(tmp_path: Path, tokenizer: Path, inputs: list[Path]) -> None:
+    """`out` is what the next command takes, and a second call says that it was there."""
+
+    def told(*words: object) -> tuple[dict[str, Any], dict[str, Any]]:
+        twice = []
+        for _ in range(2):
+            done = cli(*words, "--json")
+            assert done.returncode == 0, done.stderr
+            twice.append(json.loads(done.stdout))
+            times.append({path: path.stat().st_mtime_ns for path in tmp_path.iterdir()})
+        assert times[-1] == times[-2]
+        assert [each["already_done"] for each in twice] == [False, True]
+        return twice[0], twice[1]
+
+    times: list[dict[Path, int]] = []
+    first, again = told("sft", *inputs, "-o", tmp_path / "x", "--tokenizer", tokenizer)
+    assert first == again | {"already_done": False, "seconds": first["seconds"]}
+    assert (first["out"], first["samples"]) == (str(tmp_path / "x"), first["report"]["records"]["samples"])
+    assert all(Path(file).is_file() for file in first["outputs"])
+    parted, _ = told("split", first["out"], "-o", tmp_path / "x", "--parts", "0.5,0.5", "--names", "train,valid", "--seed", 1)
+    train, valid = (part["out"] for part in parted["parts"])
+    assert train == str(tmp_path / "x_train")
+    mixed, _ = told("blend", train, f"{valid}:3", "-o", tmp_path / "mixed")
+    joined, _ = told("merge", train, valid, "-o", tmp_path / "joined")
+    assert joined["tokens"] == first["tokens"]
+    assert joined["documents"] == sum(part["documents"] for part in parted["parts"])
+    page, _ = told("report", mixed["out"])
+    assert Path(page["out"]).is_file()
+    shown = cli("merge", train, valid, "-o", tmp_path / "joined").stdout
+    assert shown.startswith(f"already done: {tmp_path / 'joined'}: ")
+    for words in (["merge", valid, train, "-o", tmp_path / "joined"], ["blend", train, valid, "-o", tmp_path / "mixed"]):
+        other = cli(*words, "--json")
+        assert (other.returncode, other.stdout) == (3, "")
+        assert "--force" in other.stderr
     (tmp_path / "x.manifest.json").unlink()
     with pytest.raises(ToolError, match="is there already"):
         do("sft", *inputs, output=tmp_path / "x", tokenizer=tokenizer)

@@ -95,7 +95,7 @@ def test_a_run_holds_each_text_once_and_shows_depth_and_length(hf: Path, make: M
     for sample in samples:
         prompt = sample["arguments"]["gen_args_0"]["arg_0"]
         assert json.dumps(sample).count(json.dumps(prompt.split("\n\n")[1][:60])[1:-1]) == 1
-    assert '<th>100%</th><td style="--v: 0.00">0.00</td>' in write_report(tmp_path / "out").read_text()
+    assert '<th>100%</th><td style="--v: 0.00">0.00</td>' in write_report(tmp_path / "out")[0].read_text()
 
 
 def test_the_share_of_needles_found_is_shown_at_depth_and_length(make: Maker) -> None:

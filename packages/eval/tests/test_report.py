@@ -85,7 +85,7 @@ def test_what_one_looks_at_first() -> None:
 def test_errors_are_read_one_by_one(tmp_path: Path) -> None:
     long = "".join(f"Worked example {i}: up.\n\n" for i in range(40)) + "Up or down?"
     samples = [choice(0, right=True), choice(1, right=False, prompt=long), choice(2, right=False, text="uphill")]
-    page = write_report(written(tmp_path / "out", samples), 1).read_text()
+    page = write_report(written(tmp_path / "out", samples), 1)[0].read_text()
     errors = text_of(page).split("\nErrors\n")[1].split("\nAll numbers\n")[0]
     assert "2 of 3 answers are wrong." in errors
     assert "the first 1 documents are here" in errors
@@ -121,15 +121,15 @@ def test_what_has_changed_against_another_run(tmp_path: Path) -> None:
         written(tmp_path / name, [choice(i, right=right) for i, right in enumerate(row)])
         for name, row in zip(("before", "after"), rights, strict=True)
     )
-    page = write_report(after, against=before).read_text()
+    page = write_report(after, against=before)[0].read_text()
     changes = text_of(page).split(f"\nCompared with {before}\n")[1].split("\nErrors\n")[0]
     for wanted in ("exam_ropes\nacc", "0.4000 → 0.8000", "+0.4000", "± 0.2449 p 0.500", "better: 2, worse: 0, of 5 documents"):
         assert wanted in changes
     assert "document 1\nthe same prompt\nchoice 1, by 1.000\n→\nchoice 0, by 1.000\n, right is\n0" in changes
     assert 'class="fill-main half" x="50.00%"' in page
-    assert f"Compared with {after}" in write_report(before, against=after).read_text()
+    assert f"Compared with {after}" in write_report(before, against=after)[0].read_text()
     assert 'class="fill-bad half"' in (before / "report.html").read_text()
-    same = text_of(write_report(after, against=after).read_text()).split("\nCompared with")[1]
+    same = text_of(write_report(after, against=after)[0].read_text()).split("\nCompared with")[1]
     assert "unchanged: 1" in same
     results = {"another": {"acc,none": 1.0}}
     other = written(tmp_path / "other", [choice(0, right=True)], "another", results=results, group_subtasks={})

@@ -427,3 +427,9 @@ def test_alone_it_shows_the_chain(tmp_path: Path) -> None:
     assert len(done.stdout.splitlines()) <= 10
     for name in ("jumar-data", "jumar-convert", "jumar-train", "jumar-infer", "jumar-eval", "jumar migrate"):
         assert name in done.stdout
+    steps = json.loads(run("--json", cwd=tmp_path).stdout)["chain"]
+    assert [step["example"] for step in steps] == [line.partition("  # ")[0].rstrip() for line in done.stdout.splitlines()[:-1]]
+    assert {step["package"] for step in steps} >= {"jumar-data-prep", "jumar-train-core"}
+    misplaced = run("--json", "migrate", "x.sh", cwd=tmp_path)
+    assert (misplaced.returncode, misplaced.stdout) == (2, "")
+    assert "behind the command" in misplaced.stderr

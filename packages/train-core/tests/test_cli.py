@@ -114,6 +114,8 @@ def test_dry_run_prints_and_touches_nothing(tmp_path: Path, recipe: Path) -> Non
     assert "tp  [0, 1] [2, 3]" in done.stdout
     assert "2 steps of 4 samples = 128 tokens; 256 tokens in all; 0 evaluations, 1 checkpoint" in done.stdout
     assert not (tmp_path / "run").exists()
+    told = json.loads(jumar_train("pretrain", recipe, "--dry-run", "--nproc", "4", "--json").stdout)
+    assert (told["derived"]["dp"], told["steps"]["tokens"], len(told["stages"])) == (4, 256, 1)
 
 
 @pytest.mark.parametrize(

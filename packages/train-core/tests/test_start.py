@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,9 @@ from jumar.train_core.job import resolve
 from jumar.train_core.launch import TRACKER
 from jumar.train_core.run.beside import write_beside
 from jumar.train_core.run.complete import facts_text
-from jumar.train_core.start import start
+from jumar.train_core.start import Outcome, start
+
+LIKE = {"steps": 10, "precision": "fp32"}
 
 
 @pytest.fixture
@@ -28,7 +32,7 @@ def recipe(tmp_path: Path) -> Path:
 
 
 def dry_run(recipe: Path, *sets: str, task: str = "pretrain") -> None:
-    assert start(task, recipe, sets, nproc=None, device="cpu", dry_run=True) == 0  # type: ignore[arg-type]
+    assert start(task, recipe, sets, nproc=None, device="cpu", dry_run=True).code == 0  # type: ignore[arg-type]
 
 
 def test_a_dry_run_says_from_where_a_run_would_go_on(tmp_path: Path, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -55,6 +59,38 @@ def test_a_dry_run_says_from_where_a_run_would_go_on(tmp_path: Path, recipe: Pat
     with pytest.raises(ToolError, match="holds a run of another model: num_layers 4 there, 2 here") as fault:
         dry_run(recipe, "model.config.num_hidden_layers=2")
     assert fault.value.code == Exit.INPUT
+
+
+def test_a_run_that_is_done_is_left_alone(tmp_path: Path, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is imported, launched or written; with other settings it is another run, and that is an error."""
+
+    def again(*sets: str) -> Outcome:
+        return start("pretrain", recipe, sets, nproc=None, device="cpu")
+
+    job, root = resolve(make_recipe(tmp_path), world=1, device="cpu"), tmp_path / "run"
+    (root / "iter_0000010").mkdir(parents=True)
+    (root / "iter_0000010/complete.json").write_text(facts_text({"step": 10, "files": {}, "unevaluated": False}))
+    write_beside(job, root, blends.inputs(blends.plan(job)))
+    recipe.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | {"train": dict(LIKE, global_batch_size=8)}))
+    assert again().already
+    assert json.loads((root / "exit.json").read_text())["code"] == 0
+    before = {path: path.stat().st_mtime_ns for path in [root, *root.iterdir()]}
+    ended = again("parallel.tp=1", "log.every=3", "train.micro_batch_size=4", "data.cache=elsewhere")
+    assert (ended.code, ended.already) == (0, True)
+    assert capsys.readouterr().err.count(f"already done: {root} is at step 10, train.steps is 10: nothing is left to do") == 2
+    for setting, said in (
+        ("optim.lr=0.5", "optim.lr was the default, and is 0.5"),
+        ("train.seed=5", "train.seed was 1234"),
+        ("train.precision=bf16", 'train.precision was "fp32", and is the default'),
+    ):
+        with pytest.raises(ToolError, match=re.escape(f"{root} has all its 10 steps, and was another run: {said}")) as fault:
+            again(setting)
+        assert fault.value.code == Exit.INPUT
+        assert fault.value.hint == "set another save.path to begin anew, or train.steps above 10 to go on from there"
+    assert {path: path.stat().st_mtime_ns for path in [root, *root.iterdir()]} == before
+    token_file(tmp_path / "data/a", documents=50)
+    with pytest.raises(ToolError, match="the data is not what the run began with"):
+        again()
 
 
 def test_epochs_in_the_place_of_the_recipe_s_steps(tmp_path: Path, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,7 +37,7 @@ def convert_gguf(
     """Writes `dst` from a GGUF file, dequantised to `dtype` ("fp32" unless said otherwise).
 
     tokenizer: a directory whose tokenizer is taken instead of the file's own.
-    Returns the facts that the command prints; `written` is False if `dst` already holds exactly this.
+    Returns the facts that the command prints; `already_done` is True if `dst` held exactly this before.
     Raises ToolError as `import_gguf` and `Target.claim` do.
     """
     if not path.is_file():
@@ -48,7 +48,7 @@ def convert_gguf(
     stated = {"inputs": [identify(path, head=HEADER_BYTES)], "recipe": {k: v for k, v in recipe.items() if v is not None}}
     target = Target(dst, [path])
     if not force and target.states(stated, [path]):
-        return {"target": str(dst), "written": False}
+        return {"out": str(dst), "already_done": True, "seconds": round(time.monotonic() - start, 3)}
     target.claim(resume=False, force=force)
     target.check_space(_dequantised_bytes(path, kind))
     before = stamp(path)
@@ -76,8 +76,8 @@ def convert_gguf(
         shutil.rmtree(target.staging, ignore_errors=True)
         raise
     return {
-        "target": str(dst),
-        "written": True,
+        "out": str(dst),
+        "already_done": False,
         "seconds": round(time.monotonic() - start, 3),
         "dtype": kind,
         "types": made["quantisation"],

@@ -106,7 +106,7 @@ def plan(made: Plan, as_json: bool) -> None:
 def result(made: Plan, dst: Path, written: bool, seconds: float, as_json: bool) -> None:
     """What a conversion did."""
     if as_json:
-        print_json({"target": str(dst), "written": written, "seconds": round(seconds, 3), **made.facts})
+        print_json({"out": str(dst), "already_done": not written, "seconds": round(seconds, 3), **made.facts})
         return
     console = _console()
     if not written:
@@ -235,10 +235,10 @@ def gguf(facts: dict[str, Any], as_json: bool) -> None:
         print_json(facts)
         return
     console = _console()
-    if not facts["written"]:
-        _already(console, facts["target"])
+    if facts["already_done"]:
+        _already(console, facts["out"])
         return
     types = ", ".join(f"{n} {kind}" for kind, n in facts["types"].items())
     size = human_bytes(facts["bytes"])
-    _say(console, "green", "done", f"{facts['target']}: {facts['tensors']} tensors, {size} in {facts['seconds']:.1f} s")
+    _say(console, "green", "done", f"{facts['out']}: {facts['tensors']} tensors, {size} in {facts['seconds']:.1f} s")
     _say(console, "yellow", "not bit-exact", f"dequantised from {types} to {facts['dtype']}")

@@ -15,6 +15,7 @@ from jumar.schema.cli import human_bytes
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.manifest import NAME as MANIFEST
 from jumar.schema.manifest import read_manifest
+from jumar.schema.manifest import states as manifest_states
 
 REPLACED = ".replaced"
 """The old target while it gives way: inside the new one, since beside it a directory of that name may be somebody's."""
@@ -53,17 +54,8 @@ class Target:
                 raise ToolError(f"the source file {file} lies in the target {self.dst}", hint=hint)
 
     def states(self, facts: Mapping[str, Any], sources: Collection[Path]) -> bool:
-        """Whether the target is finished, its manifest says these facts, and no source file changed since.
-
-        The last because a manifest identifies its inputs by their headers only.
-        """
-        try:
-            manifest = read_manifest(self.dst)
-            made_ns = (self.dst / MANIFEST).stat().st_mtime_ns
-        except (ToolError, OSError):
-            return False
-        same = manifest is not None and all(manifest.get(k) == v for k, v in facts.items())
-        return same and all(file.stat().st_ctime_ns <= made_ns for file in sources)
+        """Whether the target is finished, its manifest says these facts, and no source file changed since."""
+        return manifest_states(self.dst / MANIFEST, facts, sources)
 
     def claim(self, *, resume: bool, force: bool) -> None:
         """Makes sure that the target may be written, before anything is. Raises ToolError (3) if it may not.

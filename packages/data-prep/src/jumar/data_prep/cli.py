@@ -2,6 +2,7 @@
 
 # Without `from __future__ import annotations`: typer would compile the text of every annotation, for help too.
 import re
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -228,7 +229,9 @@ def merge(
     from jumar.data_prep import show as printed
     from jumar.data_prep.merge import merge as join
 
-    printed.merged(join(prefixes, output, force=force, say=_say), as_json)
+    start = time.monotonic()
+    done = join(prefixes, output, force=force, say=_say)
+    printed.merged(done, time.monotonic() - start, as_json)
 
 
 @app.command()
@@ -248,8 +251,9 @@ def split(
     from jumar.data_prep.combine import split as part
     from jumar.data_prep.datasets import find_dataset
 
-    shares = [share("--parts", text) for text in parts.split(",")]
-    printed.made(part(find_dataset(prefix), output, shares, names.split(","), seed, force=force), as_json)
+    start, shares, called = time.monotonic(), [share("--parts", text) for text in parts.split(",")], names.split(",")
+    made = part(find_dataset(prefix), output, shares, called, seed, force=force)
+    printed.parts(made, called, time.monotonic() - start, as_json)
 
 
 @app.command()
@@ -268,11 +272,13 @@ def blend(
     from jumar.data_prep.combine import blend as mix
     from jumar.data_prep.datasets import find_dataset
 
+    start = time.monotonic()
     found = [re.fullmatch(r"(.+?)(?::([0-9.eE+-]+))?", prefix) for prefix in prefixes]
     weights = [number("weight", match[2]) if match and match[2] else 1.0 for match in found]
     datasets = [find_dataset(match[1]) for match in found if match]
     given = weights if any(match and match[2] for match in found) or strategy != "concat" else None
-    printed.made([mix(datasets, given, output, strategy, seed, force=force)], as_json)
+    mixed = mix(datasets, given, output, strategy, seed, force=force)
+    printed.one(mixed, time.monotonic() - start, as_json)
 
 
 @app.command()
@@ -306,7 +312,7 @@ def _run(command: str, inputs: list[str], output: Path, tokenizer: Path, as_json
     from jumar.data_prep.job import Job
     from jumar.schema.cli import ByteProgress, say
 
-    job = Job(command, tuple(inputs), output, tokenizer, **options)
+    job, start = Job(command, tuple(inputs), output, tokenizer, **options), time.monotonic()
     try:
         with ByteProgress("read", 1, quiet=as_json) as progress:
             if job.engine == "ray":
@@ -320,7 +326,7 @@ def _run(command: str, inputs: list[str], output: Path, tokenizer: Path, as_json
     except KeyboardInterrupt:
         say("hint", "what is done is kept; run the same command to go on", "bold cyan")
         raise
-    show.finished(done, job, as_json)
+    show.finished(done, job, time.monotonic() - start, as_json)
 
 
 def _say(word: str, text: str) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import numpy.typing as npt
 from jumar.data_prep.datasets import PACKED, Dataset, files_of, load
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.indexed import CHUNK, IndexedReader, write_index
-from jumar.schema.manifest import identify, manifest_text
+from jumar.schema.manifest import identify, manifest_text, states
 
 Array = npt.NDArray[Any]
 Runs = Callable[[], Iterator[tuple[int, int, int]]]
@@ -40,8 +41,11 @@ def concatenate(datasets: Sequence[Dataset], out: Path, *, force: bool = False) 
     def runs() -> Iterator[tuple[int, int, int]]:
         return ((i, 0, d.documents) for i, d in enumerate(datasets))
 
+    facts = _facts(datasets, out, {"command": "concat"})
+    if done := _already(datasets, {out: facts}, force):
+        return done[0]
     with _placed(datasets, [out], force) as staged:
-        _write(datasets, runs, staged, out, {"command": "concat"})
+        _write(datasets, runs, staged, out, facts)
     return _again(datasets[0], out)
 
 
@@ -67,11 +71,14 @@ def split(
         if not len(documents):
             hint = "give it a larger part"
             raise ToolError(f"part {name}: {share:g} of {count} documents is none", hint=hint)
+    recipes = [{"command": "split", "part": name, "share": float(share)} for name, share in zip(names, parts, strict=True)]
+    facts = {p: _facts([dataset], p, recipe, seed) for p, recipe in zip(prefixes, recipes, strict=True)}
+    if done := _already([dataset], facts, force):
+        return done
     with _placed([dataset], prefixes, force) as staged:
-        for prefix, name, share, documents in zip(prefixes, names, parts, chosen, strict=True):
+        for prefix, documents in zip(prefixes, chosen, strict=True):
             plan = np.zeros(len(documents), np.int16), documents
-            recipe = {"command": "split", "part": name, "share": share}
-            _write([dataset], partial(_runs, *plan), staged, prefix, recipe, seed)
+            _write([dataset], partial(_runs, *plan), staged, prefix, facts[prefix])
     return [_again(dataset, prefix) for prefix in prefixes]
 
 
@@ -101,10 +108,13 @@ def blend(
     _alike(datasets)
     shares = _shares(weights, len(datasets))
     counts = [dataset.documents for dataset in datasets]
-    source, document = draw(counts, shares, strategy, seed)
     recipe = {"command": "blend", "strategy": strategy, "weights": [round(float(share), 12) for share in shares]}
+    facts = _facts(datasets, out, recipe, seed)
+    if done := _already(datasets, {out: facts}, force):
+        return done[0]
+    source, document = draw(counts, shares, strategy, seed)
     with _placed(datasets, [out], force) as staged:
-        _write(datasets, partial(_runs, source, document), staged, out, recipe, seed)
+        _write(datasets, partial(_runs, source, document), staged, out, facts)
     return _again(datasets[0], out)
 
 
@@ -222,14 +232,11 @@ def _placed(datasets: Sequence[Dataset], prefixes: Sequence[Path], force: bool) 
         shutil.rmtree(staged, ignore_errors=True)
 
 
-def _write(
-    datasets: Sequence[Dataset], runs: Runs, staged: Path, out: Path, recipe: dict[str, Any], seed: int | None = None
-) -> None:
+def _facts(datasets: Sequence[Dataset], out: Path, recipe: dict[str, Any], seed: int | None = None) -> dict[str, Any]:
+    """What the manifest of a new dataset says, but for its counts."""
     from jumar.schema.cli import dist_version
 
-    one, counts = datasets[0], {}
-    for key in one.keys:
-        counts[key] = _write_key([dataset.keys[key] for dataset in datasets], runs, staged / one.path(key, out).name)
+    one = datasets[0]
     inputs = [identify(reader.idx) for dataset in datasets for reader in dataset.keys.values()]
     carried = {}
     for name in CARRIED:
@@ -238,17 +245,33 @@ def _write(
             carried[name] = values[0]
     commands = {((dataset.manifest or {}).get("recipe") or {}).get("command") for dataset in datasets}
     command = commands.pop() if len(commands) == 1 else None  # of what made the data: its kind may hang on that
-    text = manifest_text(
-        tool="jumar-data",
-        version=dist_version("jumar-data-prep"),
-        inputs=inputs,
-        outputs=sorted(f"{one.path(key, out).name}.{end}" for key in one.keys for end in ("bin", "idx")),
-        recipe=recipe | ({"command": command, "made_by": recipe["command"]} if command else {}),
-        kind=one.kind,
-        counts=counts[next(iter(counts))],
-        seed=seed,
+    return {
+        "tool": "jumar-data",
+        "version": dist_version("jumar-data-prep"),
+        "inputs": inputs,
+        "outputs": sorted(f"{one.path(key, out).name}.{end}" for key in one.keys for end in ("bin", "idx")),
+        "recipe": recipe | ({"command": command, "made_by": recipe["command"]} if command else {}),
+        "kind": one.kind,
+        "seed": seed,
         **carried,
-    )
+    }
+
+
+def _already(datasets: Sequence[Dataset], made: Mapping[Path, dict[str, Any]], force: bool) -> list[Dataset]:
+    """The datasets that are to be made, where the same call has made them all of the same files; else none."""
+    sources = [file for dataset in datasets for reader in dataset.keys.values() for file in (reader.idx, reader.bin)]
+    for prefix, facts in made.items():
+        outputs = all(prefix.with_name(name).is_file() for name in facts["outputs"])
+        if force or not outputs or not states(prefix.with_name(f"{prefix.name}.manifest.json"), facts, sources):
+            return []
+    return [replace(_again(datasets[0], prefix), already=True) for prefix in made]
+
+
+def _write(datasets: Sequence[Dataset], runs: Runs, staged: Path, out: Path, facts: dict[str, Any]) -> None:
+    one, counts = datasets[0], {}
+    for key in one.keys:
+        counts[key] = _write_key([dataset.keys[key] for dataset in datasets], runs, staged / one.path(key, out).name)
+    text = manifest_text(**facts, counts=counts[next(iter(counts))])
     (staged / f"{out.name}.manifest.json").write_text(text, encoding="utf-8")
 
 

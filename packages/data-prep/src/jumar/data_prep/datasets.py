@@ -47,7 +47,10 @@ LOOKED_AT = 10_000
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dataset:
-    """A prefix and the files that belong to it. kind: one of the names above, `borders` of packed tuning: "neat" or "plain"."""
+    """A prefix and the files that belong to it. kind: one of the names above, `borders` of packed tuning: "neat" or "plain".
+
+    already: of what a call was to make: an earlier one has made it.
+    """
 
     prefix: Path
     packed: str
@@ -56,6 +59,7 @@ class Dataset:
     kind: str
     borders: str | None
     manifest: dict[str, Any] | None
+    already: bool = False
 
     @property
     def main(self) -> IndexedReader:

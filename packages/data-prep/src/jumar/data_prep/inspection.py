@@ -71,20 +71,22 @@ def samples(dataset: Dataset, tokenizer: Tokenizer, count: int) -> list[dict[str
 def report(prefix: str, tokenizer: Path | None, output: Path | None, *, force: bool) -> dict[str, Any]:
     """Writes the report page of a dataset (default: PREFIX.report.html) and says where.
 
-    ToolError if there is one already, unless `force`.
+    ToolError if there is another one already, unless `force`.
     """
     dataset = find_dataset(prefix)
     target = output or Path(f"{dataset.prefix}.report.html")
-    if target.exists() and not force:
-        raise ToolError(f"{target} is there already", hint="name another with -o, or add --force to replace it")
     opened = open_tokenizer(tokenizer, engine="tokenizers") if tokenizer else None
     if opened:
         refuse_other(dataset, opened)
     content = report_html(_facts(dataset, opened))
+    if target.exists() and not force:
+        if target.is_file() and target.read_bytes() == content.encode():
+            return {"out": str(target), "already_done": True}
+        raise ToolError(f"{target} is there, with another content", hint="name another with -o, or add --force to replace it")
     beside = target.with_name(target.name + ".part")
     beside.write_text(content, encoding="utf-8")
     beside.replace(target)
-    return {"report": str(target)}
+    return {"out": str(target), "already_done": False}
 
 
 def _facts(dataset: Dataset, tokenizer: Tokenizer | None) -> dict[str, Any]:

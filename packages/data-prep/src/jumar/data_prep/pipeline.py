@@ -61,7 +61,7 @@ def run(job: Job, *, say: Say, progress: Callable[[int, int], None] = lambda don
     ToolError on what cannot be used; what is done so far is kept, and the same call goes on.
     """
     made = _open(job, say)
-    if done := finished_before(job, made.facts):
+    if done := finished_before(job, made.facts, [i.path for i in made.inputs if i.path is not None]):
         return done
     try:
         with _seldom_collecting():

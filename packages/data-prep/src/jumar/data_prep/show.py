@@ -22,14 +22,15 @@ def _out(text: str) -> None:
     sys.stdout.write(escaped(text) + "\n")
 
 
-def finished(done: Finished, job: Job, as_json: bool) -> None:
+def finished(done: Finished, job: Job, seconds: float, as_json: bool) -> None:
     """A run's outcome: data on standard output, what a person should look at on standard error."""
     report = done.report
     if as_json:
-        print_json({"already": done.already, "outputs": done.outputs, "report": _without_samples(report)})
+        print_json(_as_json(done, job.output, seconds))
         return
+    word = "already done:" if done.already else "done"
     if "tokens" not in report:  # a shard
-        _out(f"done {done.outputs[0]}: {report['records']['kept']:,} samples; join the shards: jumar-data merge {job.output}")
+        _out(f"{word} {done.outputs[0]}: {report['records']['kept']:,} samples; join the shards: jumar-data merge {job.output}")
         return
     records, tokens = report["records"], report["tokens"]
     if records["rejected"] or records["dropped"]:
@@ -37,7 +38,6 @@ def finished(done: Finished, job: Job, as_json: bool) -> None:
         say("warning", f"{records['rejected'] + records['dropped']:,} of {records['read']:,} records are left out: {reasons}")
         say("hint", f"see {job.beside('rejects.jsonl')}", "bold cyan")
     share = f", {tokens['trained'] / max(tokens['total'], 1):.1%} trained" if "trained" in tokens else ""
-    word = "already done:" if done.already else "done"
     cut = f"; {records['truncated']:,} truncated" if records["truncated"] else ""
     cut += f"; {records['split']:,} split" if records["split"] else ""
     made_of = f"{records['kept']:,} records, {records['samples']:,} samples, {tokens['total']:,} tokens"
@@ -48,35 +48,56 @@ def finished(done: Finished, job: Job, as_json: bool) -> None:
     _out(f"report {job.beside('report.html')}")
 
 
-def _without_samples(report: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in report.items() if name != "samples"}
+def _as_json(done: Finished, prefix: Path, seconds: float) -> dict[str, Any]:
+    """`samples` and `tokens` are in the report too; a shard's are known when it is merged."""
+    report = {name: value for name, value in done.report.items() if name != "samples"}
+    counts = {"samples": report["records"]["samples"], "tokens": report["tokens"]["total"]} if "tokens" in report else {}
+    about = {"out": str(prefix), "already_done": done.already, "seconds": round(seconds, 3)}
+    return {**about, **counts, "outputs": done.outputs, "report": report}
 
 
-def merged(done: Finished | Dataset, as_json: bool) -> None:
+def merged(done: Finished | Dataset, seconds: float, as_json: bool) -> None:
     """What came of joining."""
     from jumar.data_prep.datasets import Dataset as Joined
 
     if isinstance(done, Joined):
-        made([done], as_json)
-        return
-    if as_json:
-        print_json({"already": done.already, "outputs": done.outputs, "report": _without_samples(done.report)})
+        one(done, seconds, as_json)
         return
     word, report = "already done:" if done.already else "done", done.report
     where = Path(done.outputs[0]).parent / report["output"]
+    if as_json:
+        print_json(_as_json(done, where, seconds))
+        return
     _out(f"{word} {where}: {report['records']['kept']:,} records, {report['tokens']['total']:,} tokens")
 
 
-def made(datasets: list[Dataset], as_json: bool) -> None:
-    """What `split`, `blend` and `merge` wrote."""
-    facts = [
-        {"prefix": str(d.prefix), "documents": d.documents, "tokens": int(d.main.lengths.sum(dtype="int64"))} for d in datasets
-    ]
+def one(dataset: Dataset, seconds: float, as_json: bool) -> None:
+    """What `blend` and `merge` wrote."""
     if as_json:
-        print_json({"outputs": facts})
+        print_json({"already_done": dataset.already, "seconds": round(seconds, 3), **_made(dataset)})
         return
-    for output in facts:
-        _out(f"done {output['prefix']}: {output['documents']:,} documents, {output['tokens']:,} tokens")
+    _say_made(dataset)
+
+
+def parts(datasets: list[Dataset], names: list[str], seconds: float, as_json: bool) -> None:
+    """What `split` wrote."""
+    if as_json:
+        already = all(dataset.already for dataset in datasets)
+        found = [{"name": name, **_made(dataset)} for name, dataset in zip(names, datasets, strict=True)]
+        print_json({"already_done": already, "seconds": round(seconds, 3), "parts": found})
+        return
+    for dataset in datasets:
+        _say_made(dataset)
+
+
+def _made(dataset: Dataset) -> dict[str, Any]:
+    tokens = int(dataset.main.lengths.sum(dtype="int64"))
+    return {"out": str(dataset.prefix), "documents": dataset.documents, "tokens": tokens}
+
+
+def _say_made(dataset: Dataset) -> None:
+    facts, word = _made(dataset), "already done:" if dataset.already else "done"
+    _out(f"{word} {facts['out']}: {facts['documents']:,} documents, {facts['tokens']:,} tokens")
 
 
 def inspection(facts: dict[str, Any], as_json: bool) -> None:
@@ -136,7 +157,10 @@ def _facts(facts: dict[str, Any]) -> dict[str, Any]:
 
 def reported(facts: dict[str, Any], as_json: bool) -> None:
     """Where a report page is."""
-    print_json(facts) if as_json else _out(f"report {facts['report']}")
+    if as_json:
+        print_json(facts)
+        return
+    _out(f"{'already done:' if facts['already_done'] else 'report'} {facts['out']}")
 
 
 def templates(as_json: bool) -> None:

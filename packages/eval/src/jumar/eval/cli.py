@@ -301,11 +301,16 @@ def report(
     against: Annotated[
         Path | None, typer.Option(metavar="OUT2", help="Another run to compare with.", show_default="none")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """OUT/report.html: scores, subjects as bars, differences, errors to be read one by one."""
     from jumar.eval.report import write_report
 
-    print(write_report(out, errors, against))
+    path, already = write_report(out, errors, against)
+    if as_json:
+        print_json({"out": str(path), "already_done": already})
+        return
+    print(f"already done: {path}" if already else path)
 
 
 def main() -> None:

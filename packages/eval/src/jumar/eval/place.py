@@ -21,6 +21,7 @@ OURS = (
     "results.json",
     "results.json.part",
     "report.html",
+    "report.html.part",
     NAME + ".part",
     NAME,
 )

@@ -10,6 +10,7 @@ from typing import Any
 from jumar.eval import results
 from jumar.eval.compare import compare, flips, sample_files
 from jumar.eval.journal import WHOLE, Sample, read_samples
+from jumar.eval.place import write_whole
 from jumar.eval.report_compare import STYLE as CHANGES
 from jumar.eval.report_compare import Against, compared_section
 from jumar.eval.report_errors import STYLE as ERRORS
@@ -25,8 +26,8 @@ MOST_ERRORS = 50
 """Of each task that are shown."""
 
 
-def write_report(out: Path, most: int = MOST_ERRORS, against: Path | None = None) -> Path:
-    """OUT/report.html. against: another run, which this one is compared with.
+def write_report(out: Path, most: int = MOST_ERRORS, against: Path | None = None) -> tuple[Path, bool]:
+    """OUT/report.html, and whether it was there as it is. against: another run, which this one is compared with.
 
     Raises ToolError (3) where there are no results, or the two have no task in common.
     """
@@ -37,8 +38,11 @@ def write_report(out: Path, most: int = MOST_ERRORS, against: Path | None = None
         compared = compare(against, out)
         other = Against(str(against), compared, flips(against, out, compared, most))
     path = out / "report.html"
-    path.write_text(report_html(found, samples, most, other), encoding="utf-8")
-    return path
+    text = report_html(found, samples, most, other)
+    if path.is_file() and path.read_bytes() == text.encode():
+        return path, True
+    write_whole(path, text)
+    return path, False
 
 
 def report_html(

@@ -13,10 +13,13 @@ if TYPE_CHECKING:
     from jumar.chain.migrate import Migrated
 
 
-def _chain() -> None:
-    from jumar.chain.tools import chain
+def _chain(as_json: bool) -> None:
+    from jumar.chain.tools import chain, lines
 
-    for line in chain():
+    if as_json:
+        print_json({"chain": chain()})
+        return
+    for line in lines():
         print(line)
 
 

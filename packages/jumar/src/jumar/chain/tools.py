@@ -16,15 +16,25 @@ CHAIN = (
 """Distribution and one example, in the order in which work goes."""
 
 
-def chain() -> list[str]:
-    """A line for each step, with the version of its tool, and where to go on."""
+def chain() -> list[dict[str, str | None]]:
+    """Each step: an example, its distribution, and the version of that; None where it is not installed."""
+    return [{"example": example, "package": dist, "version": _version(dist)} for dist, example in CHAIN]
+
+
+def lines() -> list[str]:
+    """A line for each step, and where to go on."""
     width = max(len(example) for _, example in CHAIN)
-    lines = [f"{example:<{width}}  # {_installed(dist)}" for dist, example in CHAIN]
-    return [*lines, "Each answers to --help, and works without the others; directories are what they hand on."]
+    out = [f"{example:<{width}}  # {_installed(dist)}" for dist, example in CHAIN]
+    return [*out, "Each answers to --help, and works without the others; directories are what they hand on."]
+
+
+def _version(dist: str) -> str | None:
+    try:
+        return version(dist)
+    except PackageNotFoundError:
+        return None
 
 
 def _installed(dist: str) -> str:
-    try:
-        return f"{dist} {version(dist)}"
-    except PackageNotFoundError:
-        return f'not installed: pip install "{dist}"'
+    found = _version(dist)
+    return f"{dist} {found}" if found else f'not installed: pip install "{dist}"'

@@ -27,9 +27,12 @@ CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]
 
 
 def make_app(
-    name: str, dist: str, summary: str, *, epilog: str | None = None, alone: Callable[[], None] | None = None
+    name: str, dist: str, summary: str, *, epilog: str | None = None, alone: Callable[[bool], None] | None = None
 ) -> typer.Typer:
-    """A typer app with the house's habits: `-h`, `--version`, help when called with nothing (or `alone`, instead)."""
+    """A typer app with the house's habits: `-h`, `--version`, help when called with nothing.
+
+    alone: called instead of that help, with whether `--json` was given.
+    """
     app = typer.Typer(
         name=name,
         help=summary,
@@ -45,15 +48,20 @@ def make_app(
             print(f"{name} {dist_version(dist)}")
             raise typer.Exit
 
-    @app.callback(invoke_without_command=alone is not None)
-    def root(
-        context: typer.Context,
-        _version: bool = typer.Option(False, "--version", callback=show_version, is_eager=True, help="Print the version."),
-    ) -> None:
-        if alone is not None and context.invoked_subcommand is None:
-            alone()
+    version_option = typer.Option(False, "--version", callback=show_version, is_eager=True, help="Print the version.")
+    json_option = typer.Option(False, "--json", help="One JSON object on standard output.")
 
-    root.__doc__ = summary
+    def root(_version: bool = version_option) -> None:
+        return
+
+    def root_alone(context: typer.Context, _version: bool = version_option, as_json: bool = json_option) -> None:
+        assert alone is not None
+        if context.invoked_subcommand is None:
+            alone(as_json)
+        elif as_json:
+            raise ToolError("--json stands before the command", hint="put it behind the command", code=Exit.USAGE)
+
+    app.callback(invoke_without_command=alone is not None, help=summary)(root if alone is None else root_alone)
     return app
 
 
@@ -63,6 +71,20 @@ def mute() -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
+
+
+@contextmanager
+def stdout_for_data() -> Iterator[None]:
+    """What libraries, and processes that are started meanwhile, print goes to standard error."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def dist_version(dist: str) -> str:

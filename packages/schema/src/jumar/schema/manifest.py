@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,21 @@ def read_manifest_file(path: Path) -> dict[str, Any] | None:
     if damage := _damage(content):
         raise ToolError(f"{path} is damaged: {damage}", hint="copy it again, or remove it to go on without")
     return content
+
+
+def states(path: Path, facts: Mapping[str, Any], sources: Iterable[Path]) -> bool:
+    """Whether a manifest says these facts, and no source changed since it was written.
+
+    The latter because inputs are identified by their first bytes. False where it, or a source, is not there.
+    """
+    try:
+        manifest = read_manifest_file(path)
+        made_ns = path.stat().st_mtime_ns
+        unchanged = all(source.stat().st_ctime_ns <= made_ns for source in sources)
+    except (ToolError, OSError):
+        return False
+    said = json.loads(json.dumps(dict(facts)))
+    return manifest is not None and unchanged and all(manifest.get(key) == value for key, value in said.items())
 
 
 def _damage(content: dict[str, Any]) -> str | None:

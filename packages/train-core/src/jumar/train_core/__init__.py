@@ -13,9 +13,19 @@ if TYPE_CHECKING:
     from jumar.train_core.features import Feature, Problem
     from jumar.train_core.job import Job, resolve
     from jumar.train_core.recipe import Recipe
+    from jumar.train_core.trained import Trained, train
 
-_HOME = {"Feature": "features", "Job": "job", "Problem": "features", "Recipe": "recipe", "check": "checks", "resolve": "job"}
-__all__ = ["Feature", "Job", "Problem", "Recipe", "check", "resolve"]
+_HOME = {
+    "Feature": "features",
+    "Job": "job",
+    "Problem": "features",
+    "Recipe": "recipe",
+    "Trained": "trained",
+    "check": "checks",
+    "resolve": "job",
+    "train": "trained",
+}
+__all__ = ["Feature", "Job", "Problem", "Recipe", "Trained", "check", "resolve", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,12 +1,13 @@
 """jumar-train: parse, call one function, print."""
 
 # Without `from __future__ import annotations`: typer would compile the text of every annotation, for help too.
+import time
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from jumar.schema.cli import make_app, print_json, run
+from jumar.schema.cli import make_app, print_json, run, stdout_for_data
 from jumar.schema.errors import Exit
 
 app = make_app(
@@ -29,35 +30,60 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what the run woul
 
 @app.command()
 def pretrain(
-    recipe: Recipe, nproc: Nproc = None, sets: Sets = None, dry_run: DryRun = False, device: DeviceName = "auto"
+    recipe: Recipe,
+    nproc: Nproc = None,
+    sets: Sets = None,
+    dry_run: DryRun = False,
+    device: DeviceName = "auto",
+    as_json: Json = False,
 ) -> None:
     """Train on documents: recipe.yaml names the model, the data and the layout.
 
     On one machine with --nproc; on several the same on each, with PET_NNODES, PET_NODE_RANK and PET_MASTER_ADDR set.
     """
-    _start("pretrain", recipe, nproc, sets, dry_run, device)
+    _start("pretrain", recipe, nproc, sets, dry_run, device, as_json)
 
 
 @app.command()
-def sft(recipe: Recipe, nproc: Nproc = None, sets: Sets = None, dry_run: DryRun = False, device: DeviceName = "auto") -> None:
+def sft(
+    recipe: Recipe,
+    nproc: Nproc = None,
+    sets: Sets = None,
+    dry_run: DryRun = False,
+    device: DeviceName = "auto",
+    as_json: Json = False,
+) -> None:
     """Tune on conversations, one by one or packed: data.train is the prefix that jumar-data sft was given.
 
     On one machine with --nproc; on several the same on each, with PET_NNODES, PET_NODE_RANK and PET_MASTER_ADDR set.
     """
-    _start("sft", recipe, nproc, sets, dry_run, device)
+    _start("sft", recipe, nproc, sets, dry_run, device, as_json)
 
 
 def _start(
-    task: Literal["pretrain", "sft"], recipe: Path, nproc: int | None, sets: list[str] | None, dry_run: bool, device: str
+    task: Literal["pretrain", "sft"],
+    recipe: Path,
+    nproc: int | None,
+    sets: list[str] | None,
+    dry_run: bool,
+    device: str,
+    as_json: bool,
 ) -> None:
+    from contextlib import nullcontext
+
     from jumar.train_core.run.stop import interruptible
 
-    with interruptible():
+    begin = time.monotonic()
+    with interruptible(), stdout_for_data() if as_json and not dry_run else nullcontext():
         from jumar.train_core.start import start
 
-        code = start(task, recipe, sets or [], nproc=nproc, device=device, dry_run=dry_run)
-    if code:
-        raise typer.Exit(code)
+        outcome = start(task, recipe, sets or [], nproc=nproc, device=device, dry_run=dry_run, as_json=as_json)
+    if as_json and outcome.recipe is not None and outcome.speaks and outcome.code in (Exit.OK, Exit.STOPPED):
+        from jumar.train_core.trained import trained
+
+        print_json(trained(outcome.recipe, outcome.already, time.monotonic() - begin).as_json())
+    if outcome.code:
+        raise typer.Exit(outcome.code)
 
 
 @app.command()

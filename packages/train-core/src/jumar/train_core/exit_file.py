@@ -38,13 +38,23 @@ class ExitFile:
 
     def read(self) -> Ended | None:
         """What was written since; None where nothing was, as one that is older tells of another run."""
-        if self.path is None or self._stamp() in (None, self._before):
+        return None if self._stamp() in (None, self._before) else self.told()
+
+    def told(self) -> Ended | None:
+        """What it says, whenever it was written."""
+        if self.path is None:
             return None
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
             return Ended(int(content["code"]), str(content["message"]), int(content["rank"]))
         except (OSError, ValueError, KeyError, TypeError):
             return None
+
+    def confirm(self) -> None:
+        """Says that the run is done, where it does not say so already."""
+        told = self.told()
+        if told is None or told.code:
+            self.write(0, "", 0)
 
     def write(self, code: int, message: str, rank: int) -> None:
         """Says how a run ended, unless somebody has said so already. That it cannot be written is no fault of its own."""

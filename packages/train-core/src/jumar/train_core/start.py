@@ -8,10 +8,12 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
-from jumar.schema.cli import say, say_error
+from jumar.schema.cli import print_json, say, say_error
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.recipe import load_recipe
 from jumar.train_core.data import blends, tuning_plan
@@ -22,19 +24,45 @@ from jumar.train_core.job import Job, Task, find_model, resolve
 from jumar.train_core.launch import LAUNCHED, PATIENCE_S, Place, alone, launch, place
 from jumar.train_core.nodes import Nodes, nodes
 from jumar.train_core.recipe import EITHER, Recipe
-from jumar.train_core.run.beside import check_same_run
+from jumar.train_core.run.beside import check_same_run, differences
 from jumar.train_core.run.stop import die_with_parent
 
 
-def start(task: Task, path: Path, sets: Sequence[str], *, nproc: int | None, device: str, dry_run: bool) -> int:
-    """Everything of a command; returns the exit code. Raises ToolError for what is wrong, on rank 0 alone where all see it."""
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a command ended. recipe: None of a dry run; already: an earlier run has done all steps; speaks: of several ranks the
+    one that says so."""
+
+    code: int
+    recipe: Recipe | None = None
+    already: bool = False
+    speaks: bool = True
+
+
+def start(
+    task: Task,
+    path: Path,
+    sets: Sequence[str],
+    *,
+    nproc: int | None,
+    device: str,
+    dry_run: bool = False,
+    as_json: bool = False,
+    apart: bool = False,
+) -> Outcome:
+    """Everything of a command. as_json: how a dry run is printed; apart: a single rank, too, is a process of its own.
+
+    Raises ToolError for what is wrong, on rank 0 alone where all see it.
+    """
     here, machines = place(os.environ), nodes(os.environ)
     if here is None or dry_run:
         recipe = load_recipe(Recipe, path, sets, instead=EITHER)
         world = here.world if here is not None and nproc is None else (nproc or machines.nproc or 1) * machines.count
         if dry_run:
-            return _dry_run(task, recipe, world, device) if here is None or here.rank == 0 else 0
-        return _start(task, recipe, path, sets, world, device, machines)
+            if here is None or here.rank == 0:
+                _dry_run(task, recipe, world, device, as_json)
+            return Outcome(0)
+        return _start(task, recipe, path, sets, world, device, machines, apart)
     if nproc is not None and nproc != here.world:
         raise ToolError(
             f"--nproc {nproc} under torchrun with {here.world} ranks", hint="leave --nproc out: torchrun starts the ranks"
@@ -47,7 +75,7 @@ def start(task: Task, path: Path, sets: Sequence[str], *, nproc: int | None, dev
         raise
 
 
-def _dry_run(task: Task, recipe: Recipe, world: int, device: str) -> int:
+def _dry_run(task: Task, recipe: Recipe, world: int, device: str, as_json: bool) -> None:
     from jumar.device.opening import known_devices
     from jumar.train_core import show
     from jumar.train_core.dry_run import report
@@ -56,8 +84,13 @@ def _dry_run(task: Task, recipe: Recipe, world: int, device: str) -> int:
     job = _resolve(task, recipe, world, device)
     _say_problems(job)
     _say_going_on(job)
-    show.dry_run(report(job, recipe))
-    return 0
+    found = report(job, recipe)
+    print_json(found) if as_json else show.dry_run(found)
+
+
+def _inputs(job: Job) -> tuple[dict[str, Any], ...]:
+    """The files of its data."""
+    return tuning_plan.inputs(tuning_plan.plan(job)) if job.task == "sft" else blends.inputs(blends.plan(job))
 
 
 def _say_going_on(job: Job) -> None:
@@ -66,12 +99,11 @@ def _say_going_on(job: Job) -> None:
     step = _newest(root)
     if root is None or step is None:
         return
-    left = "nothing is left to do"
+    left = NOTHING_LEFT
     if step < steps:
         left = f"a run goes on from there for {steps - step} steps"
-        inputs = tuning_plan.inputs(tuning_plan.plan(job)) if job.task == "sft" else blends.inputs(blends.plan(job))
-        for said in check_same_run(job, root, inputs):
-            say("warning", said)
+    for said in (check_same_run if step < steps else differences)(job, root, _inputs(job)):
+        say("warning", said)
     say("note", f"{root} is at step {step}, train.steps is {steps}: {left}; to begin anew, set another save.path")
 
 
@@ -88,24 +120,57 @@ def _newest(root: Path | None) -> int | None:
     return None
 
 
-def _start(task: Task, recipe: Recipe, path: Path, sets: Sequence[str], world: int, device: str, machines: Nodes) -> int:
+def _start(
+    task: Task, recipe: Recipe, path: Path, sets: Sequence[str], world: int, device: str, machines: Nodes, apart: bool
+) -> Outcome:
     """Checks everything, then launches the ranks of this machine, or is the only one."""
     ended, nproc = ExitFile(recipe.save.path), world // machines.count
     try:
         job = _resolve(task, recipe, world, device)
         _say_problems(job, engine=True)
+    except ToolError as fault:
+        ended.write(fault.code, fault.message, machines.rank * nproc)
+        raise
+    if (step := done_before(job)) is not None:
+        say("already done", f"{recipe.save.path} is at step {step}, train.steps is {job.recipe.train.steps}: {NOTHING_LEFT}")
+        ended.confirm()
+        return Outcome(Exit.OK, recipe, already=True)
+    try:
         name = _prepare(device, nproc, tell=True)
     except ToolError as fault:
         ended.write(fault.code, fault.message, machines.rank * nproc)
         raise
-    if world == 1:
+    if world == 1 and not apart:
         os.environ.update(alone(os.environ))
-        return _train(job, name, 0, ended)
+        return Outcome(_train(job, name, 0, ended), recipe)
     arguments = [task, str(path), "--device", name, *(word for item in sets for word in ("--set", item))]
-    return launch(nproc, arguments, recipe.save.path, nodes=machines)
+    return Outcome(launch(nproc, arguments, recipe.save.path, nodes=machines), recipe, speaks=machines.rank == 0)
 
 
-def _rank(task: Task, here: Place, path: Path, sets: Sequence[str], device: str) -> int:
+def done_before(job: Job) -> int | None:
+    """The step of a run that has done all there is to do; None where something is left, or nodes have disks of their own.
+
+    Raises ToolError (3) where it was of another recipe, of other data or of other weights.
+    """
+    root, save, steps = job.recipe.save.path, job.recipe.save, job.recipe.train.steps
+    step = _newest(root) if save.storage == "shared" else None
+    if root is None or step is None or step < steps:
+        return None
+    from jumar.train_core.run.complete import iterations, read_facts
+
+    newest, *older = [path for path in iterations(root) if int(path.name[5:]) <= step]
+    directories = [newest, *older] if save.hf is True else [newest] if save.hf else []
+    if read_facts(newest)["unevaluated"] or not all((root / f"hf_{path.name}").is_dir() for path in directories):
+        return None
+    if other := differences(job, root, _inputs(job)):
+        raise ToolError(
+            f"{root} has all its {step} steps, and was another run: {'; '.join(other)}",
+            hint=f"set another save.path to begin anew, or train.steps above {step} to go on from there",
+        )
+    return step
+
+
+def _rank(task: Task, here: Place, path: Path, sets: Sequence[str], device: str) -> Outcome:
     """One rank. What all ranks find wrong is said by the first of each machine."""
     if here.launched or "TORCHELASTIC_RUN_ID" in os.environ:  # else ranks would go on without torchrun
         die_with_parent(signal.SIGTERM)
@@ -130,7 +195,7 @@ def _rank(task: Task, here: Place, path: Path, sets: Sequence[str], device: str)
     except ToolError as fault:
         ended.write(fault.code, fault.message, here.rank)
         raise
-    return _train(job, name, here.rank, ended)
+    return Outcome(_train(job, name, here.rank, ended), recipe, speaks=here.rank == 0)
 
 
 def _resolve(task: Task, recipe: Recipe, world: int, device: str) -> Job:
@@ -140,6 +205,7 @@ def _resolve(task: Task, recipe: Recipe, world: int, device: str) -> Job:
 
 
 _STORES: list[object] = []
+NOTHING_LEFT = "nothing is left to do"
 
 
 def _machines_agree(fault: ToolError | None) -> None:

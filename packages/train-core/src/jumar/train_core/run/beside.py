@@ -12,17 +12,33 @@ from typing import Any
 from jumar.schema.cli import dist_version
 from jumar.schema.errors import ToolError
 from jumar.schema.manifest import NAME, manifest_text, read_manifest, template_sha256, tokenizer_sha256
+from jumar.train_core.dry_run import changed
 from jumar.train_core.job import Job
+from jumar.train_core.recipe import Recipe
+from jumar.train_core.run.loaded import loaded_files
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 WEIGHT_LISTS = (".index.json",)
+SHAPING = ("model", "data", "optim", "schedule", "train")
+"""Sections of a recipe that decide what the weights become."""
+NO_MATTER = {
+    "model": ("path",),
+    "data": ("cache", "workers"),
+    "train": ("epochs", "micro_batch_size", "eval_every", "eval_batches"),
+}
+"""Fields of them that do not, or are told otherwise: a model by its traits, epochs by steps."""
 
 
 def write_beside(job: Job, root: Path, inputs: Sequence[Mapping[str, Any]]) -> None:
     """hf/ and the manifest of a run's directory: the one once, the other whenever it has become another."""
     if not (root / "hf").is_dir():
         _write_hf(job, root)
-    text = manifest(job, inputs)
+    began = (
+        (read_manifest(root) or {}).get("load")
+        if any(root.glob("iter_*[0-9]"))
+        else loaded_files(job.recipe.load.path, job.recipe.load.iteration)
+    )
+    text = manifest(job, inputs, began)
     if not (root / NAME).exists() or (root / NAME).read_text() != text:
         replace_file(root / NAME, text)
 
@@ -68,6 +84,43 @@ def check_same_run(job: Job, root: Path, inputs: Sequence[Mapping[str, Any]]) ->
     return warnings
 
 
+def differences(job: Job, root: Path, inputs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What of a run that has all its steps was otherwise than it would be now. Raises ToolError as `check_same_run`."""
+    found, before = check_same_run(job, root, inputs), read_manifest(root) or {}
+    if "recipe" in before:
+        old, new = before["recipe"], json.loads(json.dumps(recipe_facts(job)))
+        for name in sorted({*old, *new} - {"command"}):
+            one, other = ({**each.get(name, {})} for each in (old, new))
+            fields = sorted(key for key in {*one, *other} - {"steps", "seed"} if one.get(key) != other.get(key))
+            found += [f"{name}.{key} was {_shown(one, key)}, and is {_shown(other, key)}" for key in fields]
+    load = job.recipe.load
+    if load.path is not None and "load" in before and before["load"] != loaded_files(load.path, load.iteration):
+        found.append(f"the weights of load.path ({load.path}) are not those that it began with")
+    return found
+
+
+def _shown(section: Mapping[str, Any], key: str) -> str:
+    return json.dumps(section[key], ensure_ascii=False) if key in section else "the default"
+
+
+def recipe_facts(job: Job) -> dict[str, Any]:
+    """The fields of the recipe that decide what the weights become and differ from the defaults. Data by its names: where it lies
+    does not matter, and `inputs` say what it is."""
+    given = changed(job.recipe, Recipe())
+    facts = {name: {k: v for k, v in given.get(name, {}).items() if k not in NO_MATTER.get(name, ())} for name in SHAPING}
+    for key in ("train", "valid", "test"):
+        if key in facts["data"]:
+            facts["data"][key] = _names(facts["data"][key])
+    return {"command": job.task, **{name: section for name, section in facts.items() if section}}
+
+
+def _names(data: Any) -> Any:
+    """A prefix, or those of a blend, without their directories."""
+    if isinstance(data, list):
+        return [{**each, "prefix": Path(each["prefix"]).name} for each in data]
+    return Path(data).name
+
+
 def replace_file(path: Path, text: str) -> None:
     """A small file's new content, whole or not at all."""
     beside = path.with_name(f".{path.name}.new")
@@ -85,13 +138,16 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def manifest(job: Job, inputs: Sequence[Mapping[str, Any]]) -> str:
+def manifest(job: Job, inputs: Sequence[Mapping[str, Any]], load: Sequence[Mapping[str, Any]] | None = None) -> str:
+    """load: files of the weights that the run began with."""
     layout = job.layout
     sizes: dict[str, Any] = {name: getattr(layout, name) for name in ("tp", "pp", "vpp", "cp", "ep", "dp")}
     return manifest_text(
         tool="jumar-train",
         version=dist_version("jumar-train-core"),
         inputs=[dict(each) for each in inputs] or None,
+        load=load and [dict(each) for each in load],
+        recipe=recipe_facts(job),
         model={"model_type": job.spec.model_type, "spec": job.spec.to_dict()},
         layout={**sizes, "etp": layout.expert_tp},
         dialect="mcore",

@@ -162,7 +162,10 @@ def _finished(job: Job, step: int, metrics: Any, stop: Stop, exports: Exports) -
     with closing(exports):
         missing = exports.make_up(step)
         left = f"what is left to do is {', '.join(missing)}" if missing else "nothing is left to do"
-        metrics.say("note", f"{job.recipe.save.path} is at step {step}, train.steps is {job.recipe.train.steps}: {left}")
+        metrics.say(
+            "note" if missing else "already done",
+            f"{job.recipe.save.path} is at step {step}, train.steps is {job.recipe.train.steps}: {left}",
+        )
         exports.finish(stop)
 
 

@@ -15,12 +15,13 @@ from megatron.core import parallel_state
 from megatron.core.models.common.language_module.language_module import LanguageModule
 from torch import Tensor
 
-from jumar.schema.errors import Exit, ToolError
+from jumar.schema.errors import ToolError
 from jumar.schema.parallel import Shard
 from jumar.schema.placement import Placed, Placement
 from jumar.schema.weights import Geometry
 from jumar.train_core.job import Job
 from jumar.train_core.run.fresh import Fresh, Kind
+from jumar.train_core.run.loaded import open_weights
 
 DECODER = re.compile(r"decoder\.layers\.(\d+)\.")
 
@@ -48,15 +49,7 @@ def this_rank() -> Shard:
 
 def load_weights(job: Job, chunks: list[LanguageModule], path: Path, iteration: int | None) -> None:
     """Fills the chunks from a checkpoint. Raises ToolError (3) where it is not of this model, (4) without the extra [convert]."""
-    try:
-        from jumar.ckpt_convert import OpenOptions, open_checkpoint
-    except ImportError:
-        raise ToolError(
-            f"reading weights from {path} needs jumar-ckpt-convert",
-            hint="pip install 'jumar-train-core[convert]'",
-            code=Exit.ENVIRONMENT,
-        ) from None
-    checkpoint = open_checkpoint(path, options=OpenOptions(iteration=None if iteration is None else str(iteration)))
+    checkpoint = open_weights(path, iteration)
     wanted = job.family.hf_tensors(job.spec)
     for name, shape in checkpoint.tensors.items():
         if name in wanted and tuple(shape) != tuple(wanted[name]):
