@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import infer_models
-from jumar.device import open_device
+from jumar.device import cpu, npu, open_device
 from jumar.infer import Engine, Sampling
 from jumar.infer.engine import Limits
 from jumar.infer.matrices import KINDS, Matrices, check_kind
@@ -88,10 +88,10 @@ def test_other_families(model_type: str, tmp_path: Path) -> None:
 
 def test_kinds_that_do_not_exist() -> None:
     for kind, device, dtype in (
-        ("int4", "cpu", torch.float32),
-        ("int8-dynamic", "npu", torch.float32),
-        ("int8-dynamic", "cpu", torch.bfloat16),
+        ("int4", cpu, torch.float32),
+        ("int8-dynamic", npu, torch.float32),
+        ("int8-dynamic", cpu, torch.bfloat16),
     ):
         with pytest.raises(ToolError) as fault:
-            check_kind(kind, device, dtype)
+            check_kind(kind, device.DEVICE, dtype)
         assert fault.value.code == Exit.USAGE

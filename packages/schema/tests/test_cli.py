@@ -19,6 +19,7 @@ import pytest
 
 from jumar.schema.cli import human_bytes, say_error
 from jumar.schema.errors import Exit, ToolError
+from jumar.schema.options import one_of
 
 APP = '''
 import sys, time
@@ -312,3 +313,14 @@ def test_an_error_as_text_has_its_hint() -> None:
     assert str(ToolError("no rope")) == "no rope"
     assert str(ToolError("no rope", hint="bring one")) == "no rope\nhint: bring one"
     assert ToolError("no rope").code == Exit.INPUT == 3
+
+
+def test_help_names_what_other_packages_bring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = tmp_path / "ropes-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: ropes\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[jumar.ropes]\nstatic = ropes:STATIC\ndynamic = ropes:DYNAMIC\n")
+    assert one_of("auto", group="jumar.ropes") == "auto."
+    monkeypatch.syspath_prepend(tmp_path)
+    assert one_of("auto", group="jumar.ropes") == "auto, dynamic or static."
+    assert one_of("one", "other") == "one or other."

@@ -19,6 +19,7 @@ from megatron.core.utils import get_batch_on_this_cp_rank
 
 from data_jobs import VOCAB, make_data, make_job
 from data_ranks import FORK, PATIENCE_S, python_path
+from jumar.device import cpu, cuda, npu
 from jumar.schema.errors import Exit, ToolError
 from jumar.train_core.data.batch import Batches, sample_numbers, split_for_cp, workers_for
 from jumar.train_core.data.pretrain import datasets
@@ -216,7 +217,8 @@ sys.exit(7)
 
 
 def test_workers_by_device() -> None:
-    assert [workers_for(None, "cpu"), workers_for(None, "npu"), workers_for(0, "cuda"), workers_for(3, "cpu")] == [0, 2, 0, 3]
+    assert [workers_for(None, cpu.DEVICE), workers_for(None, npu.DEVICE)] == [0, 2]
+    assert [workers_for(0, cuda.DEVICE), workers_for(3, cpu.DEVICE)] == [0, 3]
 
 
 # --- context parallelism

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from jumar.schema.cli import make_app, run
+from jumar.schema.dialects import DIALECTS
 from jumar.schema.errors import Exit, ToolError
+from jumar.schema.options import one_of
 
 if TYPE_CHECKING:
     from jumar.ckpt_convert.checkpoint import Checkpoint, OpenOptions
@@ -78,9 +80,7 @@ def to_megatron(
         bool, typer.Option("--moe-tp-extend-ep", help="Whole experts over ep * tp ranks (MindSpeed).", rich_help_panel="Layout")
     ] = False,
     expert_layout: Annotated[str, typer.Option(help="sequential or grouped.", rich_help_panel="Layout")] = "sequential",
-    dialect: Annotated[
-        str, typer.Option(help="mcore, te, mindspeed, mindspeed-v1 or legacy.", rich_help_panel="Layout")
-    ] = "mcore",
+    dialect: Annotated[str, typer.Option(help=one_of(*DIALECTS), rich_help_panel="Layout")] = DIALECTS[0],
     mla_mm_split: Annotated[
         bool, typer.Option("--mla-mm-split", help="Part MLA's up-projections (MindSpeed).", rich_help_panel="Layout")
     ] = False,
@@ -120,7 +120,6 @@ def to_megatron(
     """Write Megatron shards (mp_rank_*) from a Hugging Face directory, from Megatron shards of any other layout, or from a
     LoRA adapter alone."""
     from jumar.ckpt_convert.convert import plan_megatron
-    from jumar.schema.dialects import DIALECTS
     from jumar.schema.parallel import ParallelLayout
 
     _choice("--schedule", schedule, "1f1b", "dualpipev")

@@ -37,6 +37,7 @@ class Device(ABC):
 
     name: ClassVar[str]  # what --device says; the torch.device is what `activate` returns
     backend: ClassVar[str]  # of torch.distributed
+    host: ClassVar[bool] = False  # the machine's own processors and memory, which all its ranks share
 
     @abstractmethod
     def missing(self) -> Missing | None:

@@ -22,6 +22,7 @@ class Cpu(Device):
 
     name: ClassVar[str] = "cpu"
     backend: ClassVar[str] = "gloo"
+    host: ClassVar[bool] = True
 
     def missing(self) -> Missing | None:
         """Nothing ever is."""

@@ -12,6 +12,7 @@ import typer
 
 from jumar.schema.cli import make_app, print_json, run, say
 from jumar.schema.errors import Exit, ToolError
+from jumar.schema.options import one_of
 
 if TYPE_CHECKING:
     from jumar.eval.requests import Model
@@ -29,7 +30,7 @@ AT_ONCE = 16
 """Requests that an endpoint is sent at once, unless told."""
 ADDRESS = ("http://", "https://")
 HOW, WHAT, WHERE = "How it runs", "What is asked", "Where it goes"
-DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or npu.", rich_help_panel=HOW)]
+DeviceName = Annotated[str, typer.Option("--device", help=one_of("auto", group="jumar.devices"), rich_help_panel=HOW)]
 Dtype = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.", rich_help_panel=HOW)]
 Quantize = Annotated[
     str | None, typer.Option(metavar="KIND", help="Matrices as int8 or int8-dynamic.", show_default="no", rich_help_panel=HOW)

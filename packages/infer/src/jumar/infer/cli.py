@@ -13,7 +13,7 @@ import typer
 from jumar.schema.cli import make_app, mute, print_json, say
 from jumar.schema.cli import run as run_app
 from jumar.schema.errors import Exit, ToolError
-from jumar.schema.options import grouped
+from jumar.schema.options import grouped, one_of
 
 if TYPE_CHECKING:
     from jumar.infer.engine import Engine
@@ -51,7 +51,7 @@ class Run:
     """How a model runs."""
 
     engine: Annotated[str, how(help="auto, jumar or transformers; auto: jumar, where it knows the model.")] = "auto"
-    device: Annotated[str, how(help="auto, cpu, cuda or npu.")] = "auto"
+    device: Annotated[str, how(help=one_of("auto", group="jumar.devices"))] = "auto"
     dtype: Annotated[str, how(help="auto, fp32, bf16 or fp16.")] = "auto"
     quantize: Annotated[str | None, how(metavar="KIND", help="Matrices as int8 or int8-dynamic.", show_default="no")] = None
     tokenizer: Annotated[Path | None, how(metavar="DIR", help="tokenizer.json's.", show_default="MODEL's")] = None

@@ -55,7 +55,7 @@ class Engine:
         self.defaults: Defaults = opened.defaults
         self.notes = opened.notes
         self.context = opened.context
-        self.paged = self.device.name != "cpu" if paged is None else paged
+        self.paged = not self.device.host if paged is None else paged
         chunk = -(-(limits.chunk if self.decoder.in_chunks else self.context) // PAGE) * PAGE
         self.max_batch = limits.max_batch or self._at_once(limits.cache_tokens)
         pages = self._pages(limits.cache_tokens)
@@ -76,11 +76,11 @@ class Engine:
             found = cache_tokens // tokens
         else:
             found = self._for_cache(free_bytes(self.device)) // max(tokens * each + self.decoder.place_bytes(), 1)
-        return self.decoder.ranks.same(max(2, min(found, 64 if self.device.name == "cpu" else 256)))
+        return self.decoder.ranks.same(max(2, min(found, 64 if self.device.host else 256)))
 
     def _for_cache(self, free: int) -> int:
         """What of the free memory is for the cache: on a CPU others need some."""
-        return int(free * (0.25 if self.device.name == "cpu" else 0.8))
+        return int(free * (0.25 if self.device.host else 0.8))
 
     def _pages(self, tokens: int | None) -> int:
         """Pages of the cache. Raises ToolError (4) where the memory does not hold them."""

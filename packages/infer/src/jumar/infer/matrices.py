@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jumar.device import Ops
+from jumar.device import Device, Ops
 from jumar.schema.errors import Exit, ToolError
 
 KINDS = ("int8", "int8-dynamic")
@@ -72,15 +72,15 @@ class Matrices:
         return lambda x: torch.stack([matrix(part) for matrix, part in zip(made, x.unbind(1), strict=True)], 1)
 
 
-def check_kind(kind: str, device: str, dtype: torch.dtype) -> str:
+def check_kind(kind: str, device: Device, dtype: torch.dtype) -> str:
     """One line on what is done. Raises ToolError (2) for what does not exist on the device, or in the dtype."""
     if kind not in KINDS:
         raise ToolError(f"there is no quantisation {kind!r}", hint=f"choose among {', '.join(KINDS)}", code=Exit.USAGE)
-    if kind == "int8-dynamic" and device != "cpu":
-        raise ToolError(f"int8-dynamic has no kernel on {device}", hint="choose --quantize int8", code=Exit.USAGE)
+    if kind == "int8-dynamic" and not device.host:
+        raise ToolError(f"int8-dynamic has no kernel on {device.name}", hint="choose --quantize int8", code=Exit.USAGE)
     if kind == "int8-dynamic" and dtype != torch.float32:
         raise ToolError("int8-dynamic is computed in fp32 beside its integers", hint="leave --dtype out", code=Exit.USAGE)
-    if kind == "int8" and device == "cpu":
+    if kind == "int8" and device.host:
         return (
             "weights rounded to int8 and held in the dtype, to see what an accelerator would say: int8-dynamic is small and fast"
         )

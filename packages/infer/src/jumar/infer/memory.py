@@ -21,7 +21,7 @@ def free_bytes(device: Device) -> int:
     """What can still be taken on this process's device."""
     if isinstance(device, Accelerator):
         return int(device.api().mem_get_info()[0])
-    if device.name == "cpu":  # which the ranks of this machine share
+    if device.host:  # which the ranks of this machine share
         return host_free_bytes() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     memory = device.memory()
     return max(memory.total_bytes - memory.allocated_bytes, 0)

@@ -151,7 +151,7 @@ def open_model(
     where = hardware.activate(int(os.environ.get("LOCAL_RANK", "0")))
     kind, why = _dtype(dtype, checkpoint.spec.dtype, hardware)
     if quantize is not None:
-        notes.append(check_kind(quantize, hardware.name, kind))
+        notes.append(check_kind(quantize, hardware, kind))
     layout = ParallelLayout(tp=ranks.tp_size, pp=ranks.pp_size)
     shards = layout.shards(moe=checkpoint.spec.moe is not None)
     shard = next(s for s in shards if (s.tp, s.pp) == (ranks.tp, ranks.pp))
@@ -234,7 +234,7 @@ def _dtype(name: str, published: str, device: Device) -> tuple[torch.dtype, str]
     if name != "auto":
         return DTYPES[name], f"{name} as asked for"
     short = {v: k for k, v in DTYPES.items()}
-    if device.name == "cpu":
+    if device.host:
         return torch.float32, "fp32: on most CPUs the others are emulated"
     kind = NAMES.get(published, torch.bfloat16)
     if kind == torch.bfloat16 and not device.has_bf16():

@@ -162,21 +162,25 @@ def _without_own_tokenizer(options: dict[str, Value], model: str | None) -> None
 
 def _tasks(t: Facts, flag: Flag) -> Outcome:
     task = t.job.last("--task")
-    known = tables()["evaluation"].more["tasks"]
-    names = [known.get(name) for word in (words(task) if task is not None else []) for name in word.split(",")]
-    if not names or None in names:
+    more = tables()["evaluation"].more
+    asked = [name for word in (words(task) if task is not None else []) for name in word.split(",")]
+    names = [more["tasks"][name] for name in asked if name in more["tasks"]]
+    if not names or len(names) < len(asked):
         return Outcome("refused", why="jumar-eval list --protocol mindspeed shows the tasks; one of your own is a YAML file")
     if t.has("--chain-of-thought"):
-        if names != ["bbh"]:
-            return Outcome("refused", why="bbh alone is asked step by step: leave --chain-of-thought out")
-        names = ["bbh_cot"]
-    if "needlebench" in names and (length := t.job.last("--max-position-embeddings")) is not None:
-        thousands = whole(length) // 1024
-        if thousands not in (lengths := tables()["evaluation"].more["lengths"]):
-            held = ", ".join(str(1024 * n) for n in lengths)
-            return Outcome("refused", why=f"needlebench is of --max-position-embeddings {held}: give one of them")
-        names = [f"{name}_{thousands}k" if name == "needlebench" else name for name in names]
-    return option("--tasks", ",".join(map(str, names)))
+        steps = more["step by step"]
+        if not set(names) <= set(steps):
+            return Outcome("refused", why=f"{', '.join(steps)} alone is asked step by step: leave --chain-of-thought out")
+        names = [steps[name] for name in names]
+    length = t.job.last("--max-position-embeddings")
+    for place, name in enumerate(names):
+        if length is None or (sets := more["sets"].get(name)) is None:
+            continue
+        if (thousands := whole(length) // 1024) not in sets:
+            held = ", ".join(str(1024 * n) for n in sets)
+            return Outcome("refused", why=f"{name} is of --max-position-embeddings {held}: give one of them")
+        names[place] = f"{name}_{thousands}k"
+    return option("--tasks", ",".join(names))
 
 
 def _data(t: Facts, flag: Flag) -> Outcome:

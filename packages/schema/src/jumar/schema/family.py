@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from jumar.schema.config import ConfigReader
+from jumar.schema.dialects import DIALECTS
 from jumar.schema.errors import ToolError
 from jumar.schema.spec import ModelSpec, check_spec
 from jumar.schema.weights import Rule, part_shape
 
-EVERYWHERE = ("mcore", "te", "mindspeed", "mindspeed-v1")
+EVERYWHERE = tuple(name for name in DIALECTS if name != "legacy")
 """Megatron spellings of a model that every stack has; `legacy` is for those that Megatron-LM had before megatron-core."""
 
 

@@ -1,4 +1,4 @@
-"""Options that several commands share, stated once: a dataclass whose fields are options."""
+"""Options that several commands share, stated once: a dataclass whose fields are options, and what their help says."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
+from importlib.metadata import entry_points
 from typing import Any
 
 
@@ -35,3 +36,9 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     )
     spread.__annotations__ = {name: type_ for name, (type_, _) in shown.items()}
     return spread
+
+
+def one_of(*names: str, group: str | None = None) -> str:
+    """What an option may be, for its help: "auto, cpu, cuda or npu." group: and the names of these entry points."""
+    *most, last = [*names, *sorted(point.name for point in entry_points(group=group))] if group else names
+    return f"{', '.join(most)} or {last}." if most else f"{last}."

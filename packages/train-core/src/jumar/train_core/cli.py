@@ -9,6 +9,7 @@ import typer
 
 from jumar.schema.cli import make_app, print_json, run, stdout_for_data
 from jumar.schema.errors import Exit
+from jumar.schema.options import one_of
 
 app = make_app(
     "jumar-train",
@@ -17,9 +18,8 @@ app = make_app(
     "What does not fit is said before anything is launched.",
     epilog="Example: jumar-train pretrain recipe.yaml --nproc 8 --set load.path=hf/",
 )
-DEVICES = "auto, cpu, cuda or npu."
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
-DeviceName = Annotated[str, typer.Option("--device", help=DEVICES)]
+DeviceName = Annotated[str, typer.Option("--device", help=one_of("auto", group="jumar.devices"))]
 
 
 Recipe = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="What to train: `jumar-train schema` shows all of it.")]

@@ -306,7 +306,7 @@ def _prepare(name: str, world: int, *, tell: bool) -> str:
 
     device = open_device(name)
     local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-    if device.name != "cpu" and local > device.count():  # ranks on a CPU share it
+    if not device.host and local > device.count():  # ranks on a CPU share it
         raise ToolError(
             f"{local} ranks on this machine, which has {device.count()} devices {device.name!r}",
             hint=f"--nproc {device.count()}, or more machines under torchrun",

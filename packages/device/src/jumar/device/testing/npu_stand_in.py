@@ -73,6 +73,7 @@ class NpuOnCpu(Cpu):
     """The CPU with the NPU's table: real NPU operation code over the stand-in. gloo, not HCCL; no device is activated."""
 
     name: ClassVar[str] = "npu-on-cpu"
+    host: ClassVar[bool] = False
 
     def ops(self) -> Ops:
         """The NPU's table. From then on this process's NPU operations go to the stand-in."""

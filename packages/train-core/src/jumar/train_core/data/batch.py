@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from jumar.device import Device
 from jumar.schema.errors import Exit, ToolError
 from jumar.train_core.data.tuning import Tuning
 
@@ -173,9 +174,9 @@ def reader_died(fault: RuntimeError) -> ToolError | None:
     )
 
 
-def workers_for(given: int | None, device: str) -> int:
-    """`data.workers`, resolved: on a CPU, processes that read ahead take from what computes. device: "cpu", "cuda", "npu"."""
-    return given if given is not None else 0 if device == "cpu" else 2
+def workers_for(given: int | None, device: Device) -> int:
+    """`data.workers`, resolved: on a CPU, processes that read ahead take from what computes."""
+    return given if given is not None else 0 if device.host else 2
 
 
 class _Reader(Dataset[Any]):

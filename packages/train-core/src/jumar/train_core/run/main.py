@@ -121,7 +121,7 @@ def run(job: Job, hardware: Device, where: torch.device, stop: Stop, metrics: An
                 vocab_size=job.spec.vocab_size,
                 consumed=consumed,
                 stop=stop,  # its readers end there by themselves
-                workers=workers_for(recipe.data.workers, hardware.name),
+                workers=workers_for(recipe.data.workers, hardware),
             )
         open_batches.callback(made.close)
         return (own_part(batch, cp.rank(), cp.size()) for batch in made)
