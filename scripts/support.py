@@ -27,6 +27,7 @@ SHOWN = {
     "in megatron-core's model": ("tests/parity/test_megatron_logits.py", "test_logits_are_those_of_transformers"),
     "trained in layouts": ("tests/parity/test_train_layouts.py", "test_a_layout_computes_what_one_process_computes"),
     "answers of transformers": ("packages/infer/tests/test_parity.py", ""),
+    "whole chain": ("tests/e2e/test_chain.py", ""),
 }
 """Column -> file and test (empty: any of the file) that shows it, on a CPU."""
 RUN = {"cpu": "run: the tests of this repository"}
