@@ -1,7 +1,7 @@
-"""Writes docs/compatibility.md from the tests that show it: every row is a `compat` marker, with the tests that carry it.
+"""Writes docs/compatibility.md, and its Chinese, from the tests: every row is a `compat` marker, with the tests that carry it.
 
-    python scripts/compatibility.py            writes the page
-    python scripts/compatibility.py --check    fails if it is not what the tests say
+    python scripts/compatibility.py            writes the pages
+    python scripts/compatibility.py --check    fails if they are not what the tests say
 
 A marker says what a test shows:
 
@@ -20,8 +20,10 @@ from pathlib import Path
 
 import pytest
 
+from chinese import rows
+
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs/compatibility.md"
+PAGES = [ROOT / "docs/compatibility.md", ROOT / "docs/zh/compatibility.md"]
 START, END = "<!-- compat table: scripts/compatibility.py writes it -->", "<!-- end of the compat table -->"
 ORDER = ("read", "written", "refused")
 Row = tuple[str, str, str, str]
@@ -44,7 +46,7 @@ class Collector:
                 self.rows[framework, file, does, how].add(test)
 
 
-def table() -> str:
+def table() -> list[str]:
     """The table of all markers, sorted by framework, file and what is done with it."""
     collector = Collector()
     tests = (path for folder in ("tests", "packages/*/tests") for path in ROOT.glob(f"{folder}/**/test_*.py"))
@@ -58,21 +60,25 @@ def table() -> str:
         framework, file, does, how = row
         tests = "<br>".join(f"`{test.rpartition('/')[2]}`" for test in sorted(collector.rows[row]))
         lines.append(f"| {framework} | {file} | {does} | {how} | {tests} |")
-    return "\n".join(lines)
+    return lines
 
 
-def rewritten(text: str) -> str:
+def rewritten(text: str, lines: list[str]) -> str:
     """A page's text with the table of today."""
     head, _, rest = text.partition(START)
-    return f"{head}{START}\n\n{table()}\n\n{END}{rest.partition(END)[2]}"
+    body = "\n".join(lines)
+    return f"{head}{START}\n\n{body}\n\n{END}{rest.partition(END)[2]}"
 
 
 def main() -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    new = rewritten(text)
-    if "--check" in sys.argv[1:]:
-        sys.exit(0 if new == text else f"{PAGE.relative_to(ROOT)} is not what the tests say: python scripts/compatibility.py")
-    PAGE.write_text(new, encoding="utf-8")
+    english = table()
+    for page, lines in zip(PAGES, (english, rows("compatibility", english)), strict=True):
+        text = page.read_text(encoding="utf-8")
+        new = rewritten(text, lines)
+        if "--check" not in sys.argv[1:]:
+            page.write_text(new, encoding="utf-8")
+        elif new != text:
+            sys.exit(f"{page.relative_to(ROOT)} is not what the tests say: python scripts/compatibility.py")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Writes docs/support.md: what there is, from the registries, and what was run of it, from the tests that name it.
+"""Writes docs/support.md, and its Chinese: what there is, from the registries; what was run of it, from the tests that name it.
 
-python scripts/support.py            writes the page
-python scripts/support.py --check    fails if it is not what registries and tests say
+python scripts/support.py            writes the pages
+python scripts/support.py --check    fails if they are not what registries and tests say
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from pathlib import Path
 
 import pytest
 
+from chinese import rows, translator
 from jumar.eval.task import PROTOCOLS, load_task, task_files
 from jumar.schema.registry import families
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs/support.md"
+PAGES = [ROOT / "docs/support.md", ROOT / "docs/zh/support.md"]
 START, END = "<!-- support tables: scripts/support.py writes them -->", "<!-- end of the support tables -->"
 SHOWN = {
     "converted, byte for byte": ("packages/ckpt-convert/tests/test_roundtrip.py", "test_a_sample_of_layouts"),
@@ -87,20 +88,24 @@ def of_tasks() -> list[str]:
     return rows
 
 
-def rewritten(text: str) -> str:
+def rewritten(text: str, tables: dict[str, list[str]]) -> str:
     """A page's text with the tables of today."""
     head, _, rest = text.partition(START)
-    titles = {"## Model families": of_families, "## Devices": of_devices, "## Benchmarks": of_tasks}
-    body = "\n\n".join(f"{title}\n\n" + "\n".join(rows()) for title, rows in titles.items())
+    body = "\n\n".join(f"## {title}\n\n" + "\n".join(lines) for title, lines in tables.items())
     return f"{head}{START}\n\n{body}\n\n{END}{rest.partition(END)[2]}"
 
 
 def main() -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    new = rewritten(text)
-    if "--check" in sys.argv[1:]:
-        sys.exit(0 if new == text else f"{PAGE.relative_to(ROOT)} is not what is there: python scripts/support.py")
-    PAGE.write_text(new, encoding="utf-8")
+    english = {"Model families": of_families(), "Devices": of_devices(), "Benchmarks": of_tasks()}
+    say = translator("support")
+    chinese = {say(title): rows("support", lines) for title, lines in english.items()}
+    for page, tables in zip(PAGES, (english, chinese), strict=True):
+        text = page.read_text(encoding="utf-8")
+        new = rewritten(text, tables)
+        if "--check" not in sys.argv[1:]:
+            page.write_text(new, encoding="utf-8")
+        elif new != text:
+            sys.exit(f"{page.relative_to(ROOT)} is not what is there: python scripts/support.py")
 
 
 if __name__ == "__main__":

@@ -17,21 +17,20 @@ from unittest import mock
 
 import pytest
 
-sys.path.append(str(Path(__file__).parents[1] / "e2e"))  # as a script it has no pytest to do so
+sys.path += [str(Path(__file__).parents[n] / name) for n, name in ((1, "e2e"), (2, "scripts"))]  # as pytest does
 import forked
+from chinese import rows as rows
+from chinese import translator as translator
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("packages/*/*.md")])
-README, CONVERT, DATA, TRAIN, CORRECTNESS, FAMILIES = (
-    ROOT / name
-    for name in ("README.md", "docs/convert.md", "docs/data.md", "docs/train.md", "docs/correctness.md", "docs/families.md")
-)
-INFER, EVAL, MIGRATE, QUICKSTART, VERSIONS, FAQ, INDEX = (
-    ROOT / f"docs/{name}.md" for name in ("infer", "eval", "migrate", "quickstart", "versions", "faq", "index")
-)
-GUIDES = ROOT / "docs/guides"
-BOTH = (INDEX, CONVERT, DATA, TRAIN, INFER, EVAL, CORRECTNESS, MIGRATE, QUICKSTART, VERSIONS, FAQ, *sorted(GUIDES.glob("*.md")))
-TRANSLATED = {README: ROOT / "README.zh-CN.md"} | {page: ROOT / "docs/zh" / page.relative_to(ROOT / "docs") for page in BOTH}
+DOCS = ROOT / "docs"
+README = ROOT / "README.md"
+CONVERT, DATA, TRAIN, INFER, EVAL, MIGRATE = (DOCS / f"{n}.md" for n in ("convert", "data", "train", "infer", "eval", "migrate"))
+QUICKSTART, FAMILIES, FAQ, SUPPORT = (DOCS / f"{n}.md" for n in ("quickstart", "families", "faq", "support"))
+GUIDES = DOCS / "guides"
+BOTH = sorted([*DOCS.glob("*.md"), *GUIDES.glob("*.md")])  # each in docs/zh too
+TRANSLATED = {README: ROOT / "README.zh-CN.md"} | {page: DOCS / "zh" / page.relative_to(DOCS) for page in BOTH}
 DEMO = ROOT / "runs/demo/hf"
 COLUMNS = 100
 

@@ -35,6 +35,7 @@ from pages import (
     PROGRAMS,
     ROOT,
     RUNNABLE,
+    SUPPORT,
     TOUR,
     TRANSLATED,
     Play,
@@ -43,6 +44,8 @@ from pages import (
     blocks,
     play,
     relative,
+    rows,
+    translator,
 )
 
 OTHERS_OPTIONS = {
@@ -182,8 +185,9 @@ def traits(family: Family) -> tuple[str, str, str, str]:
 
 
 def test_the_table_of_families_is_the_registry() -> None:
-    text = FAMILIES.read_text(encoding="utf-8")
-    assert "\n".join(table_of_families()) in text, "mend with: python tests/docs/test_docs.py"
+    table = table_of_families()
+    for page, lines in ((FAMILIES, table), (TRANSLATED[FAMILIES], rows("families", table))):
+        assert "\n".join(lines) in page.read_text(encoding="utf-8"), "mend with: python tests/docs/test_docs.py"
 
 
 def test_the_page_of_what_is_read_and_written_is_what_the_tests_show() -> None:
@@ -197,12 +201,13 @@ def test_the_page_of_flags_is_what_the_tables_say() -> None:
 
 
 def test_the_page_of_support_has_all_that_the_registries_have() -> None:
-    text = (ROOT / "docs/support.md").read_text(encoding="utf-8")
     tasks = {name for protocol in PROTOCOLS for name in task_files(protocol)}
     devices = {point.name for point in entry_points(group="jumar.devices")}
-    for title, there in {"Model families": set(families()), "Devices": devices, "Benchmarks": tasks}.items():
-        rows = re.search(rf"^## {title}\n\n((?:\|.*\n)+)", text, re.MULTILINE)[1]
-        assert set(re.findall(r"^\| `(.*?)` \|", rows, re.MULTILINE)) == there, "mend with: python scripts/support.py"
+    for page, say in ((SUPPORT, str), (TRANSLATED[SUPPORT], translator("support"))):
+        text = page.read_text(encoding="utf-8")
+        for title, there in {"Model families": set(families()), "Devices": devices, "Benchmarks": tasks}.items():
+            table = re.search(rf"^## {say(title)}\n\n((?:\|.*\n)+)", text, re.MULTILINE)[1]
+            assert set(re.findall(r"^\| `(.*?)` \|", table, re.MULTILINE)) == there, "mend with: python scripts/support.py"
 
 
 @pytest.mark.slow
@@ -283,8 +288,10 @@ def replace_blocks(page: Path, new: dict[int, list[str]]) -> None:
 
 
 def main() -> None:
-    table = re.compile(r"^\| model_type \|.*\n(?:\|.*\n)*", re.MULTILINE)
-    FAMILIES.write_text(table.sub(lambda _: "\n".join(table_of_families()) + "\n", FAMILIES.read_text(encoding="utf-8"), count=1))
+    shown, table = re.compile(r"^\| model_type \|.*\n(?:\|.*\n)*", re.MULTILINE), table_of_families()
+    for page, lines in ((FAMILIES, table), (TRANSLATED[FAMILIES], rows("families", table))):
+        new = "\n".join(lines) + "\n"
+        page.write_text(shown.sub(lambda _, new=new: new, page.read_text(encoding="utf-8"), count=1), encoding="utf-8")
     pages = {Path(name).resolve() for name in sys.argv[1:]} or {*TRANSLATED, *(what.page for what in RUNNABLE)}
     for what in (what for what in RUNNABLE if what.page in pages):
         with tempfile.TemporaryDirectory() as home:
