@@ -28,7 +28,7 @@ def translator(section: str) -> Say:
     def say(text: str) -> str:
         if text in words:
             return str(words[text])
-        others = re.findall(r"[A-Za-z][\w.-]*", re.sub(r"`[^`]*`|<br>", "", text))
+        others = re.findall(r"-*[A-Za-z][\w.-]*", re.sub(r"`[^`]*`|<br>", "", text))
         if set(others) <= names:
             return text
         sys.exit(f"scripts/{WORDS.name}: {section}: has no Chinese for {text!r}")
