@@ -93,8 +93,17 @@ def test_a_torn_archive(tmp_path: Path) -> None:
             if len(content) == len(whole) and at == 5:  # a time in the header
                 assert len(read_rows(path)) == 200
                 continue
-            with pytest.raises(ToolError, match=str(path)):
+            with pytest.raises(ToolError, match=str(path)) as fault:
                 read_rows(path)
+            assert "fetch the file again" in str(fault.value.hint)
+    path.write_bytes(whole[:-20])
+    with pytest.raises(ToolError, match=r"a\.jsonl\.gz is cut or damaged: Compressed file ended") as fault:
+        read_rows(path)
+    assert fault.value.hint == f"fetch the file again; gzip -t {path} checks it"
+    path.write_bytes(b'{"q": 1}\n')
+    with pytest.raises(ToolError, match="is damaged, or no gzip") as fault:
+        read_rows(path)
+    assert str(fault.value.hint).endswith("if it is not compressed, rename it: a.jsonl")
 
 
 @pytest.mark.parametrize(

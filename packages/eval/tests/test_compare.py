@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,73 @@ def test_differences_are_paired(tmp_path: Path) -> None:
         (3, 0, 1, "another prompt"),
     ]
     assert shown[0]["answers"] == ["choice 0, by 0.500", "choice 1, by 0.500"]
+
+
+def texts(out: Path, metric: str, values: list[Any], **more: Any) -> Path:
+    """A run over texts, whose documents have these sums and weights."""
+    out.mkdir()
+    (out / "results.json").write_text(json.dumps({"results": {"texts": {}}}))
+    rows = [
+        {"doc_id": i, "filter": "none", "metrics": [metric], metric: value, "doc_hash": str(i), "prompt_hash": "p", "target": "t"}
+        | {"filtered_resps": [-1.0]}
+        | more
+        for i, value in enumerate(values)
+    ]
+    (out / "samples_texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return out
+
+
+def bits(values: list[list[float]]) -> float:
+    return -sum(v for v, _ in values) / sum(w for _, w in values) / math.log(2)
+
+
+def perplexity(values: list[list[float]]) -> float:
+    return math.exp(-sum(v for v, _ in values) / sum(w for _, w in values))
+
+
+@pytest.mark.parametrize("metric, score", [("bits_per_byte", bits), ("word_perplexity", perplexity)])
+def test_scores_of_whole_texts_are_paired_and_weighed(metric: str, score: Any, tmp_path: Path) -> None:
+    drawn = random.Random(0)
+    first = [[-drawn.uniform(1, 2) * w, w] for w in (drawn.randint(5, 500) for _ in range(200))]
+    second = [[v * drawn.uniform(0.8, 1.1), w] for v, w in first]
+    (found,) = compare(texts(tmp_path / "a", metric, first), texts(tmp_path / "b", metric, second)).differences
+    assert (found.documents, found.first, found.second) == (200, pytest.approx(score(first)), pytest.approx(score(second)))
+    assert found.change < 0
+    left = [score(second[:i] + second[i + 1 :]) - score(first[:i] + first[i + 1 :]) for i in range(200)]
+    middle = sum(left) / 200
+    jackknife = math.sqrt(199 / 200 * sum((x - middle) ** 2 for x in left))
+    assert found.error == pytest.approx(jackknife, rel=0.02)
+    assert found.p == pytest.approx(math.erfc(-found.change / found.error / math.sqrt(2)))
+    assert set(found.gained) == {i for i in range(200) if second[i][0] > first[i][0]}
+    assert len(found.gained) + len(found.lost) == 200
+
+
+def test_with_equal_weights_it_is_the_error_of_a_mean(tmp_path: Path) -> None:
+    first, second = [[-8.0, 4], [-12.0, 4], [-10.0, 4]], [[-6.0, 4], [-12.0, 4], [-9.0, 4]]
+    paths = texts(tmp_path / "a", "bits_per_byte", first), texts(tmp_path / "b", "bits_per_byte", second)
+    compared = compare(*paths)
+    (found,) = compared.differences
+    changes = [(b[0] - a[0]) / 4 for a, b in zip(first, second, strict=True)]
+    mean = sum(changes) / 3
+    expected = math.sqrt(sum((c - mean) ** 2 for c in changes) / 2 / 3)
+    assert found.error == pytest.approx(expected / math.log(2))
+    assert (found.gained, found.lost) == ((0, 2), ())
+    shown = flips(*paths, compared, most=1)
+    assert [(f["doc_id"], f["target"], f["answers"]) for f in shown] == [(0, "", ["2.8854", "2.1640"])]
+    (same,) = compare(paths[0], paths[0]).differences
+    assert (same.change, same.error, same.p) == (0, 0, 1)
+
+
+def test_instructions_are_paired_by_prompt(tmp_path: Path) -> None:
+    first, second = [[True, False], [False], [True]], [[True, True], [False], [False]]
+    paths = texts(tmp_path / "a", "inst_level_strict_acc", first), texts(tmp_path / "b", "inst_level_strict_acc", second)
+    compared = compare(*paths)
+    (found,) = compared.differences
+    assert (found.first, found.second, found.gained, found.lost) == (0.5, 0.5, (0,), (2,))
+    assert [f["doc_id"] for f in flips(*paths, compared, most=2)] == [2, 0]  # the one that changed most
+    damaged = texts(tmp_path / "c", "bits_per_byte", [[1.0, 2.0], "x"])
+    with pytest.raises(ToolError, match=r"a sample's score is 'x', expected \[sum, weight\]"):
+        compare(damaged, damaged)
 
 
 def test_chance() -> None:

@@ -38,6 +38,22 @@ def test_scenes_without_a_label_are_counted(label: Any, tmp_path: Path) -> None:
     assert found.notes
 
 
+@pytest.mark.parametrize("key", ["E", "", None, 1])
+def test_keys_that_are_no_label_are_counted(key: Any, tmp_path: Path) -> None:
+    """lm-eval ends there: ValueError: 'E' is not in list."""
+    make = Maker(tmp_path)
+    labelled = {"text": ["up", "down"], "label": ["A", "B"]}
+    for name, column in (("ARC-Challenge", "question"), ("openbookqa", "question_stem")):
+        make.lines(f"{name}/test.jsonl", [{column: "q", "choices": labelled, "answerKey": given} for given in ("B", key)])
+    published = [{"text": text, "label": label} for text, label in zip(*labelled.values(), strict=True)]
+    rows = [{"question": {"stem": "q", "choices": published}, "answerKey": given} for given in ("B", key)]
+    make.lines("ARC-Easy/ARC-Easy-Test.jsonl", rows)
+    for name in ("arc_challenge", "openbookqa", "arc_easy"):
+        found = unit(name, tmp_path)
+        assert [item.target for item in found.items] == [1, -1]
+        assert "1 documents name as the right answer none of their choices; they count as answered wrongly" in found.notes
+
+
 @pytest.mark.parametrize("gold, counted", [([], True), ([7], True), ([0, 7], False), ([1], False)])
 def test_lists_of_right_answers(gold: list[int], counted: bool, tmp_path: Path) -> None:
     Maker(tmp_path).lines("agieval/agieval-sat-math/test.jsonl", [{"query": "q", "choices": ["(A)a", "(B)b"], "gold": gold}])

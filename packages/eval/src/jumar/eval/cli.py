@@ -149,8 +149,8 @@ def run_(
     )
 
     def work(opens: "Opens") -> dict[str, Any]:
-        if name is not None and not model.startswith(ADDRESS):
-            _say("warning", "--name has no effect: it is of endpoints, and MODEL is a directory")
+        for text in _without_effect(model, name, opening):
+            _say("warning", text)
         return evaluate(opens, settings, _say)
 
     results = _evaluated(_opener(model, name, opening, chat), work)
@@ -159,6 +159,18 @@ def run_(
     print_json(results) if as_json else _table(results)
     for wanted in fail_under or ():
         check(results, wanted)
+
+
+def _without_effect(model: str, name: str | None, opening: dict[str, Any]) -> Iterator[str]:
+    """Options of another kind of MODEL."""
+    if not model.startswith(ADDRESS):
+        if name is not None:
+            yield "--name has no effect: it is of endpoints, and MODEL is a directory"
+        return
+    asked = ("max_batch", "tp", "pp")  # which an endpoint has, or refuses
+    given = [f"--{key.replace('_', '-')}" for key, value in opening.items() if key not in asked and value not in (None, "auto")]
+    if given:
+        yield f"without effect: {', '.join(given)}; of checkpoints, and MODEL is an endpoint, whose server opens its model"
 
 
 def _at_once(batch: str) -> int | None:
@@ -200,6 +212,7 @@ def _asked(
 ) -> dict[str, Any]:
     """What a run must share with one that it goes on with: all that may change an answer."""
     without = ("max_batch", "cache_tokens", *(key for key in ("tp", "pp") if opening[key] == 1))
+    without = tuple(opening) if model.startswith(ADDRESS) else without
     same = {key: str(value) for key, value in opening.items() if value is not None and key not in without}
     return {
         "model": model,
@@ -292,7 +305,8 @@ def compare_(
     )
     for flip in flipped:
         answers = " -> ".join(map(repr, flip["answers"]))
-        print(f"{flip['task']} document {flip['doc_id']} ({flip['why']}): {answers}, right is {flip['target']!r}")
+        right = f", right is {flip['target']!r}" if flip["target"] else ""
+        print(f"{flip['task']} document {flip['doc_id']} ({flip['why']}): {answers}{right}")
 
 
 @app.command()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jumar.eval import results
+from jumar.eval import pooled, results
 from jumar.eval.explain import side_of, why
 from jumar.eval.journal import Sample, read_samples
 from jumar.eval.metrics import mean, stderr
@@ -21,7 +21,8 @@ class Difference:
     """Of one score: the values of both runs over the documents that both have, the second less the first.
 
     error: standard error of the difference, paired; p: how probable so large a difference is by chance; None: no spread
-    gained, lost: documents that were wrong and are right now, and the reverse; prompts: of how many the prompt is another
+    gained, lost: documents that were wrong and are right now (of texts: that are better), and the reverse
+    prompts: of how many the prompt is another
     """
 
     task: str
@@ -109,20 +110,40 @@ def _task(name: str, first: Sequence[Sample], second: Sequence[Sample], notes: l
     out = []
     for answer in dict.fromkeys(key[0] for key in common):
         pairs = [(ours[key], theirs[key]) for key in common if key[0] == answer]
-        metrics = [m for m in pairs[0][0]["metrics"] if m in pairs[0][1] and isinstance(pairs[0][0][m], int | float)]
-        out += [_difference(name, answer, metric, pairs) for metric in metrics]
+        for metric in (m for m in pairs[0][0]["metrics"] if m in pairs[0][1]):
+            if isinstance(pairs[0][0][metric], int | float):
+                out.append(_difference(name, answer, metric, pairs))
+            elif metric in pooled.METRICS:
+                out.append(_pooled_difference(name, answer, metric, pairs))
+            else:
+                notes.append(f"{name}: {metric} is not compared")
     return out
 
 
 def _difference(name: str, answer: str, metric: str, pairs: Sequence[tuple[Sample, Sample]]) -> Difference:
     first, second = ([float(s[metric]) for s in side] for side in zip(*pairs, strict=True))
     changes = [b - a for a, b in zip(first, second, strict=True)]
-    gained = tuple(s["doc_id"] for (s, _), change in zip(pairs, changes, strict=True) if change > 0)
-    lost = tuple(s["doc_id"] for (s, _), change in zip(pairs, changes, strict=True) if change < 0)
-    prompts = sum(a.get("prompt_hash") != b.get("prompt_hash") for a, b in pairs)
     error = stderr(changes)
     p = chance(changes, error)
-    return Difference(name, answer, metric, len(pairs), mean(first), mean(second), error, p, gained, lost, prompts)
+    return Difference(name, answer, metric, len(pairs), mean(first), mean(second), error, p, *_flipped(changes, pairs))
+
+
+def _pooled_difference(name: str, answer: str, metric: str, pairs: Sequence[tuple[Sample, Sample]]) -> Difference:
+    """Of sums over sums. Documents gain and lose by their own ratio."""
+    how = pooled.METRICS[metric]
+    first, second = ([pooled.pair_of(s[metric]) for s in side] for side in zip(*pairs, strict=True))
+    changes = [pooled.ratio([b]) - pooled.ratio([a]) for a, b in zip(first, second, strict=True)]
+    values = [how.of(pooled.ratio(side)) for side in (first, second)]
+    error = pooled.difference_stderr(how, first, second)
+    p = normal_chance(values[1] - values[0], error) if any(changes) else 1.0
+    return Difference(name, answer, metric, len(pairs), values[0], values[1], error, p, *_flipped(changes, pairs))
+
+
+def _flipped(changes: Sequence[float], pairs: Sequence[tuple[Sample, Sample]]) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    """(documents that are better, those that are worse, how many prompts differ)."""
+    gained = tuple(s["doc_id"] for (s, _), change in zip(pairs, changes, strict=True) if change > 0)
+    lost = tuple(s["doc_id"] for (s, _), change in zip(pairs, changes, strict=True) if change < 0)
+    return gained, lost, sum(a.get("prompt_hash") != b.get("prompt_hash") for a, b in pairs)
 
 
 def chance(changes: Sequence[float], error: float | None) -> float | None:
@@ -134,9 +155,12 @@ def chance(changes: Sequence[float], error: float | None) -> float | None:
         count, least = up + down, min(up, down)
         if count < 1000:
             return float(min(1.0, 2 * sum(math.comb(count, k) for k in range(least + 1)) / 2**count))
-    if not error:
-        return None
-    return math.erfc(abs(mean(changes)) / error / math.sqrt(2))
+    return normal_chance(mean(changes), error)
+
+
+def normal_chance(change: float, error: float | None) -> float | None:
+    """Two-sided p of a change by its standard error; None where there is none."""
+    return math.erfc(abs(change) / error / math.sqrt(2)) if error else None
 
 
 def table(compared: Compared) -> list[tuple[str, ...]]:
@@ -164,25 +188,37 @@ def table(compared: Compared) -> list[tuple[str, ...]]:
 
 
 def flips(first: Path, second: Path, compared: Compared, most: int) -> list[dict[str, Any]]:
-    """Documents whose score changed, with both answers and why; at most `most` of each task."""
+    """Documents whose score changed, with both answers and why; at most `most` of each score, those that changed most first."""
     found = [results.read(path) for path in (first, second)]
     ours, theirs = sample_files(first), sample_files(second)
     out = []
     for d in compared.differences:
         sides = [{(s["filter"], s["doc_id"]): s for s in read_samples(files[d.task])} for files in (ours, theirs)]
         runs = (side_of(found[0], d.task), side_of(found[1], d.task))
-        for number in sorted((*d.gained, *d.lost))[:most]:
+        flipped = [(_change(d, sides, number), number) for number in (*d.gained, *d.lost)]
+        for _, number in sorted(flipped, key=lambda one: (-one[0], one[1]))[:most]:
             a, b = (side[d.answer, number] for side in sides)
-            row = {
-                "task": d.task,
-                "answer": d.answer,
-                "doc_id": number,
-                "metric": d.metric,
-                "first": a[d.metric],
-                "second": b[d.metric],
-            }
-            out.append({**row, "target": a["target"], "answers": [answer_of(a), answer_of(b)], "why": why(a, b, runs)})
+            values = [value_of(d.metric, sample) for sample in (a, b)]
+            rolling = d.metric in pooled.OF_TEXTS  # what is scored is the text itself: there is no right one
+            answers = [f"{value:.4f}" for value in values] if rolling else [answer_of(a), answer_of(b)]
+            row = {"task": d.task, "answer": d.answer, "doc_id": number, "metric": d.metric, "why": why(a, b, runs)}
+            row |= {"first": values[0], "second": values[1], "target": "" if rolling else a["target"], "answers": answers}
+            out.append(row)
     return out
+
+
+def value_of(metric: str, sample: Sample) -> float:
+    """A document's own score."""
+    return (
+        pooled.METRICS[metric].of(pooled.ratio([pooled.pair_of(sample[metric])]))
+        if metric in pooled.METRICS
+        else float(sample[metric])
+    )
+
+
+def _change(d: Difference, sides: Sequence[Mapping[tuple[str, int], Sample]], number: int) -> float:
+    first, second = (value_of(d.metric, side[d.answer, number]) for side in sides)
+    return abs(second - first)
 
 
 def answer_of(sample: Sample) -> str:

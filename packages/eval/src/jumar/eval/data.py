@@ -125,7 +125,7 @@ def _value(expression: str, values: Mapping[str, Any], row: Row, where: str) -> 
     try:
         return value_of(expression)(values)
     except ToolError as fault:
-        raise ToolError(f"{where}: {fault.message} (its columns: {', '.join(map(str, row))})", hint=fault.hint) from None
+        raise fault.at(where, f" (its columns: {', '.join(map(str, row))})") from None
 
 
 def document(task: Task, found: Found, row: Row, where: str) -> Doc:

@@ -46,7 +46,12 @@ def _text(path: Path) -> str:
         return (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
     except UnicodeDecodeError as fault:
         raise ToolError(f"{path} is not UTF-8: {fault}", hint="fetch the file again, or convert it: iconv -t UTF-8") from None
-    except (OSError, EOFError, zlib.error) as fault:
+    except gzip.BadGzipFile as fault:
+        hint = f"fetch the file again; if it is not compressed, rename it: {path.name.removesuffix('.gz')}"
+        raise ToolError(f"{path} is damaged, or no gzip: {fault}", hint=hint) from None
+    except (EOFError, zlib.error) as fault:
+        raise ToolError(f"{path} is cut or damaged: {fault}", hint=f"fetch the file again; gzip -t {path} checks it") from None
+    except OSError as fault:
         raise ToolError(f"{path} cannot be read: {fault}", hint="check the path and its permissions") from None
 
 

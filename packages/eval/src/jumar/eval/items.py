@@ -174,7 +174,7 @@ class _Builder:
                 raise ToolError("it names no right answer", hint="mend the row, or leave it out")
             return Item(number, doc, target, choices, tuple(self._requests(doc, choices, examples)))
         except ToolError as fault:
-            raise ToolError(f"{where}: {fault.message}", hint=fault.hint, code=fault.code) from None
+            raise fault.at(where) from None
 
     def _choices(self, doc: Doc) -> tuple[str, ...]:
         choices = self.task.choices

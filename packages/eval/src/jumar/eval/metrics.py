@@ -243,7 +243,7 @@ def check(unit: Unit) -> None:
             for need in needs:
                 need(item.doc)
         except ToolError as fault:
-            raise ToolError(f"{unit.name}, document {item.number}: {fault.message}", hint=fault.hint, code=fault.code) from None
+            raise fault.at(f"{unit.name}, document {item.number}") from None
 
 
 def measured(

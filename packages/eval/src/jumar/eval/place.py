@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import socket
 from collections.abc import Mapping
@@ -14,6 +15,8 @@ from jumar.schema.errors import Exit, ToolError
 from jumar.schema.manifest import NAME, manifest_text, read_manifest
 
 LOCK = ".lock"
+SERVED = "served"
+"""In a recipe: the name of an endpoint's model, which is known once it is asked."""
 OURS = (
     "samples_*.jsonl",
     "samples_*.jsonl.part",
@@ -31,7 +34,8 @@ OURS = (
 class Place:
     """The directory of a run. Made before the model is opened: raises ToolError where the run could not begin.
 
-    recipe: what must be the same for a run to be gone on with. resume: go on; force: remove what is there
+    recipe: what must be the same for a run to be gone on with; more of it is known once the model is open (`begin`)
+    resume: go on; force: remove what is there
     Raises ToolError: 2 where there is something else, 4 where another run holds it, or it cannot be written.
     """
 
@@ -42,12 +46,17 @@ class Place:
             self._claim()
         self._check()
 
-    def begin(self) -> None:
-        """The directory, with its manifest. Another run may have been faster since: it is looked again."""
+    def begin(self, served: str | None = None) -> None:
+        """The directory, with its manifest. Another run may have been faster since: it is looked again.
+
+        served: the name of the model that an endpoint answers with
+        """
         self.out.mkdir(parents=True, exist_ok=True)
         if self._lock is None:
             self._claim()
-            self._check()
+        if served is not None:
+            self.recipe = {**self.recipe, SERVED: served}
+        self._check(opened=True)
         if self.force:
             for pattern in OURS:
                 for path in self.out.glob(pattern):
@@ -76,7 +85,7 @@ class Place:
         os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         self._lock = lock
 
-    def _check(self) -> None:
+    def _check(self, *, opened: bool = False) -> None:
         out = self.out
         if not out.exists():
             self._check_parent()
@@ -96,7 +105,10 @@ class Place:
         if not self.resume:
             raise ToolError(f"{out} holds a run", hint="--resume goes on with it, --force removes it", code=Exit.USAGE)
         was = there.get("recipe", {})
-        if differing := ", ".join(sorted(key for key in {*was, *self.recipe} if was.get(key) != self.recipe.get(key))):
+        keys = sorted({*was, *self.recipe} - (set() if opened else {SERVED}))
+        if differing := ", ".join(
+            _told(key, was.get(key), self.recipe.get(key)) for key in keys if was.get(key) != self.recipe.get(key)
+        ):
             hint = "ask as it did, or give another directory"
             raise ToolError(f"{out} was begun with other settings: {differing}", hint=hint, code=Exit.USAGE)
 
@@ -115,6 +127,13 @@ class Place:
         if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
             what = "is no directory" if not above.is_dir() else "cannot be written"
             raise ToolError(f"{self.out} cannot be made: {above} {what}", hint="give another directory", code=Exit.ENVIRONMENT)
+
+
+def _told(key: str, was: Any, now: Any) -> str:
+    """A setting that differs, with both values where they can be read."""
+    if isinstance(was, Mapping) or isinstance(now, Mapping):
+        return key
+    return f"{key} ({json.dumps(was, ensure_ascii=False)}, now {json.dumps(now, ensure_ascii=False)})"
 
 
 def write_whole(path: Path, text: str) -> None:

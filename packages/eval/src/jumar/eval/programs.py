@@ -56,8 +56,7 @@ def check_programs(unit: Unit) -> None:
             try:
                 program_of(unit.task, item, "")
             except ToolError as fault:
-                where = f"{unit.name}, document {item.number}"
-                raise ToolError(f"{where}: {fault.message}", hint=fault.hint, code=fault.code) from None
+                raise fault.at(f"{unit.name}, document {item.number}") from None
 
 
 def cores() -> int:

@@ -56,6 +56,7 @@ class RemoteModel:
             "model_name": self.name,
             "model_args": f"base_url={self.url},model={self.name}",
             "batch_size": self.at_once,
+            "served": self.name,
             "kinds": ("generate",) if self.chat else ("loglikelihood", "generate", "rolling"),
             "warnings": self._warnings(),
         }
@@ -96,7 +97,7 @@ class RemoteModel:
     def _loglikelihood(self, request: Request) -> Response:
         if request.alone:
             what = "an endpoint does not say which token a word is by itself"
-            raise ToolError(what, hint="score the checkpoint itself")
+            raise ToolError(what, hint="score the checkpoint itself", code=Exit.USAGE)
         stripped = request.context.rstrip()
         if not stripped:
             raise ToolError("a continuation without context cannot be scored by an endpoint", hint="score the checkpoint itself")
@@ -143,7 +144,7 @@ class RemoteModel:
 
     def _generate(self, request: Request) -> Response:
         if request.beams is not None:
-            raise ToolError(f"{self.url} does not search by beams", hint="score the checkpoint itself")
+            raise ToolError(f"{self.url} does not search by beams", hint="score the checkpoint itself", code=Exit.USAGE)
         stops = [stop for stop in request.until if stop]
         asked: dict[str, Any] = {"max_tokens": request.max_new_tokens, "temperature": 0}
         asked |= {"stop": stops[:4]} if stops else {}  # OpenAI's takes four at most

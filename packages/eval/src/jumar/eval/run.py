@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,10 +22,17 @@ from jumar.eval.place import Place
 from jumar.eval.programs import check_programs, sandbox_for
 from jumar.eval.requests import Measure, Model
 from jumar.eval.scores_csv import write_tables
-from jumar.eval.task import PROTOCOLS, Task, load_task, plain
+from jumar.eval.task import PROTOCOLS, Task, key_of, load_task, plain, task_path
+from jumar.eval.template import SourceFault
 from jumar.schema.cli import dist_version
 from jumar.schema.errors import Exit, ToolError
 
+KINDS = {"choice": "loglikelihood", "generate": "generate", "rolling": "rolling"}
+BEYOND = {
+    "alone": "the log-probability of a word by itself, of which an endpoint does not say which token it is",
+    "beams": "answers by beam search, which an endpoint does not give",
+}
+"""Keys of tasks -> what they ask for that not every model answers."""
 Say = Callable[[str, str], None]
 """Is told (word, text) for people."""
 
@@ -85,32 +92,52 @@ def evaluate(open_model: Callable[[], Model], settings: Settings, say: Say = lam
         fewshot=fewshot,
         max_new_tokens=settings.max_new_tokens,
     )
-    units = []
-    for task in tasks:
-        there = find(task, settings.data)
-        if (missing := absent(task, there)) and any(found.subject is not None for found in there):
-            few = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-            say("note", f"{task.task}: {len(missing)} of {len(missing) + len(there)} subjects are not there: {few}")
-        units += [unit_of(task, found, how) for found in there]
-    for unit in units:
-        _check_documents(unit)
-        check_programs(unit)
-        check(unit)
-        for note in unit.notes:
-            say("note", f"{unit.name}: {note}")
+    units = [unit for name, task in zip(settings.tasks, tasks, strict=True) for unit in _units(name, task, settings, how, say)]
     _check_names(units, settings.fail_under)
-    if model is not None:
-        _check_kinds(model, units)
+    for text in _without_effect(settings, tasks):
+        say("warning", text)
     with _placed(settings, recipe_of(settings, units)) as place:
         start = time.time()
         model = model or open_model()
+        _check_kinds(model, units)
         if place is not None:
-            place.begin()
+            place.begin(model.facts().get("served"))
         for note in model.facts().get("notes", ()):
             say("note", note)
-        journals = ask(model, units, settings.out, sandbox)
+        with _in_files(dict(zip(settings.tasks, tasks, strict=True)), settings.protocol):
+            journals = ask(model, units, settings.out, sandbox)
         programs = {} if sandbox is None else {"programs": "walled in" if sandbox.walls else "not walled in"}
         return _finish(model, units, journals, settings, start, say, programs)
+
+
+def _units(name: str, task: Task, settings: Settings, how: How, say: Say) -> list[Unit]:
+    """What has a score of its own, checked. Raises ToolError (3) for files and documents that do not fit."""
+    there = find(task, settings.data)
+    if (missing := absent(task, there)) and any(found.subject is not None for found in there):
+        few = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        say("note", f"{task.task}: {len(missing)} of {len(missing) + len(there)} subjects are not there: {few}")
+    with _in_files({name: task}, settings.protocol):
+        units = [unit_of(task, found, how) for found in there]
+        for unit in units:
+            _check_documents(unit)
+            check_programs(unit)
+            check(unit)
+    for unit in units:
+        for note in unit.notes:
+            say("note", f"{unit.name}: {note}")
+    return units
+
+
+@contextmanager
+def _in_files(tasks: Mapping[str, Task], protocol: str) -> Iterator[None]:
+    """Faults of templates with the file and the key where they stand. tasks: by the names that were asked for."""
+    try:
+        yield
+    except SourceFault as fault:
+        for name, task in tasks.items():
+            if key := key_of(task, fault.source):
+                raise fault.at(f"{task_path(name, protocol) or name}: {key}") from None
+        raise
 
 
 def _check_documents(unit: Unit) -> None:
@@ -131,12 +158,15 @@ def _check_names(units: Sequence[Unit], fail_under: Sequence[str]) -> None:
 
 
 def _check_kinds(model: Model, units: Sequence[Unit]) -> None:
-    """Raises ToolError (2) for what a model does not answer, which is asked of its conversations alone: before anything is."""
-    kinds = {"choice": "loglikelihood", "generate": "generate", "rolling": "rolling"}
-    answered = model.facts().get("kinds", kinds.values())
-    if other := sorted({unit.task.task for unit in units if kinds.get(unit.task.kind) not in answered}):
+    """Raises ToolError (2) for what a model does not answer: before anything is asked."""
+    answered = model.facts().get("kinds", (*KINDS.values(), *BEYOND))
+    tasks = {unit.task.task: unit.task for unit in units}
+    if other := sorted(name for name, task in tasks.items() if KINDS[task.kind] not in answered):
         what = f"{', '.join(other)}: log-likelihoods of conversations, which /v1/chat/completions does not give"
         raise ToolError(what, hint="leave --chat out, or score the checkpoint itself", code=Exit.USAGE)
+    for way, what in BEYOND.items():
+        if way not in answered and (other := sorted(name for name, task in tasks.items() if getattr(task, way))):
+            raise ToolError(f"{', '.join(other)}: {what}", hint="score the checkpoint itself", code=Exit.USAGE)
 
 
 def _finish(
@@ -148,7 +178,7 @@ def _finish(
     say: Say,
     more: dict[str, str],
 ) -> dict[str, Any]:
-    facts = {key: value for key, value in model.facts().items() if key not in ("notes", "kinds", "warnings")}
+    facts = {key: value for key, value in model.facts().items() if key not in ("notes", "kinds", "served", "warnings")}
     for text in model.facts().get("warnings", ()):
         say("warning", text)
     inner = ("model_args", "batch_size", "device", "dp")
@@ -174,6 +204,17 @@ def _finish(
         write_tables(list(zip(units, journals, strict=True)), settings.out)
         results.write(found, settings.out)
     return found
+
+
+def _without_effect(settings: Settings, tasks: Sequence[Task]) -> Iterator[str]:
+    """Options that none of the tasks heeds."""
+    kinds = {task.kind for task in tasks}
+    if settings.max_new_tokens is not None and "generate" not in kinds:
+        yield "--max-new-tokens has no effect: none of the tasks asks for texts"
+    if kinds == {"rolling"}:
+        given = {"--shots": settings.shots, "--chat": settings.chat, "--system": settings.system}
+        for option in (option for option, value in given.items() if value):
+            yield f"{option} has no effect: the tasks score texts as they are"
 
 
 def _check_protocol(settings: Settings, tasks: Sequence[Task]) -> None:

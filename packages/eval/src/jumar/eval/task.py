@@ -224,10 +224,14 @@ def task_files(protocol: str = PROTOCOLS[0]) -> dict[str, Path]:
     return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
 
 
+def task_path(name: str, protocol: str = PROTOCOLS[0]) -> Path | None:
+    """The file of a task: of its name, or the one that `name` is."""
+    return Path(name) if name.endswith((".yaml", ".yml")) else task_files(protocol).get(name)
+
+
 def load_task(name: str, protocol: str = PROTOCOLS[0]) -> Task:
     """A task by its name, or by the path of its YAML file. Raises ToolError (2) where there is none, or a key is wrong."""
-    files, base = task_files(protocol), name.rpartition("_")[0]
-    path = Path(name) if name.endswith((".yaml", ".yml")) else files.get(name)
+    files, base, path = task_files(protocol), name.rpartition("_")[0], task_path(name, protocol)
     if path is None and base in files and (found := _of_one_set(load_task(base, protocol), name)):
         return found
     if path is None:
@@ -300,6 +304,22 @@ def _odd(task: Task) -> Iterator[tuple[str, str]]:
             path = PurePosixPath("." if where is None else where)
             if where == "" or path.is_absolute() or ".." in path.parts:
                 yield f"layouts: {key} is {where!r}, and patterns are below the data directory", "give --data its directory"
+
+
+def key_of(task: Task, text: str) -> str | None:
+    """Where a text stands in a task's file ("layouts.0.fields.gold"); None where it does not."""
+
+    def found(value: Any, keys: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+        if value == text:
+            yield keys
+        elif isinstance(value, Mapping):
+            for key, inner in value.items():
+                yield from found(inner, (*keys, str(key)))
+        elif isinstance(value, list | tuple):
+            for number, inner in enumerate(value):
+                yield from found(inner, (*keys, str(number)))
+
+    return next((".".join(keys) for keys in found(plain(task), ())), None)
 
 
 def plain(task: Task) -> dict[str, Any]:

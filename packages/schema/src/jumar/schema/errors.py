@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from enum import IntEnum
 
 
@@ -31,6 +32,13 @@ class ToolError(Exception):
         self.message = message
         self.hint = hint
         self.code = code
+
+    def at(self, where: str, more: str = "") -> ToolError:
+        """The same fault, with its place before it, and what is more to be said behind."""
+        found = copy(self)
+        found.message = f"{where}: {self.message}{more}"
+        found.args = (found.message,)
+        return found
 
     def __str__(self) -> str:
         return self.message if self.hint is None else f"{self.message}\nhint: {self.hint}"
