@@ -36,6 +36,7 @@ TITLES = {
     "evaluation": ("Evaluation", "jumar-eval"),
     "launchers": ("Launchers", "jumar-train"),
     "lm_eval": ("lm-eval", "jumar-eval"),
+    "scores": ("MMLU of ModelOpt's examples", "jumar-eval"),
     "rlhf": ("MindSpeed-RL", ""),
     "reinforced": ("Reinforcement learning of Megatron-LM", ""),
     "modelopt": ("ModelOpt", ""),

@@ -21,7 +21,14 @@ from jumar.train_core.recipe import Recipe
 NAMES = (Path(__file__).parent / "names.txt").read_text().split()
 """Flags in public example scripts of MindSpeed-LLM (1.0.0, and its head of August 2026)."""
 RULES = [(name, rule) for name, table in tables().items() for rule in table.rules.values()]
-APPS = {"conversion": convert, "preprocessing": data, "inference": infer, "evaluation": evaluate, "lm_eval": evaluate}
+APPS = {
+    "conversion": convert,
+    "preprocessing": data,
+    "inference": infer,
+    "evaluation": evaluate,
+    "lm_eval": evaluate,
+    "scores": evaluate,
+}
 
 
 def options(app: typer.Typer) -> set[str]:
@@ -59,6 +66,7 @@ WAYS = {
     "inference": answering.INFERENCE,
     "evaluation": answering.EVALUATION,
     "lm_eval": answering.LM_EVAL,
+    "scores": answering.SCORES,
 }
 
 

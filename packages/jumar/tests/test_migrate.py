@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from jumar.chain.migrate import Migrated, migrate
+from jumar.chain.report import command_lines, lines
 from jumar.chain.verdicts import Made, Verdict
 from jumar.schema.errors import ToolError
 from jumar.schema.indexed import IndexedWriter
@@ -50,8 +52,8 @@ COMMANDS = {
     "--append-eod",
     "data_tune": "jumar-data sft ./alpaca.jsonl --tokenizer tok --output ./dataset/alpaca --workers 1 --format alpaca "
     "--template qwen --seq-len 128 --pack --map prompt=instruction --map query=input --map response=output",
-    "evaluate": "jumar-eval run mg --data ./mmlu --tasks mmlu --tokenizer hf --max-new-tokens 1 --dtype bf16 "
-    "--protocol mindspeed --out runs/evaluate",
+    "evaluate": "torchrun --nproc-per-node 8 -m jumar.eval run mg --data ./mmlu --tasks mmlu --tokenizer hf --tp 8 "
+    "--max-new-tokens 1 --dtype bf16 --protocol mindspeed --out runs/evaluate",
     "generate": "jumar-infer generate mg -p PROMPT --tokenizer hf --max-new-tokens 8 --temperature 0.7 --top-p 0.9 --seed 42 "
     "--dtype bf16 --chat",
     "lm_eval": "jumar-eval run hf --tasks mmlu,gsm8k --batch 8 --out out --data benchmarks",
@@ -308,6 +310,29 @@ def test_several_machines(tmp_path: Path) -> None:
     assert made.commands[0].startswith("PET_NNODES=4 PET_NODE_RANK=$RANK PET_MASTER_ADDR=10.0.0.1 jumar-train pretrain run.yaml")
 
 
+def test_ranks_that_no_launcher_says_are_those_of_one_model(tmp_path: Path) -> None:
+    alone = BASE.replace("torchrun --nproc_per_node 2", "srun -l python")
+    found = written(tmp_path, alone + "--tensor-model-parallel-size 4 --pipeline-model-parallel-size 4")
+    assert found.made[0].commands[0].startswith("PET_NNODES=2 PET_NODE_RANK=$NODE_RANK PET_MASTER_ADDR=$MASTER_ADDR jumar-train")
+    assert found.made[0].commands[0].endswith("--nproc 8")
+    notes = [text for _, text in found.notes]
+    assert any("16 are the least" in text for text in notes)
+    assert any("srun and its own words stand before the command" in text for text in notes)
+
+
+@pytest.mark.parametrize(
+    "more, fault",
+    [
+        ("--tensor-model-parallel-size 3", "3 does not divide the 2 ranks"),
+        ("--global-batch-size 9", "9 is no multiple of --micro-batch-size 1 x dp 2"),
+        ("--num-layers 5 --pipeline-model-parallel-size 2", "5 layers are no multiple of pp 2"),
+    ],
+)
+def test_layouts_that_a_dry_run_would_refuse_are_refused(more: str, fault: str, tmp_path: Path) -> None:
+    (made,) = written(tmp_path, BASE + more).made
+    assert any(fault in each for each in made.faults)
+
+
 def test_a_command_broken_off_by_a_blank_line_goes_on(tmp_path: Path) -> None:
     found = written(tmp_path, BASE + "\\\n\n    --clip-grad 0.5\n")
     assert of(found.made[0], "--clip-grad").kind == "mapped"
@@ -324,6 +349,46 @@ def test_what_is_to_be_filled_in_is_told(tmp_path: Path) -> None:
     found = written(tmp_path, 'P="your tokenizer path"\n' + BASE.replace("path m", "path $P"))
     assert "path: your tokenizer path" in next(iter(found.made[0].files.values()))
     assert any("fill in 'your tokenizer path'" in text for _, text in found.notes)
+
+
+MODELOPT = (
+    'SCRIPT_DIR="$(dirname "$(readlink -f "$0")")"\nsource "${SCRIPT_DIR}/conf/$1.sh"\ntorchrun --nproc_per_node=$((TP * PP)) '
+)
+MODELOPT += "${SCRIPT_DIR}/examples/post_training/modelopt/%s ${MODEL_ARGS} --tensor-model-parallel-size $TP "
+MODELOPT += "--pipeline-model-parallel-size $PP --tokenizer-model hf --export-te-mcore-model --finetune %s"
+
+
+@pytest.mark.parametrize(
+    "program, more, command",
+    [
+        (
+            "convert_model.py",
+            "--pretrained-model-path hf --save mg",
+            "jumar-convert to-megatron hf mg --dtype bf16 --tp 2 --pp 1 --format torch_dist",
+        ),
+        ("export.py", "--load mg --pretrained-model-name hf --export-dir out", "jumar-convert to-hf mg out --dtype bf16"),
+        (
+            "generate.py",
+            "--load mg --draft-length 0",
+            "torchrun --nproc-per-node 2 -m jumar.infer generate mg -p PROMPT --dtype bf16 --tokenizer hf",
+        ),
+        (
+            "mmlu.py",
+            "--load mg --lower-bound 0.4",
+            "torchrun --nproc-per-node 2 -m jumar.eval run mg --tasks mmlu --data benchmarks --dtype bf16 --tp 2 --tokenizer hf "
+            "--fail-under mmlu.acc=0.4",
+        ),
+    ],
+)
+def test_what_modelopt_does_to_whole_models(program: str, more: str, command: str, tmp_path: Path) -> None:
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf/small.sh").write_text('TP=2\nPP=1\nMODEL_ARGS=" --bf16 --num-layers 4 --swiglu "\n')
+    (tmp_path / "run.sh").write_text(MODELOPT % (program, more))
+    (made,) = migrate(tmp_path / "run.sh", ["small"]).made
+    assert made.commands == (command,)
+    assert not made.of("refused")
+    assert not made.of("unknown")
+    assert str(of(made, "--num-layers").line) == "3 of conf/small.sh"
 
 
 @pytest.mark.parametrize(
@@ -385,6 +450,40 @@ def test_a_script_of_other_things_is_told(tmp_path: Path) -> None:
         written(tmp_path, "echo a\npython plot.py --x 1")
     with pytest.raises(ToolError, match="is no launch script: it starts nothing"):
         written(tmp_path, "cp pretrain_gpt.py copy.py\nTP=2")
+
+
+# --- what is printed
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("name", ["pretrain_ms", "pretrain_moe", "tune_lora", "data_tune", "chat"])
+def test_a_report_fits_the_terminal(name: str, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    migrated = migrate(SCRIPTS / f"{name}.sh")
+    shown = list(lines(migrated, whole=True, written=True))
+    assert all(len(line) <= columns or len(line.split()) < 3 for line in shown)
+    for each in migrated.made[0].verdicts:
+        assert any(each.flag in line for line in shown)
+
+
+def test_a_flag_beside_its_field_is_not_told_twice() -> None:
+    migrated = migrate(SCRIPTS / "pretrain_ms.sh")
+    shown, written_ = (list(lines(migrated, whole=True, written=written)) for written in (False, True))
+    assert sum("--micro-batch-size" in line for line in shown) == sum("--micro-batch-size" in line for line in written_) == 1
+    assert any(re.fullmatch(r"mapped: \d+ flags, \d+ of them beside their fields above", line) for line in shown)
+
+
+def test_what_a_script_holds_does_not_steer_the_terminal(tmp_path: Path) -> None:
+    migrated = written(tmp_path, BASE + "--save $'\\x1b[2J' --our-own \x1b[31m")
+    assert not any("\x1b" in line for line in lines(migrated, whole=True, written=False))
+
+
+def test_a_long_command_is_typed_as_it_stands() -> None:
+    command = "jumar-data sft 'a b.jsonl' --output data/x --map prompt=instruction --map query=input --pack --seq-len 4096"
+    shown = command_lines(command, 60)
+    assert len(shown) > 1
+    assert all(len(line) <= 60 for line in shown)
+    assert shlex.split(re.sub(r"\\\n", " ", "\n".join(shown))) == shlex.split(command)
 
 
 # --- the command line

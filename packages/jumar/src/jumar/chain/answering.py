@@ -33,7 +33,13 @@ class Answers(Facts):
     def processes(self) -> int:
         """Of torchrun: those that share the model there, where one machine has them."""
         count = self.tp * self.pp
-        return count if self.nodes == 1 and 1 < count <= self.nproc else 1
+        return count if self.said_nodes == 1 and 1 < count <= (self.said_ranks or 1) else 1
+
+    @property
+    def copies(self) -> int:
+        """Processes of an evaluation: all of the machine, in as many copies of the model as they make."""
+        ranks = self.said_ranks or 1
+        return ranks if self.said_nodes == 1 and ranks % (self.tp * self.pp) == 0 else 1
 
 
 def _task(t: Facts, flag: Flag) -> Outcome:
@@ -81,7 +87,7 @@ def _family(t: Facts, flag: Flag) -> Outcome:
 
 
 def _prompts(t: Facts, flag: Flag) -> Outcome:
-    if flag.name == "--prompt-file":
+    if flag.name in ("--prompt-file", "--data"):
         return option("FILE", text(flag), 'each line {"prompt": ...}, where it has {"text": ...} there')
     if len(flag.values) > 1:
         return Outcome("refused", why='-p is one prompt; several are lines of a file, {"prompt": ...}: name it in their place')
@@ -103,19 +109,8 @@ INFERENCE = {
     "prompts": _prompts,
     "logprobs": _logprobs,
 }
-SERVED = (
-    "--host",
-    "--port",
-    "--template",
-    "--tokenizer",
-    "--dtype",
-    "--adapter",
-    "--iteration",
-    "--family",
-    "--pp",
-    "--max-batch",
-    "MODEL",
-)
+OPENED = ("MODEL", "--tokenizer", "--dtype", "--adapter", "--iteration", "--family", "--pp")
+SERVED = (*OPENED, "--host", "--port", "--template", "--max-batch")
 GREEDY = ("greedy", "greedy_search")
 SAMPLING = ("--temperature", "--top-k", "--top-p")
 SAMPLED = ("--max-new-tokens", "--temperature", "--top-k", "--top-p", "--seed", "--stop")
@@ -125,7 +120,11 @@ BATCHED = ("--num-beams", "--length-penalty", "--max-batch", "--chat", "--logpro
 def migrate_inference(job: Job, name: str, model: str | None = None) -> Made:
     """The jumar-infer command; where the script shares the model out over processes of one machine, under torchrun."""
     t = Answers(job)
-    allowed = SERVED if t.command == "serve" else (*SERVED[2:], *SAMPLED, *(BATCHED if t.command == "generate" else ()))
+    allowed = {
+        "serve": SERVED,
+        "chat": (*OPENED, *SAMPLED, "--template"),
+        "generate": (*OPENED, *SAMPLED, *BATCHED, "--template"),
+    }[t.command]
 
     def amend(outcome: Outcome) -> Outcome:
         if outcome.sets and not set(outcome.sets) <= set(allowed):
@@ -199,20 +198,30 @@ def _batch(t: Facts, flag: Flag) -> Outcome:
     )
 
 
-EVALUATION = {"tasks": _tasks, "data": _data, "batch": _batch, "family": _family}
+def _shared(t: Facts, flag: Flag) -> Outcome:
+    assert isinstance(t, Answers)
+    assert flag.rule is not None
+    if t.copies == 1:
+        return Outcome("no effect", why="weights are read as slices of the files where they lie, by one process")
+    return option(flag.rule.ours, str(whole(flag))) if whole(flag) > 1 else Outcome("default", why="--tp and --pp are 1")
+
+
+EVALUATION = {"tasks": _tasks, "data": _data, "batch": _batch, "family": _family, "shared": _shared}
 
 
 def migrate_evaluation(job: Job, name: str, model: str | None = None) -> Made:
     """The jumar-eval command, with MindSpeed-LLM's prompts and ways to count."""
     t = Answers(job)
-    verdicts, options = classed(job, EVALUATION, t)
+    ranks = "torchrun starts the ranks: --tp x --pp share a copy of the model" if t.copies > 1 else "one process does it"
+    verdicts, options = classed(job, EVALUATION, t, ranks=ranks)
+    program = ["jumar-eval"] if t.copies == 1 else ["torchrun", "--nproc-per-node", str(t.copies), "-m", "jumar.eval"]
     _without_own_tokenizer(options, model)
     options["--protocol"] = "mindspeed"
     options["--out"] = f"runs/{PurePath(name).name}"
     needed = (("--load", "MODEL", "the model with --model DIR"), ("--task", "--tasks", "a task"))
     faults = tuple(f"{flag} is not given or refused: name {what}" for flag, key, what in needed if key not in options)
     note = (job.line, "--fewshot FILE gives it that project's own worked examples (fewshot_template/*.json there)")
-    return Made(job, verdicts, (line(["jumar-eval", "run"], options, ("MODEL",)),), notes=(note,), faults=faults)
+    return Made(job, verdicts, (line([*program, "run"], options, ("MODEL",)),), notes=(note,), faults=faults)
 
 
 # --- lm-eval
@@ -264,3 +273,30 @@ def migrate_lm_eval(job: Job, name: str, model: str | None = None) -> Made:
         "nothing is fetched: --data is the folder of the benchmarks' files; jumar-eval list --data DIR says what is expected",
     )
     return Made(job, verdicts, (line(["jumar-eval", "run"], options, ("MODEL",)),), notes=(note,), faults=faults)
+
+
+# --- MMLU of Megatron-LM's examples of ModelOpt
+
+
+def _own_task() -> str:
+    """The one task that the program knows."""
+    return str(tables()["scores"].more["task"])
+
+
+def _least(t: Facts, flag: Flag) -> Outcome:
+    return option("--fail-under", f"{_own_task()}.acc={text(flag)}")
+
+
+SCORES = {"least": _least, "shared": _shared}
+
+
+def migrate_scores(job: Job, name: str, model: str | None = None) -> Made:
+    """jumar-eval with lm-eval's MMLU; the program's own prompts are near to it, and not the same."""
+    t = Answers(job)
+    verdicts, options = classed(job, SCORES, t)
+    _without_own_tokenizer(options, model)
+    options = {"--tasks": _own_task(), "--data": "benchmarks", **options}
+    faults = () if "MODEL" in options else ("--load is not given: name the model with --model DIR",)
+    note = (job.line, "its prompts are near those of lm-eval, which are asked here; --data is the folder that has mmlu's files")
+    program = ["jumar-eval"] if t.copies == 1 else ["torchrun", "--nproc-per-node", str(t.copies), "-m", "jumar.eval"]
+    return Made(job, verdicts, (line([*program, "run"], options, ("MODEL",)),), notes=(note,), faults=faults)

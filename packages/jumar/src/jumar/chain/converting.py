@@ -21,11 +21,15 @@ class Conversion(Facts):
 
     @property
     def source(self) -> str:
+        if self.modelopt:
+            return "hf" if self.has("--pretrained-model-path") else "mg"
         kind = self.said("--load-model-type") or ("hf" if (self.said("--loader") or "") in HF_LOADERS else "mg")
         return "hf" if kind == "hf" else "mg"
 
     @property
     def target(self) -> str:
+        if self.modelopt:
+            return "hf" if self.job.program.endswith("export.py") else "mg"
         kind = self.said("--save-model-type") or self.said("--saver") or "mg"
         return "hf" if "hf" in kind.split("_") else "mg"
 
@@ -36,6 +40,11 @@ class Conversion(Facts):
         if self.target == "mg":
             return "to-megatron"
         return "merge-lora" if self.has("--lora-load", "--lora-r") else "to-hf"
+
+    @property
+    def modelopt(self) -> bool:
+        """Whether it is of Megatron-LM's examples of ModelOpt, whose checkpoints are torch_dist."""
+        return "modelopt/" in self.job.program
 
     @property
     def mindspeed(self) -> bool:
@@ -181,18 +190,19 @@ def migrate_conversion(job: Job, name: str, model: str | None = None) -> Made:
 
     verdicts, options = classed(job, RULES, t, amend)
     if t.command == "to-megatron":
-        options.setdefault("--dialect", dialect(t))
+        options |= {"--format": "torch_dist"} if t.modelopt else {"--dialect": options.get("--dialect", dialect(t))}
+    source, target = ("--load", "--save or --export-dir") if t.modelopt else ("--load-dir", "--save-dir")
     faults = [
-        f"{flag} is not given: name the directory"
-        for flag, key in (("--load-dir", "SRC"), ("--save-dir", "DST"))
-        if key not in options
+        f"{flag} is not given: name the directory" for flag, key in ((source, "SRC"), (target, "DST")) if key not in options
     ]
     command = line(["jumar-convert", t.command], options, ("SRC", "ADAPTER", "DST"))
     return Made(job, verdicts, (command,), notes=tuple(_notes(t)), faults=tuple(faults))
 
 
 def _notes(t: Conversion) -> Iterator[tuple[int, str]]:
-    if t.command == "to-megatron":
+    if t.modelopt and t.target == "hf":
+        yield t.job.line, "weights are written as they are: what ModelOpt has quantised is not read"
+    elif t.command == "to-megatron" and not t.modelopt:
         yield (
             t.job.line,
             f"--dialect {dialect(t)}: names as its own converter writes them; jumar-train and jumar-infer read all",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from jumar.chain.jobs import Job
@@ -10,6 +11,8 @@ from jumar.chain.verdicts import Unreadable, whole
 TUNING = ("sft",)
 RAW = (".jsonl", ".json", ".txt", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst")
 """Files that jumar-data reads."""
+MACHINE = 8
+"""Devices of a machine, where a script does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +61,40 @@ class Facts:
         return self.number("--context-parallel-size", 1) or 1
 
     @property
-    def nproc(self) -> int:
+    def etp(self) -> int:
+        if self.has("--moe-tp-extend-ep"):
+            return 1
+        return self.number("--expert-tensor-parallel-size", self.tp if self.experts else 1) or 1
+
+    @property
+    def unit(self) -> int:
+        """Ranks of one copy of the model; a run has a multiple of them."""
+        experts = self.etp * (self.number("--expert-model-parallel-size", 1) or 1) * self.pp if self.experts else 1
+        return math.lcm(self.tp * self.pp * self.cp, experts)
+
+    @property
+    def said_ranks(self) -> int | None:
+        """Ranks of one machine, as the launcher has them; None where it does not say."""
         names = ("--nproc_per_node", "--nproc-per-node", "--local_worker_num", "--num_processes")
-        return next((n for name in names if (n := self.number(name))), 1)
+        return next((n for name in names if (n := self.number(name))), None)
+
+    @property
+    def said_nodes(self) -> int:
+        workers = self.number("--worker_num")
+        return self.number("--nnodes") or (-(-workers // (self.said_ranks or 1)) if workers else 1)
+
+    @property
+    def nproc(self) -> int:
+        """Ranks of one machine: the launcher's, or where it says none as many as one copy of the model needs, at most 8."""
+        if self.said_ranks is not None:
+            return self.said_ranks
+        return math.gcd(self.unit, MACHINE) if self.unit > MACHINE else self.unit
 
     @property
     def nodes(self) -> int:
-        workers = self.number("--worker_num")
-        return self.number("--nnodes") or (-(-workers // self.nproc) if workers else 1)
+        """Machines: the launcher's, or where they do not hold a copy of the model as many as do."""
+        ranks = self.nproc * self.said_nodes
+        return self.unit // self.nproc if ranks % self.unit and not self.unit % ranks else self.said_nodes
 
     @property
     def dp(self) -> int:
@@ -102,9 +131,13 @@ class Facts:
     def steps(self) -> int | None:
         return self.number("--train-iters") or self.in_steps(self.number("--train-samples"))
 
+    @property
+    def batch(self) -> int:
+        """Samples of a step: those of a micro batch on each replica, where none are said, as Megatron has it."""
+        return self.number("--global-batch-size") or (self.number("--micro-batch-size", 1) or 1) * self.dp
+
     def in_steps(self, samples: int | None) -> int | None:
-        batch = self.number("--global-batch-size")
-        return None if samples is None or not batch else -(-samples // batch)
+        return None if samples is None else -(-samples // self.batch)
 
     @property
     def loads(self) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from jumar.chain.programs import place
-from jumar.chain.shell.files import WRAPPERS
+from jumar.chain.shell.files import PASSED_OVER, WRAPPERS
 from jumar.chain.shell.reader import Script, Started
 from jumar.chain.shell.values import Argument
 from jumar.chain.tables import Rule, Table, tables
@@ -84,7 +84,7 @@ def jobs(script: Script) -> tuple[list[Job], list[tuple[int, str]]]:
             words.append(command.words)
         elif (other := _other(command)) is not None:
             found.append(other)
-        elif any(word.text.startswith("--") for word in command.words) and _program(command.words):
+        elif _program(command.words) and any(word.text.startswith("--") for word in command.words):
             notes.append(
                 (command.line, f"{_program(command.words)} is no program of the two projects that is known here: passed over")
             )
@@ -93,6 +93,8 @@ def jobs(script: Script) -> tuple[list[Job], list[tuple[int, str]]]:
 
 
 def _program(words: Sequence[Argument]) -> str:
+    if words[0].text in PASSED_OVER:
+        return ""
     return next((word.text for word in words if word.text.endswith(".py")), "")
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from jumar.chain.answering import migrate_evaluation, migrate_inference, migrate_lm_eval
+from jumar.chain.answering import migrate_evaluation, migrate_inference, migrate_lm_eval, migrate_scores
 from jumar.chain.converting import migrate_conversion
 from jumar.chain.facts import Facts
 from jumar.chain.jobs import Flag, Job, all_flags, jobs, settings_job
@@ -27,6 +27,7 @@ MAKERS: Mapping[str, Maker] = {
     "inference": migrate_inference,
     "evaluation": migrate_evaluation,
     "lm_eval": migrate_lm_eval,
+    "scores": migrate_scores,
 }
 BESIDE = ("ray", "pip", "tests")
 """Commands of which nothing is made, and need not be."""
@@ -106,24 +107,34 @@ def _classed(job: Job, name: str, model: str | None = None) -> Made:
 
 def _checked(made: Made) -> Made:
     """With the words that belong to no flag, and what is still to be filled in."""
-    notes = dict.fromkeys(made.notes)
-    more: list[Verdict] = []
-    for flag, word in _extra(made.job):
+    job, more, empty = made.job, list[Verdict](), list[str]()
+    for flag, word in _extra(job):
         if word.unknown == (word.text,) and word.text.startswith("$"):
-            notes[word.line, f"{word.text} is set nowhere in the script: read as empty"] = None
+            empty.append(word.text)
         else:
-            kind: Class = "refused" if made.job.refused else "unknown"
-            why = made.job.refused or (f"{flag.written} does not take it" if flag is not None else "it belongs to no flag")
+            kind: Class = "refused" if job.refused else "unknown"
+            why = job.refused or (f"{flag.written} does not take it" if flag is not None else "it belongs to no flag")
             more.append(Verdict(word.text, "", word.line, kind, why=why))
-    for flag in all_flags(made.job):
-        for text in flag.unknown:
-            notes[flag.line, f"{flag.written}: {text} is not known before the script runs; --var NAME=VALUE gives it"] = None
-        for value in flag.values:
-            if PLACEHOLDER.match(value.text):
-                notes[flag.line, f"{flag.written}: fill in {value.text!r}"] = None
-    if made.job.wrapper:
-        notes[made.job.line, wrapped(made.job.wrapper)] = None
+    notes = [*made.notes, *((job.line, text) for text in _open(job, empty))]
     return replace(made, verdicts=(*made.verdicts, *more), notes=tuple(notes))
+
+
+def _open(job: Job, empty: list[str]) -> Iterator[str]:
+    """What is to be known of a job before it runs. empty: variables in the place of flags."""
+    unknown = {text: flag.written for flag in all_flags(job) for text in flag.unknown}
+    to_fill_in = {v.text: flag.written for flag in all_flags(job) for v in flag.values if PLACEHOLDER.match(v.text)}
+    if empty:
+        names = ", ".join(dict.fromkeys(empty))
+        yield f"{names} {'are' if len(set(empty)) > 1 else 'is'} set nowhere in the script: read as empty"
+    if unknown:
+        numbered = any(text.strip("${}").isdigit() for text in unknown)
+        how = "what stands behind the script's name is $1, $2, ...; --var NAME=VALUE" if numbered else "--var NAME=VALUE"
+        names = ", ".join(f"{text} ({flag})" for text, flag in unknown.items())
+        yield f"not known before the script runs: {names}; {how} gives {'them' if len(unknown) > 1 else 'it'}"
+    if to_fill_in:
+        yield "fill in " + ", ".join(f"{text!r} ({flag})" for text, flag in to_fill_in.items())
+    if job.wrapper:
+        yield wrapped(job.wrapper)
 
 
 def _extra(job: Job) -> list[tuple[Flag | None, Argument]]:

@@ -24,7 +24,6 @@ from jumar.chain.verdicts import (
 Value = str | bool | list[str]
 Rules = Mapping[str, Callable[[Facts, Flag], Outcome]]
 Classed = tuple[tuple[Verdict, ...], dict[str, Value]]
-LINE = 110
 
 
 def option(name: str, value: Value, why: str = "") -> Outcome:
@@ -71,13 +70,13 @@ def classed(
     """
     verdicts: list[Verdict] = []
     options: dict[str, Value] = {}
-    own = tables()[job.table].rules
+    own, trains = tables()[job.table].rules, tables()["training"].rules
     for flag in (*job.launcher, *job.flags):
         outcome = by_table(flag, job)
         if flag.rule is not None:
             if flag in job.launcher:
                 outcome = outcome or Outcome("no effect", why=ranks)
-            elif own.get(flag.name) is not flag.rule:
+            elif own.get(flag.name) is not flag.rule and trains.get(flag.name) is flag.rule:
                 outcome = where_nothing_is_trained(flag.rule)
         outcome = outcome or amend(_mapped(facts, flag, rules))
         for name, value in outcome.sets.items():
@@ -99,18 +98,8 @@ def _mapped(facts: Facts, flag: Flag, rules: Rules) -> Outcome:
 
 
 def line(words_: Sequence[str], options: Mapping[str, Value], front: Iterable[str] = ()) -> str:
-    """The command: words, those of `front` among the options in this order, then the options. Long ones go over several lines."""
-    parts = [" ".join(quoted(word) for word in words_)]
+    """The command: words, those of `front` among the options in this order, then the options."""
     first = [name for name in front if name in options]
-    parts[0] = " ".join([parts[0], *(" ".join(_words(name, options[name])) for name in first)])
-    for name, value in options.items():
-        if name not in first:
-            parts += [" ".join(_words(name, each)) for each in (value if isinstance(value, list) else [value])]
-    lines = [parts[0]]
-    for part in parts[1:]:
-        if len(lines[-1]) + len(part) > LINE:
-            lines[-1] += " \\"
-            lines.append("    " + part)
-        else:
-            lines[-1] += " " + part
-    return "\n".join(lines)
+    parts = [" ".join(quoted(word) for word in words_)]
+    parts += [" ".join(_words(name, options[name])) for name in (*first, *(name for name in options if name not in first))]
+    return " ".join(parts)

@@ -66,6 +66,13 @@ def _inputs(t: Facts, flag: Flag) -> Outcome:
     return option("INPUT", words(flag))
 
 
+def _prefix(t: Facts, flag: Flag) -> Outcome:
+    path = text(flag)
+    if path.endswith("/"):
+        return Outcome("refused", why=f"a folder; expected what the files' names begin with: {path}NAME")
+    return option("--output", path)
+
+
 def _tokenizer(t: Facts, flag: Flag) -> Outcome:
     path = text(flag)
     if path.endswith((".model", ".json", ".vocab")):
@@ -120,6 +127,7 @@ def _merging(t: Facts, flag: Flag) -> Outcome:
 RULES = {
     "handler": _handler,
     "inputs": _inputs,
+    "prefix": _prefix,
     "tokenizer": _tokenizer,
     "pretraining": _pretraining,
     "map": _map,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from jumar.chain.shell.files import PASSED_OVER
 from jumar.chain.shell.values import Argument
 
 ENCODERS = "encoders and encoder-decoders are not here: GPT, Mamba and hybrids of both are trained"
@@ -48,6 +50,9 @@ PROGRAMS = (
     Program(r"pretrain_(retro|ict|realm|biencoder)\.py|.*retro/.*\.py", "encoders", RETRIEVAL, TRAINED),
     Program(r"pretrain_(bert|t5|vision_\w+)\.py|\w*t5\w*inference\w*\.py", "encoders", ENCODERS, ASKED),
     Program(r"tasks/main\.py", "encoders", ENCODERS, TRAINED),
+    Program(r".*modelopt/(convert_model|export)\.py", "conversion", more=("training", "modelopt")),
+    Program(r".*modelopt/generate\.py", "inference", more=("training", "modelopt")),
+    Program(r".*modelopt/mmlu\.py", "scores", more=("training", "modelopt")),
     Program(r".*(modelopt|post_training)/.*\.py", "modelopt", MODELOPT, ASKED),
     Program(r"train_rl\.py|.*rl/.*\.py", "reinforced", REINFORCED, ASKED),
     Program(r"(rlhf|ray)_gpt\.py|preprocess_prompt\.py", "rlhf", REINFORCED),
@@ -75,11 +80,6 @@ PROGRAMS = (
     Program(r"lm[_-]eval", "lm_eval"),
 )
 LAUNCHERS = ("torch.distributed.launch", "torch.distributed.run", "accelerate.commands.launch")
-PASSED_OVER = frozenset(
-    "awk cat cd chmod cp diff echo export find git grep head kill ln ls mkdir mv pkill printf ps rm sed set sleep tail tar touch "
-    "trap ulimit wc wget which".split()
-)
-"""Commands that name a program's file without starting it."""
 
 
 def place(words: Sequence[Argument]) -> tuple[int, Program] | None:
@@ -92,6 +92,7 @@ def place(words: Sequence[Argument]) -> tuple[int, Program] | None:
             name = "lm_eval" if name.startswith("lm_eval") else name.replace(".", "/") + ".py"
         if name.startswith("-"):
             continue
+        name = os.path.normpath(name)
         for program in PROGRAMS:
             if re.fullmatch(rf"(.*/)?({program.pattern})", name):
                 return at, program

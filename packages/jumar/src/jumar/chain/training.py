@@ -63,6 +63,9 @@ def migrate_training(job: Job, name: str, model: str | None = None) -> Made:
     elsewhere = [each for each in verdicts if each.kind == "refused" and each.flag in OTHER_STAGES]
     recipe = f"{name}.yaml"
     head = [f"From {job.program}, line {job.line}. `jumar-train schema` says what each field is."]
+    if facts.nodes > 1 and not any(name == "PET_NNODES" for name in environment):
+        shared = {"PET_NODE_RANK": "$NODE_RANK", "PET_MASTER_ADDR": "$MASTER_ADDR"}
+        environment = {"PET_NNODES": str(facts.nodes), **shared, **environment}
     words = ["jumar-train", facts.task, recipe, *(["--nproc", str(facts.nproc)] if facts.nproc > 1 else [])]
     train = " ".join([*(f"{key}={quoted(value)}" for key, value in environment.items()), *map(quoted, words)])
     return Made(
@@ -71,7 +74,7 @@ def migrate_training(job: Job, name: str, model: str | None = None) -> Made:
         commands=() if elsewhere else (*(prepared.commands if prepared else ()), train),
         files={} if elsewhere else {recipe: recipe_text(fields.values, fields.sources, head), **files},
         notes=tuple(_notes(facts)),
-        faults=(*faults, *(prepared.faults if prepared else ())),
+        faults=(*faults, *(prepared.faults if prepared else ()), *_contradictions(facts)),
     )
 
 
@@ -141,7 +144,7 @@ def _implied(t: Facts, fields: Mapping[str, Any]) -> Iterator[tuple[str, object,
     if not t.has("--bf16", "--fp16"):
         yield "train.precision", "fp32", "--bf16"
     if not t.has("--global-batch-size"):
-        yield "train.global_batch_size", (t.number("--micro-batch-size", 1) or 1) * t.dp, "--global-batch-size"
+        yield "train.global_batch_size", t.batch, "--global-batch-size"
     if not t.loads and not t.has("--init-method-std"):
         yield "model.init_std", 0.02, "--init-method-std"
     if t.task == "sft" and not t.has("--calculate-per-token-loss"):
@@ -158,15 +161,31 @@ def _implied(t: Facts, fields: Mapping[str, Any]) -> Iterator[tuple[str, object,
                 yield path, number, flag
 
 
+def _contradictions(t: Facts) -> Iterator[str]:
+    """What a dry run would refuse: ranks and batches that do not go together."""
+    ranks, batch, micro = t.nproc * t.nodes, t.number("--global-batch-size"), t.number("--micro-batch-size", 1) or 1
+    if ranks % t.unit:
+        yield f"{_layout(t)} = {t.unit} does not divide the {ranks} ranks of the launcher: change one of them in the script"
+    elif t.slots and t.slots % (t.pp * t.vpp) and not t.has("--num-layer-list") and t.pp > 1:
+        yield f"{t.slots} layers are no multiple of pp {t.pp} x vpp {t.vpp}: parallel.layers_per_stage shares them out unevenly"
+    elif batch and batch % (micro * t.dp):
+        yield f"--global-batch-size {batch} is no multiple of --micro-batch-size {micro} x dp {t.dp}: change it in the script"
+
+
+def _layout(t: Facts) -> str:
+    ep = t.number("--expert-model-parallel-size", 1) or 1
+    dense = f"tp {t.tp} x pp {t.pp} x cp {t.cp}"
+    return f"{dense}, with etp {t.etp} x ep {ep} x pp {t.pp}," if t.experts and ep > 1 else dense
+
+
 def _notes(t: Facts) -> Iterator[tuple[int, str]]:
-    line, ranks, unit = t.job.line, t.nproc * t.nodes, t.tp * t.pp * t.cp
+    line, ranks = t.job.line, (t.said_ranks or 1) * t.said_nodes
     if not t.has("--attention-dropout"):
         yield line, "--attention-dropout is 0.1 there where it is left out; attention here has no dropout"
-    if ranks % unit:
-        yield line, f"tp {t.tp} x pp {t.pp} x cp {t.cp} = {unit} does not divide the {ranks} ranks of the launcher"
-    batch, micro = t.number("--global-batch-size"), t.number("--micro-batch-size", 1) or 1
-    if batch and batch % (micro * t.dp):
-        yield line, f"--global-batch-size {batch} is no multiple of --micro-batch-size {micro} x dp {t.dp}"
+    if t.said_ranks is None and t.unit > 1:
+        yield line, f"nothing says how many ranks there are: {t.unit} are the least, one copy of the model"
+    elif ranks % t.unit and t.nodes > t.said_nodes:
+        yield line, f"{_layout(t)} = {t.unit} ranks, the launcher has {ranks}: {t.nodes} machines of {t.nproc} are the least"
     for flag in ("--lr", "--seq-length", "--micro-batch-size", "--data-path", "--train-data-path"):
         if not t.has(flag) and not (flag.endswith("data-path") and t.has("--data-path", "--train-data-path")):
             yield line, f"{flag} is not given: the recipe's own default holds"

@@ -96,7 +96,10 @@ def _tuning(t: Facts, flag: Flag) -> Outcome:
 
 def _tokenizer(t: Facts, flag: Flag) -> Outcome:
     kind = t.said("--tokenizer-type") or "PretrainedFromHF"
-    if kind not in ("PretrainedFromHF", "HuggingFaceTokenizer"):
+    if kind == "Llama2Tokenizer" and flag.text.endswith(".model"):
+        folder = flag.text.rpartition("/")[0] or "."
+        return sets("model.path", folder, "where its tokenizer lies; --model DIR where config.json does not")
+    if kind not in ("PretrainedFromHF", "HuggingFaceTokenizer", "SFTTokenizer"):
         return default("the data is token ids already")
     if t.said("--load") == flag.text and t.loads:
         return default("load.path is the same directory")
@@ -181,10 +184,7 @@ def _half(t: Facts, flag: Flag) -> Outcome:
 def _steps(t: Facts, flag: Flag) -> Outcome:
     assert flag.rule is not None
     samples = whole(flag)
-    steps = t.in_steps(samples)
-    if steps is None:
-        return refused("steps are samples / --global-batch-size, which is not given")
-    return sets(flag.rule.ours, steps, f"{samples} samples / {t.number('--global-batch-size')}")
+    return sets(flag.rule.ours, -(-samples // t.batch), f"{samples} samples / {t.batch}")
 
 
 def _decaying(t: Facts, flag: Flag) -> Outcome:
@@ -194,8 +194,6 @@ def _decaying(t: Facts, flag: Flag) -> Outcome:
     if flag.rule.ours == "schedule.min_lr":
         return sets(flag.rule.ours, real(flag))
     steps = whole(flag) if flag.name == "--lr-decay-iters" else t.in_steps(whole(flag))
-    if steps is None:
-        return refused("steps are samples / --global-batch-size, which is not given")
     return default("schedule.decay_steps is train.steps") if steps == t.steps else sets(flag.rule.ours, steps)
 
 

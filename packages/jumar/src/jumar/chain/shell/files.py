@@ -17,6 +17,12 @@ SHELLS = ("bash", "sh", "zsh")
 WRAPPERS = ("srun", "sbatch", "salloc", "nsys", "msprof", "numactl", "mpirun", "uv", "docker", "singularity", "apptainer", "ssh")
 """What starts a command elsewhere, or watches it."""
 
+PASSED_OVER = frozenset(
+    "awk cat cd chmod cp diff echo export find git grep head kill ln ls mkdir mv pkill printf ps rm sed set sleep tail tar touch "
+    "trap ulimit wc wget which".split()
+)
+"""Commands that may name a program's file, and start none."""
+
 
 def wrapped(name: str) -> str:
     return f"{name} and its own words stand before the command here as they do there"

@@ -25,6 +25,8 @@ from jumar.chain.shell.words import (
 from jumar.schema.errors import ToolError
 
 ASSIGNED = re.compile(r"([A-Za-z_]\w*)(?:\[([^\]\s]*)\])?(\+?)=")
+TO_FILL_IN = re.compile(r"<[A-Za-z][^<>|&;\n]*>(?=\s|$)")
+"""`NAME=<path to it>`, which bash would take for redirections."""
 KEYED = re.compile(r"\[([^\]\n]*)\]=")
 FUNCTION = re.compile(r"(?:function[ \t]+([\w:.-]+)[ \t]*(?:\([ \t]*\))?|([\w:.-]+)[ \t]*\([ \t]*\))\s*(?=[{(])")
 DECLARING = ("export", "declare", "local", "readonly", "typeset")
@@ -270,6 +272,9 @@ class Parser:
             keys, values = self.elements(found[1], line)
             return Assignment(found[1], values, bool(found[3]), line, keys=keys)
         index = self.key(found[2], line) if found[2] is not None else None
+        if to_fill_in := TO_FILL_IN.match(lexer.text, lexer.at):
+            value = Word((Literal(lexer.take(len(to_fill_in[0])), line, True),), line)
+            return Assignment(found[1], value, bool(found[3]), line, index)
         return Assignment(found[1], lexer.word() or Word((), line), bool(found[3]), line, index)
 
     def key(self, text: str, line: int) -> Word:

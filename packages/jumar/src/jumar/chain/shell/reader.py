@@ -10,7 +10,7 @@ from pathlib import Path
 from jumar.chain.shell import conditions
 from jumar.chain.shell.assigning import assign
 from jumar.chain.shell.builtins import BUILTINS
-from jumar.chain.shell.files import WRAPPERS, Files, inner_script, reads_script, wrapped
+from jumar.chain.shell.files import PASSED_OVER, WRAPPERS, Files, inner_script, reads_script, wrapped
 from jumar.chain.shell.parser import DECLARING, Parser
 from jumar.chain.shell.substitutions import printed
 from jumar.chain.shell.values import Argument, Run, Scope, Value, arguments, plain, scalar
@@ -35,6 +35,8 @@ from jumar.schema.errors import ToolError
 MOST_COMMANDS = 20_000
 MOST_DEEP = 40
 FIRST = "this condition is not known before it runs: the first branch is read as the one taken"
+SETTING_UP = ("set_env.sh", "/activate", ".bashrc", ".profile")
+"""Files of the machine, which say nothing of a run."""
 STOPS = "the script would stop here with an error; read on as if it did not"
 
 
@@ -218,7 +220,8 @@ class _Reader:
                 given = name in self.scope.outside and value.text == self.scope.outside[name]
                 if (given or not value.known) and not (name in before and before[name].text):
                     self.scope.variables[name] = self.scope.given(name, Value(((Run(f"${{{name}}}", 0, known=False),),)))
-        return bool(changed) or len(self.started) > count
+        does = [each for each in self.started[count:] if each.words[0].text not in PASSED_OVER]
+        return bool(changed) or bool(does)
 
     def case(self, node: Case) -> None:
         subject = conditions.value(node.subject, self.scope)
@@ -371,7 +374,8 @@ class _Reader:
         """The commands of another file, with lines of its own. whole: `exit` ends it alone."""
         found = self.files.text_of(name, self.scope)
         if found is None:
-            self.scope.notes.add(line, f"{name} is not here: what it sets and starts is not known")
+            if not name.endswith(SETTING_UP):
+                self.scope.notes.add(line, f"{name} is not here: what it sets and starts is not known")
             return
         place, text = found
         before, arguments_ = self.scope.sourced, self.scope.arguments

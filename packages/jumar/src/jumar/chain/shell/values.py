@@ -16,10 +16,13 @@ from jumar.schema.errors import ToolError
 LONGEST = 1 << 18
 """Characters that a value may have."""
 PLACEHOLDER = re.compile(
-    r"\s*(your(\b|_)|<[^<>]+>$|please\b|path to\b|enter\b|master node\b|ip (for|of)\b|socket ifname\b)", re.IGNORECASE
+    r"\s*(your(\b|_)|<(?=[^<>]*([ _A-Z]|path|dir|file|name))[^<>]+>|please\b|path to\b|enter\b|master node\b|ip (for|of)\b|"
+    r"socket ifname\b)",
+    re.IGNORECASE,
 )
-GAP = "\ue000"
-"""A blank of a value that stands for a path to be filled in: it does not part words."""
+FILLED = str.maketrans({" ": "\ue000", "<": "\ue001", ">": "\ue002"})
+"""Signs of a value that stands for a path to be filled in, as it is carried on: they part no words and redirect nothing."""
+SHOWN = str.maketrans({"\ue000": " ", "\ue001": "<", "\ue002": ">"})
 
 
 class Run(NamedTuple):
@@ -61,7 +64,7 @@ class Argument(NamedTuple):
     @property
     def shown(self) -> Argument:
         """As a command is given it, blanks of what is to be filled in among it."""
-        return self._replace(text=self.text.replace(GAP, " "))
+        return self._replace(text=self.text.translate(SHOWN))
 
 
 @dataclass(slots=True)
@@ -234,7 +237,7 @@ def to_fill_in(value: Scalar) -> Scalar:
     """A value such as "your model path" with blanks that part nothing; others as they are."""
     if not PLACEHOLDER.match("".join(run.text for run in value)):
         return value
-    return tuple(run._replace(text=run.text.replace(" ", GAP)) for run in value)
+    return tuple(run._replace(text=run.text.translate(FILLED)) for run in value)
 
 
 # --- pieces
