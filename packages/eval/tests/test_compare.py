@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from jumar.eval.compare import chance, compare, flips, table
+from jumar.eval.compare import chance, check_changes, compare, flips, table
 from jumar.eval.explain import Side, side_of, why
-from jumar.schema.errors import ToolError
+from jumar.schema.errors import Exit, ToolError
 
 
 def run(out: Path, scores: list[float], *, name: str = "quiz", stamp: str = "", prompt: str = "p", **more: Any) -> Path:
@@ -122,6 +122,27 @@ def test_instructions_are_paired_by_prompt(tmp_path: Path) -> None:
     damaged = texts(tmp_path / "c", "bits_per_byte", [[1.0, 2.0], "x"])
     with pytest.raises(ToolError, match=r"a sample's score is 'x', expected \[sum, weight\]"):
         compare(damaged, damaged)
+
+
+def test_a_pipeline_stops_where_the_second_is_not_so_much_better(tmp_path: Path) -> None:
+    first, second = run(tmp_path / "a", [1, 1, 0, 0]), run(tmp_path / "b", [1, 1, 1, 0])
+    better, worse = compare(first, second), compare(second, first)
+    check_changes(better, ["quiz.acc=0", "quiz.acc,none=0.25"])
+    check_changes(worse, ["quiz.acc=-0.25"])
+    for compared, wanted in ((better, "quiz.acc=0.26"), (worse, "quiz.acc=0"), (worse, "quiz.acc=-0.2")):
+        check_changes(compared, [wanted], names_only=True)
+        with pytest.raises(ToolError, match=r"quiz\.acc,none went from .* better") as fault:
+            check_changes(compared, [wanted])
+        assert fault.value.code == Exit.CHECK_FAILED
+    for wrong in ("quiz.f1=0", "other.acc=0", "quiz.acc", "quiz.acc=much"):
+        with pytest.raises(ToolError) as fault:
+            check_changes(better, [wrong], names_only=True)
+        assert fault.value.code == Exit.USAGE
+    for out in (first, second):  # of a perplexity less is better
+        (out / "results.json").write_text(json.dumps({"results": {"quiz": {}}, "higher_is_better": {"quiz": {"acc": False}}}))
+    check_changes(compare(second, first), ["quiz.acc=0.25"])
+    with pytest.raises(ToolError, match="which is not 0 better"):
+        check_changes(compare(first, second), ["quiz.acc=0"])
 
 
 def test_chance() -> None:

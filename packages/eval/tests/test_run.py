@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -9,18 +10,20 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import yaml
 
 from eval_files import Maker
 from jumar.ckpt_convert import open_checkpoint, plan_megatron, run_plan
-from jumar.eval.local import LocalModel, Opening
-from jumar.eval.requests import Done, Request
+from jumar.eval.local import LocalModel
+from jumar.eval.models import score
+from jumar.eval.requests import Done, Opening, Request
 from jumar.eval.run import Settings, evaluate
 from jumar.eval.task import FOLDER
 from jumar.infer.conversation import open_template
-from jumar.schema.errors import ToolError
+from jumar.schema.errors import Exit, ToolError
 from jumar.schema.parallel import ParallelLayout
 
 REQUESTS = 8 * 4 + 6 * 2 + 2 + 2
@@ -261,6 +264,49 @@ def test_the_command_prints_a_table_and_fails_under(hf: Path, data: Path, tmp_pa
     done = subprocess.run([*COMMAND, str(hf), "--tasks", "piqa", "--data", str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 3
     assert "no data of piqa" in done.stderr
+
+
+def test_a_run_that_is_done_is_not_done_again(hf: Path, data: Path, tmp_path: Path) -> None:
+    """No model is opened and no file is touched; other weights, data or settings are another run."""
+    own, out = tmp_path / "hf", tmp_path / "out"
+    shutil.copytree(hf, own)
+    settings, said = Settings(tasks=("piqa",), data=data, out=out), list[str]()
+
+    def again(**changes: Any) -> dict[str, Any]:
+        say = lambda word, text: said.append(f"{word}: {text}")  # noqa: E731
+        return score(own, dataclasses.replace(settings, **changes), opening=Opening(device="cpu"), say=say)
+
+    first = again()
+    assert (first["out"], first["already_done"]) == (str(out), False)
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert {"model.safetensors", "config.json", "tokenizer.json"} < {each["name"] for each in manifest["inputs"]}
+    assert any("piqa" in each["name"] for each in manifest["inputs"])
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    with mock.patch("jumar.eval.local.LocalModel", side_effect=AssertionError("it is opened")):
+        for resume in (False, True):
+            second = again(resume=resume)
+            assert second["already_done"]
+            assert second["results"] == first["results"]
+            assert said.pop() == f"already done: {out}: the same model, data and settings (--force asks again)"
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
+    for changes, what in (
+        ({"limit": 1}, "limit"),
+        ({"system": "S"}, "system_instruction"),
+        ({"chat": True}, "apply_chat_template"),
+    ):
+        with pytest.raises(ToolError, match=f"holds a run of other settings: .*{what}") as fault:
+            again(**changes)
+        assert fault.value.code == Exit.USAGE
+    weights = bytearray((own / "model.safetensors").read_bytes())
+    (own / "model.safetensors").write_bytes(weights)  # the same bytes: that cannot be known of a large file
+    with pytest.raises(ToolError, match="holds a run"):
+        again()
+    assert not again(resume=True)["already_done"]
+    weights[-1] ^= 1
+    (own / "model.safetensors").write_bytes(weights)
+    with pytest.raises(ToolError, match=r"begun with other files: model\.safetensors"):
+        again(resume=True)
+    assert not again(force=True)["already_done"]
 
 
 def refused(*arguments: str) -> str:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import infer_models
 from infer_models import FAST
-from jumar.infer import Engine, Sampling
+from jumar.infer import Engine, Sampling, answer_file
 from jumar.infer.conversation import open_template
 from jumar.infer.tokenizer import Tokenizer
 
@@ -290,3 +290,49 @@ def test_a_reader_that_goes_away_ends_it(hf: Path) -> None:
     assert len(done.stdout.splitlines()) == 1
     assert "Traceback" not in done.stderr
     assert done.returncode == 0
+
+
+def test_answers_go_to_a_file_once(infer, hf: Path, tmp_path: Path) -> None:
+    """A second call opens no model and touches nothing; with other prompts, another model or other options it is an error."""
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
+    prompts.write_text('{"id": 1, "prompt": "the rope"}\n{"id": 2, "prompt": "a jumar"}\n')
+    shown = infer("generate", hf, prompts, *FAST)
+    done = infer("generate", hf, prompts, "-o", out, "--json", *FAST)
+    assert done.code == 0, done.err
+    told = json.loads(done.out)
+    tokens = sum(line["tokens"] for line in shown.lines)
+    assert {**told, "seconds": 0} == {"out": str(out), "already_done": False, "seconds": 0, "samples": 2, "tokens": tokens}
+    assert [json.loads(line) for line in out.read_text().splitlines()] == shown.lines
+    manifest = json.loads((tmp_path / "answers.jsonl.manifest.json").read_text())
+    assert {"config.json", "model.safetensors", "prompts.jsonl", "tokenizer.json"} <= {
+        each["name"] for each in manifest["inputs"]
+    }
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    again = infer("generate", hf, prompts, "-o", out, *FAST)
+    assert (again.code, again.out, again.err) == (0, f"already done: {out}: 2 lines, {tokens} tokens\n", "")
+    by_python = answer_file(hf, prompts, out, max_new_tokens=int(FAST[FAST.index("--max-new-tokens") + 1]))
+    assert (by_python.already_done, by_python.samples, by_python.tokens) == (True, 2, tokens)
+    for words in (["--temperature", "0.5"], ["--dtype", "bf16"], ["--num-beams", "2"]):
+        other = infer("generate", hf, prompts, "-o", out, *FAST, *words)
+        assert (other.code, other.out) == (3, "")
+        assert "was not made of these files with these options" in other.err
+        assert "--force" in other.err
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+    prompts.write_text('{"id": 1, "prompt": "the rope"}\n')
+    assert infer("generate", hf, prompts, "-o", out, *FAST).code == 3
+    assert infer("generate", hf, prompts, "-o", out, "--force", *FAST).code == 0
+    assert len(out.read_text().splitlines()) == 1
+    assert infer("generate", hf, "-", "-o", out, *FAST, stdin="{}").code == 2
+    assert infer("generate", hf, prompts, "-o", tmp_path / "nowhere/x", *FAST).code == 4
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_scores_go_to_a_file_once(infer, hf: Path, tmp_path: Path) -> None:
+    texts, out = tmp_path / "texts.jsonl", tmp_path / "scores.jsonl"
+    texts.write_text('{"text": "the rope"}\n')
+    shown = infer("score", hf, texts, "--device", "cpu").lines
+    for already in (False, True):
+        told = json.loads(infer("score", hf, texts, "-o", out, "--json", "--device", "cpu").out)
+        assert (told["out"], told["already_done"], told["tokens"]) == (str(out), already, shown[0]["tokens"])
+    assert [json.loads(line) for line in out.read_text().splitlines()] == shown
+    assert infer("score", hf, texts, "-o", out, "--logprobs", "--device", "cpu").code == 3

@@ -55,7 +55,9 @@ class Run:
         return [i.name for i in self.inputs]
 
 
-def run(job: Job, *, say: Say, progress: Callable[[int, int], None] = lambda done, total: None) -> Finished:
+def run(
+    job: Job, *, say: Say = lambda word, text: None, progress: Callable[[int, int], None] = lambda done, total: None
+) -> Finished:
     """Does a job. progress: bytes of the inputs done, and their sum.
 
     ToolError on what cannot be used; what is done so far is kept, and the same call goes on.

@@ -9,11 +9,37 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jumar.eval.compare import Compared, check_changes, compare
+    from jumar.eval.models import score
+    from jumar.eval.requests import Opening
+    from jumar.eval.results import check
     from jumar.eval.run import Settings, evaluate
     from jumar.eval.task import Task, load_task
 
-_HOME = {"Settings": "run", "evaluate": "run", "Task": "task", "load_task": "task"}
-__all__ = ["Settings", "Task", "evaluate", "load_task"]
+_HOME = {
+    "Compared": "compare",
+    "Opening": "requests",
+    "Settings": "run",
+    "Task": "task",
+    "check": "results",
+    "check_changes": "compare",
+    "compare": "compare",
+    "evaluate": "run",
+    "load_task": "task",
+    "score": "models",
+}
+__all__ = [
+    "Compared",
+    "Opening",
+    "Settings",
+    "Task",
+    "check",
+    "check_changes",
+    "compare",
+    "evaluate",
+    "load_task",
+    "score",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,8 +3,7 @@
 # Without `from __future__ import annotations`: typer would compile the text of every annotation, for help too.
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,9 +25,6 @@ app = make_app(
     "equal to lm-eval's request by request.",
     epilog="Example: jumar-eval run hf/ --tasks mmlu,gsm8k --data benchmarks/",
 )
-AT_ONCE = 16
-"""Requests that an endpoint is sent at once, unless told."""
-ADDRESS = ("http://", "https://")
 HOW, WHAT, WHERE = "How it runs", "What is asked", "Where it goes"
 DeviceName = Annotated[str, typer.Option("--device", help=one_of("auto", group="jumar.devices"), rich_help_panel=HOW)]
 Dtype = Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.", rich_help_panel=HOW)]
@@ -116,19 +112,25 @@ def run_(
     as_json: Json = False,
 ) -> None:
     """Score a model on benchmarks."""
+    from jumar.eval.models import opener, settings_for, without_effect
+    from jumar.eval.requests import Opening
     from jumar.eval.results import check
     from jumar.eval.run import Settings, evaluate
 
-    opening: dict[str, Any] = {"device": device, "dtype": dtype, "quantize": quantize, "tokenizer": tokenizer, "adapter": adapter}
-    opening |= {
-        "iteration": iteration,
-        "family": family,
-        "engine": engine,
-        "tp": tp,
-        "pp": pp,
-        "max_batch": _at_once(batch),
-        "cache_tokens": cache_tokens,
-    }
+    opening = Opening(
+        device=device,
+        dtype=dtype,
+        quantize=quantize,
+        tokenizer=tokenizer,
+        adapter=adapter,
+        iteration=iteration,
+        family=family,
+        engine=engine,
+        tp=tp,
+        pp=pp,
+        max_batch=_at_once(batch),
+        cache_tokens=cache_tokens,
+    )
     settings = Settings(
         tasks=tuple(name.strip() for name in tasks.split(",") if name.strip()),
         data=data,
@@ -145,32 +147,20 @@ def run_(
         out=out,
         resume=resume,
         force=force,
-        arguments=_asked(model, shots, limit, chat, system, opening),
     )
+    opens = opener(model, name, opening, chat=chat)
 
     def work(opens: "Opens") -> dict[str, Any]:
-        for text in _without_effect(model, name, opening):
+        for text in without_effect(model, name, opening):
             _say("warning", text)
-        return evaluate(opens, settings, _say)
+        return evaluate(opens, settings_for(model, settings, opening), _say)
 
-    results = _evaluated(_opener(model, name, opening, chat), work)
+    results = _evaluated(opens, work)
     if results is None:
         return
     print_json(results) if as_json else _table(results)
     for wanted in fail_under or ():
         check(results, wanted)
-
-
-def _without_effect(model: str, name: str | None, opening: dict[str, Any]) -> Iterator[str]:
-    """Options of another kind of MODEL."""
-    if not model.startswith(ADDRESS):
-        if name is not None:
-            yield "--name has no effect: it is of endpoints, and MODEL is a directory"
-        return
-    asked = ("max_batch", "tp", "pp")  # which an endpoint has, or refuses
-    given = [f"--{key.replace('_', '-')}" for key, value in opening.items() if key not in asked and value not in (None, "auto")]
-    if given:
-        yield f"without effect: {', '.join(given)}; of checkpoints, and MODEL is an endpoint, whose server opens its model"
 
 
 def _at_once(batch: str) -> int | None:
@@ -183,64 +173,15 @@ def _evaluated(opener: "Opens", work: "Callable[[Opens], dict[str, Any]]") -> di
     """Results; of several processes those of the first, which alone has any."""
     if _world() == 1:
         return work(opener)
-    with _infer():
+    from jumar.eval.models import need_infer
+
+    with need_infer():
         from jumar.eval.ranks import together
     return together(opener, work)
 
 
 def _world() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-@contextmanager
-def _infer() -> Iterator[None]:
-    """Where jumar-infer is imported. Raises ToolError (4) where it is not installed."""
-    try:
-        yield
-    except ModuleNotFoundError as fault:
-        if fault.name is None or not fault.name.startswith(("jumar.infer", "torch")):
-            raise
-        raise ToolError(
-            "scoring a checkpoint needs jumar-infer, which is not installed",
-            hint='pip install "jumar-eval[local]"; an endpoint (http://HOST/v1) needs no more than is here',
-            code=Exit.ENVIRONMENT,
-        ) from None
-
-
-def _asked(
-    model: str, shots: int | None, limit: int | None, chat: bool, system: str | None, opening: dict[str, Any]
-) -> dict[str, Any]:
-    """What a run must share with one that it goes on with: all that may change an answer."""
-    without = ("max_batch", "cache_tokens", *(key for key in ("tp", "pp") if opening[key] == 1))
-    without = tuple(opening) if model.startswith(ADDRESS) else without
-    same = {key: str(value) for key, value in opening.items() if value is not None and key not in without}
-    return {
-        "model": model,
-        "num_fewshot": shots,
-        "limit": limit,
-        "apply_chat_template": chat,
-        "system_instruction": system,
-        **same,
-    }
-
-
-def _opener(model: str, name: str | None, opening: dict[str, Any], chat: bool) -> "Opens":
-    def remote() -> "Model":
-        from jumar.eval.remote import RemoteModel
-
-        if opening["tp"] * opening["pp"] > 1:
-            raise ToolError("--tp and --pp are of checkpoints", hint="the server spreads its model", code=Exit.USAGE)
-        return RemoteModel(model, name=name, at_once=opening["max_batch"] or AT_ONCE, chat=chat)
-
-    def local() -> "Model":
-        with _infer():
-            from jumar.eval.local import LocalModel, Opening
-        return LocalModel(Path(model), Opening(**opening))
-
-    if "://" in model and not model.startswith(ADDRESS):
-        hint = "http://HOST/v1, or the directory of a checkpoint"
-        raise ToolError(f"{model}: an address begins with http:// or https://", hint=hint, code=Exit.USAGE)
-    return remote if model.startswith(ADDRESS) else local
 
 
 def _say(word: str, text: str) -> None:
@@ -286,17 +227,27 @@ def compare_(
     first: Annotated[Path, typer.Argument(metavar="OUT1", help="Results of a run, ours or lm-eval's.")],
     second: Annotated[Path, typer.Argument(metavar="OUT2", help="Those of another one.")],
     show: Annotated[int, typer.Option(min=0, help="Documents of each score that flipped, with both answers.")] = 0,
+    fail_under: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TASK.METRIC=X", help="Exit 5 where OUT2 is not X better than OUT1; may be repeated."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Differences of two runs, with their significance, and which documents flipped."""
+    """Differences of two runs, with their significance, and which documents flipped.
+
+    --fail-under mmlu.acc=0 is for pipelines: no loss; -0.01 lets so much pass, 0.02 asks for so much more.
+    """
     from dataclasses import asdict
 
-    from jumar.eval.compare import compare, flips, table
+    from jumar.eval.compare import check_changes, compare, flips, table
 
     compared = compare(first, second)
+    check_changes(compared, fail_under or (), names_only=True)
     flipped = flips(first, second, compared, show) if show or as_json else []
     if as_json:
-        print_json({"differences": [asdict(d) for d in compared.differences], "notes": list(compared.notes), "flips": flipped})
+        differences = [{**asdict(d), "change": d.change} for d in compared.differences]
+        print_json({"differences": differences, "notes": list(compared.notes), "flips": flipped})
+        check_changes(compared, fail_under or ())
         return
     for note in compared.notes:
         _say("note", note)
@@ -307,6 +258,7 @@ def compare_(
         answers = " -> ".join(map(repr, flip["answers"]))
         right = f", right is {flip['target']!r}" if flip["target"] else ""
         print(f"{flip['task']} document {flip['doc_id']} ({flip['why']}): {answers}{right}")
+    check_changes(compared, fail_under or ())
 
 
 @app.command()

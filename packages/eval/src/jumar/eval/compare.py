@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from jumar.eval import pooled, results
 from jumar.eval.explain import side_of, why
 from jumar.eval.journal import Sample, read_samples
 from jumar.eval.metrics import mean, stderr
-from jumar.schema.errors import ToolError
+from jumar.schema.errors import Exit, ToolError
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Difference:
 
     error: standard error of the difference, paired; p: how probable so large a difference is by chance; None: no spread
     gained, lost: documents that were wrong and are right now (of texts: that are better), and the reverse
-    prompts: of how many the prompt is another
+    prompts: of how many the prompt is another; higher: whether more is better
     """
 
     task: str
@@ -36,6 +36,7 @@ class Difference:
     gained: tuple[int, ...] = ()
     lost: tuple[int, ...] = ()
     prompts: int = 0
+    higher: bool = True
 
     @property
     def change(self) -> float:
@@ -73,8 +74,29 @@ def compare(first: Path, second: Path) -> Compared:
     found: list[Difference] = []
     for name in both:
         pairs = [read_samples(files[name]) for files in (ours, theirs)]
-        found += _task(name, pairs[0], pairs[1], notes)
+        better = {
+            **found_in[0].get("higher_is_better", {}).get(name, {}),
+            **found_in[1].get("higher_is_better", {}).get(name, {}),
+        }
+        found += [replace(d, higher=better.get(d.metric, True)) for d in _task(name, pairs[0], pairs[1], notes)]
     return Compared(tuple(found), tuple(notes))
+
+
+def check_changes(compared: Compared, wanted: Sequence[str], *, names_only: bool = False) -> None:
+    """`mmlu.acc=-0.01`: the second run is better than the first by at least that much, which may be less than nothing.
+
+    Raises ToolError: 5 where it is not, unless `names_only`; 2 for a score that was not compared.
+    """
+    keys: dict[str, list[str]] = {}
+    for d in compared.differences:
+        keys.setdefault(d.task, []).append(f"{d.metric},{d.answer}")
+    for each in wanted:
+        task, meant, bound = results.score_keys(each, keys)
+        for d in compared.differences if not names_only else ():
+            better = d.change if d.higher else -d.change
+            if d.task == task and f"{d.metric},{d.answer}" in meant and not better >= bound:
+                what = f"{task}.{d.metric},{d.answer} went from {d.first:.4f} to {d.second:.4f}"
+                raise ToolError(f"{what}, which is not {bound:g} better", code=Exit.CHECK_FAILED)
 
 
 def sample_files(out: Path) -> dict[str, Path]:

@@ -13,8 +13,8 @@ import torch
 from lm_eval.api.model import LM
 from tqdm import tqdm
 
-from jumar.eval.local import LocalModel, Opening, common
-from jumar.eval.requests import Request, Response
+from jumar.eval.local import LocalModel, common
+from jumar.eval.requests import Opening, Request, Response
 from jumar.eval.sampled import sample, sampling_of
 from jumar.infer.conversation import open_template
 from jumar.schema.cli import dist_version

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 from jumar.eval.answering import Answering, answer_all
 from jumar.eval.computing import shares
-from jumar.eval.requests import Done, Measure, Request, Response
+from jumar.eval.requests import Done, Measure, Opening, Request, Response
 from jumar.eval.scoring import Text, score
 from jumar.eval.task import Beams
 from jumar.infer import Engine, Sampling
@@ -20,24 +19,6 @@ from jumar.infer.beams import search
 from jumar.infer.conversation import Template, open_template
 from jumar.infer.engine import Limits
 from jumar.schema.errors import ToolError
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Opening:
-    """How a checkpoint is opened; as jumar-infer's options. max_batch: answers at once, None: by the free memory."""
-
-    device: str = "auto"
-    dtype: str = "auto"
-    quantize: str | None = None
-    tokenizer: Path | None = None
-    adapter: Path | None = None
-    iteration: str | None = None
-    family: str | None = None
-    engine: str = "auto"
-    tp: int = 1
-    pp: int = 1
-    max_batch: int | None = None
-    cache_tokens: int | None = None
 
 
 class LocalModel:

@@ -6,15 +6,15 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jumar.schema.cli import dist_version
 from jumar.schema.errors import Exit, ToolError
-from jumar.schema.manifest import NAME, manifest_text, read_manifest
+from jumar.schema.manifest import NAME, identify_all, manifest_text, read_manifest, states
 
-LOCK = ".lock"
+LOCK, RESULTS = ".lock", "results.json"
 SERVED = "served"
 """In a recipe: the name of an endpoint's model, which is known once it is asked."""
 OURS = (
@@ -34,13 +34,15 @@ OURS = (
 class Place:
     """The directory of a run. Made before the model is opened: raises ToolError where the run could not begin.
 
-    recipe: what must be the same for a run to be gone on with; more of it is known once the model is open (`begin`)
+    recipe, inputs: what must be the same for a run to be gone on with; more of it is known once the model is open (`begin`)
     resume: go on; force: remove what is there
     Raises ToolError: 2 where there is something else, 4 where another run holds it, or it cannot be written.
     """
 
-    def __init__(self, out: Path, recipe: Mapping[str, Any], *, resume: bool, force: bool) -> None:
-        self.out, self.recipe, self.resume, self.force = out, recipe, resume, force
+    def __init__(
+        self, out: Path, recipe: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]], *, resume: bool, force: bool
+    ) -> None:
+        self.out, self.recipe, self.inputs, self.resume, self.force = out, recipe, inputs, resume, force
         self._lock: int | None = None
         if out.is_dir():
             self._claim()
@@ -61,7 +63,8 @@ class Place:
             for pattern in OURS:
                 for path in self.out.glob(pattern):
                     path.unlink()
-        write_whole(self.out / NAME, manifest_text(tool="jumar-eval", version=dist_version("jumar-eval"), recipe=self.recipe))
+        facts = {"recipe": self.recipe, "inputs": list(self.inputs)}
+        write_whole(self.out / NAME, manifest_text(tool="jumar-eval", version=dist_version("jumar-eval"), **facts))
 
     def close(self) -> None:
         """Lets others have it."""
@@ -102,15 +105,20 @@ class Place:
             raise ToolError(f"{out} is there, and is no run of jumar-eval", hint="give another directory", code=Exit.USAGE)
         if self.force:
             return
-        if not self.resume:
-            raise ToolError(f"{out} holds a run", hint="--resume goes on with it, --force removes it", code=Exit.USAGE)
         was = there.get("recipe", {})
         keys = sorted({*was, *self.recipe} - (set() if opened else {SERVED}))
-        if differing := ", ".join(
-            _told(key, was.get(key), self.recipe.get(key)) for key in keys if was.get(key) != self.recipe.get(key)
-        ):
+        differing = [key for key in keys if was.get(key) != self.recipe.get(key)]
+        if not self.resume:
+            what = f"{out} holds a run" + (f" of other settings: {', '.join(differing)}" if differing else "")
+            hint = "give another directory; --force removes it" if differing else "--resume goes on with it, --force removes it"
+            raise ToolError(what, hint=hint, code=Exit.USAGE)
+        if differing:
+            told = ", ".join(_told(key, was.get(key), self.recipe.get(key)) for key in differing)
             hint = "ask as it did, or give another directory"
-            raise ToolError(f"{out} was begun with other settings: {differing}", hint=hint, code=Exit.USAGE)
+            raise ToolError(f"{out} was begun with other settings: {told}", hint=hint, code=Exit.USAGE)
+        if other := _other_files(there.get("inputs", ()), self.inputs):
+            hint = "--force begins again, or give another directory"
+            raise ToolError(f"{out} was begun with other files: {', '.join(other[:4])}", hint=hint)
 
     def _manifest(self) -> dict[str, Any] | None:
         """Of a run that is there; empty where it is damaged, to be removed, and stands among nothing but what runs write."""
@@ -134,6 +142,29 @@ def _told(key: str, was: Any, now: Any) -> str:
     if isinstance(was, Mapping) or isinstance(now, Mapping):
         return key
     return f"{key} ({json.dumps(was, ensure_ascii=False)}, now {json.dumps(now, ensure_ascii=False)})"
+
+
+def _other_files(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of files that are not what they were, or were not there, or are no more; of a manifest that has none, none."""
+    if not before:
+        return []
+    return sorted({each["name"] for each in before if each not in now} | {each["name"] for each in now if each not in before})
+
+
+def done_before(out: Path, asked: Mapping[str, Any], inputs: Sequence[Path], roots: Sequence[Path]) -> bool:
+    """Whether a directory holds the results of the same run. Its documents follow from what is asked and the files.
+
+    inputs: all files that decide the scores, which must not have changed since; roots: below which they have their names
+    """
+    try:
+        there = read_manifest(out) if (out / RESULTS).is_file() else None
+    except ToolError:
+        return False
+    if there is None or there.get("tool") != "jumar-eval" or "inputs" not in there:
+        return False
+    facts = {"version": dist_version("jumar-eval"), "inputs": identify_all(inputs, *roots)}
+    was = {key: value for key, value in there.get("recipe", {}).items() if key != "documents"}
+    return was == json.loads(json.dumps(dict(asked))) and states(out / NAME, facts, inputs)
 
 
 def write_whole(path: Path, text: str) -> None:

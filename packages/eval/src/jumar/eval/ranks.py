@@ -54,6 +54,8 @@ def together(open_model: Opens, work: Callable[[Opens], T]) -> T | None:
             return opened[0]
 
         found = work(spread)
+        if not opened:  # it was done before: the others wait to be asked
+            spread()
         for model in opened:
             model.end()
         return found

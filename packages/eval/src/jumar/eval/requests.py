@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from jumar.eval.task import Beams
@@ -52,6 +53,24 @@ class Response:
 
     value: Any
     truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """How a checkpoint is opened; as jumar-infer's options. max_batch: answers at once, None: by the free memory."""
+
+    device: str = "auto"
+    dtype: str = "auto"
+    quantize: str | None = None
+    tokenizer: Path | None = None
+    adapter: Path | None = None
+    iteration: str | None = None
+    family: str | None = None
+    engine: str = "auto"
+    tp: int = 1
+    pp: int = 1
+    max_batch: int | None = None
+    cache_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,11 @@ from typing import Any
 from jumar.eval.items import Unit
 from jumar.eval.journal import Journal
 from jumar.eval.metrics import METRICS, pooled_stderr, scores
-from jumar.eval.place import write_whole
+from jumar.eval.place import RESULTS, write_whole
 from jumar.eval.task import Extract, Task, plain
 from jumar.schema.errors import Exit, ToolError
 
 Scores = dict[str, Any]
-RESULTS = "results.json"
 
 
 def collect(units: Sequence[tuple[Unit, Journal]], facts: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,13 +162,13 @@ def check_names(units: Sequence[Unit], wanted: Sequence[str]) -> None:
     members = _members(units)
     keys |= {name: keys[_leaves(name, members)[0]] for name in members}
     for each in wanted:
-        _score_keys(each, keys)
+        score_keys(each, keys)
 
 
 def check(results: Mapping[str, Any], wanted: str) -> None:
     """`mmlu.acc=0.4`. Raises ToolError: 5 for a score below, 2 for one that is not there."""
     keys = {name: [k for k in of_task if "," in k and "_stderr," not in k] for name, of_task in results["results"].items()}
-    task, found, bound = _score_keys(wanted, keys)
+    task, found, bound = score_keys(wanted, keys)
     for key in found:
         value = results["results"][task][key]
         higher = results["higher_is_better"].get(task, {}).get(key.partition(",")[0], True)
@@ -178,7 +177,7 @@ def check(results: Mapping[str, Any], wanted: str) -> None:
             raise ToolError(f"{task}.{key} is {value:.4f}, {side} {bound:g}", code=Exit.CHECK_FAILED)
 
 
-def _score_keys(wanted: str, keys: Mapping[str, Sequence[str]]) -> tuple[str, list[str], float]:
+def score_keys(wanted: str, keys: Mapping[str, Sequence[str]]) -> tuple[str, list[str], float]:
     """(task, keys of its scores that are meant, the bound). keys: of each task, "acc,none". Raises ToolError (2)."""
     name, equals, least = wanted.partition("=")
     task, _, metric = name.rpartition(".")

@@ -18,7 +18,7 @@ from jumar.eval.fewshot import read_fewshot
 from jumar.eval.items import How, Unit, unit_of
 from jumar.eval.journal import Journal
 from jumar.eval.metrics import check
-from jumar.eval.place import Place
+from jumar.eval.place import RESULTS, SERVED, Place, done_before
 from jumar.eval.programs import check_programs, sandbox_for
 from jumar.eval.requests import Measure, Model
 from jumar.eval.scores_csv import write_tables
@@ -26,6 +26,7 @@ from jumar.eval.task import PROTOCOLS, Task, key_of, load_task, plain, task_path
 from jumar.eval.template import SourceFault
 from jumar.schema.cli import dist_version
 from jumar.schema.errors import Exit, ToolError
+from jumar.schema.manifest import identify_all
 
 KINDS = {"choice": "loglikelihood", "generate": "generate", "rolling": "rolling"}
 BEYOND = {
@@ -49,6 +50,8 @@ class Settings:
     allow_code: tasks may run programs that the model writes; allow_unsandboxed: also where they cannot be walled in
     fail_under: scores that are to be there, TASK.METRIC=NUMBER
     out: where results go; None: nowhere. resume: go on with what is there. force: remove what is there
+    arguments: what else must be the same for a run to be gone on with, for the results' config too
+    files: of the model, none of an endpoint; None: who answers is not known, so a run that is there may be of another
     """
 
     tasks: tuple[str, ...]
@@ -67,19 +70,26 @@ class Settings:
     resume: bool = False
     force: bool = False
     arguments: dict[str, Any] = field(default_factory=dict)
+    files: tuple[Path, ...] | None = None
 
 
 def evaluate(open_model: Callable[[], Model], settings: Settings, say: Say = lambda word, text: None) -> dict[str, Any]:
-    """Results as of lm-eval. The model is opened once all documents are read, or before, for its chat template and its tokens.
+    """Results as of lm-eval, and `out`, `already_done` and `seconds`.
 
-    Raises ToolError (3) for data that is missing or does not fit, (2) for settings that do not fit.
+    The model is opened once all documents are read, or before, for its chat template and its tokens; not at all where the same
+    run is there, and done. Raises ToolError (3) for data that is missing or does not fit, (2) for settings that do not fit.
     """
+    begin = time.monotonic()
     if not settings.tasks:
         raise ToolError("--tasks names no task", hint="jumar-eval list names all", code=Exit.USAGE)
     tasks = [load_task(name, settings.protocol) for name in settings.tasks]
     _check_protocol(settings, tasks)
     sandbox = sandbox_for(tasks, say, code=settings.allow_code, unsandboxed=settings.allow_unsandboxed)
     fewshot = read_fewshot(settings.fewshot, tasks)
+    inputs = _inputs(settings, tasks, fewshot)
+    if (known := _done_before(settings, tasks, inputs, open_model)) is not None:
+        say("already done", f"{settings.out}: the same model, data and settings (--force asks again)")
+        return {**known, "out": str(settings.out), "already_done": True, "seconds": round(time.monotonic() - begin, 3)}
     first = settings.chat or any(task.haystack or task.retrieval or task.chat for task in tasks)
     model = open_model() if first else None
     how = How(
@@ -96,7 +106,8 @@ def evaluate(open_model: Callable[[], Model], settings: Settings, say: Say = lam
     _check_names(units, settings.fail_under)
     for text in _without_effect(settings, tasks):
         say("warning", text)
-    with _placed(settings, recipe_of(settings, units)) as place:
+    recipe = {**asked_of(settings, tasks), "documents": {unit.name: _digest(_arguments(unit)) for unit in units}}
+    with _placed(settings, recipe, inputs) as place:
         start = time.time()
         model = model or open_model()
         _check_kinds(model, units)
@@ -107,7 +118,9 @@ def evaluate(open_model: Callable[[], Model], settings: Settings, say: Say = lam
         with _in_files(dict(zip(settings.tasks, tasks, strict=True)), settings.protocol):
             journals = ask(model, units, settings.out, sandbox)
         programs = {} if sandbox is None else {"programs": "walled in" if sandbox.walls else "not walled in"}
-        return _finish(model, units, journals, settings, start, say, programs)
+        found = _finish(model, units, journals, settings, start, say, programs)
+        out = None if settings.out is None else str(settings.out)
+        return {**found, "out": out, "already_done": False, "seconds": round(time.monotonic() - begin, 3)}
 
 
 def _units(name: str, task: Task, settings: Settings, how: How, say: Say) -> list[Unit]:
@@ -231,26 +244,55 @@ def _check_protocol(settings: Settings, tasks: Sequence[Task]) -> None:
 # --- where it goes
 
 
-def recipe_of(settings: Settings, units: Sequence[Unit]) -> dict[str, Any]:
-    """What must be the same for a run to be gone on with."""
-    tasks: dict[str, Task] = {unit.task.task: unit.task for unit in units}
+def asked_of(settings: Settings, tasks: Sequence[Task]) -> dict[str, Any]:
+    """What must be the same for a run to be gone on with, beside its documents."""
     return {
         "protocol": settings.protocol,
-        "tasks": {name: _digest(plain(task)) for name, task in tasks.items()},
-        "documents": {unit.name: _digest([[r.arguments() for r in item.requests] for item in unit.items]) for unit in units},
+        "tasks": {task.task: _digest(plain(task)) for task in tasks},
+        "max_new_tokens": settings.max_new_tokens,
         **settings.arguments,
     }
 
 
+def _arguments(unit: Unit) -> list[list[Any]]:
+    return [[request.arguments() for request in item.requests] for item in unit.items]
+
+
+def _inputs(settings: Settings, tasks: Sequence[Task], fewshot: Mapping[str, Path]) -> list[Path]:
+    """The files that decide the scores: the model's, the documents', the worked examples'."""
+    found = [each for task in tasks for each in find(task, settings.data)]
+    documents = [path for each in found for path in (*each.test, *each.shots)]
+    return [*(settings.files or ()), *documents, *fewshot.values()]
+
+
+def _done_before(
+    settings: Settings, tasks: Sequence[Task], inputs: Sequence[Path], open_model: Callable[[], Model]
+) -> dict[str, Any] | None:
+    """The results of the same run, where they are there. An endpoint is asked which model it answers with."""
+    if settings.out is None or settings.force or settings.files is None or not (settings.out / RESULTS).is_file():
+        return None
+    asked = asked_of(settings, tasks)
+    if not settings.files and (served := open_model().facts().get(SERVED)) is not None:
+        asked[SERVED] = served
+    there = done_before(settings.out, asked, inputs, _roots(settings))
+    return results.read(settings.out) if there else None
+
+
+def _roots(settings: Settings) -> tuple[Path, ...]:
+    """Below which files have their names."""
+    return settings.data, Path(settings.arguments.get("model", "."))
+
+
 @contextmanager
-def _placed(settings: Settings, recipe: dict[str, Any]) -> Iterator[Place | None]:
+def _placed(settings: Settings, recipe: dict[str, Any], inputs: Sequence[Path]) -> Iterator[Place | None]:
     """Where the run goes, for as long as it goes on. Raises ToolError as `Place`."""
     if settings.out is None:
         if settings.resume:
             raise ToolError("--resume goes on with a directory", hint="give it with -o", code=Exit.USAGE)
         yield None
         return
-    with closing(Place(settings.out, recipe, resume=settings.resume, force=settings.force)) as place:
+    identified = identify_all(inputs, *_roots(settings))
+    with closing(Place(settings.out, recipe, identified, resume=settings.resume, force=settings.force)) as place:
         yield place
 
 

@@ -9,12 +9,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jumar.infer.answers import Answered, answer_file
     from jumar.infer.engine import Engine
     from jumar.infer.sampling import Sampling
     from jumar.infer.scheduler import Request
 
-_HOME = {"Engine": "engine", "Request": "scheduler", "Sampling": "sampling"}
-__all__ = ["Engine", "Request", "Sampling"]
+_HOME = {
+    "Answered": "answers",
+    "Engine": "engine",
+    "Request": "scheduler",
+    "Sampling": "sampling",
+    "answer_file": "answers",
+}
+__all__ = ["Answered", "Engine", "Request", "Sampling", "answer_file"]
 
 
 def __getattr__(name: str) -> Any:

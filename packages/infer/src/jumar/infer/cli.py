@@ -1,12 +1,15 @@
 """jumar-infer: parse, call one function, print."""
 
 # Without `from __future__ import annotations`: typer would compile the text of every annotation, for help too.
+import functools
 import os
 import secrets
 import sys
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -17,8 +20,10 @@ from jumar.schema.options import grouped, one_of
 
 if TYPE_CHECKING:
     from jumar.infer.engine import Engine
+    from jumar.infer.output import Output
     from jumar.infer.sampling import Sampling
 
+T = TypeVar("T")
 app = make_app(
     "jumar-infer",
     "jumar-infer",
@@ -43,6 +48,12 @@ Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A Hugging Face or 
 Prompt = Annotated[str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="One prompt; the answer streams.")]
 TemplateName = Annotated[str, what("--template", help="auto (the model's), a name, or FILE.jinja.")]
 MaxBatch = Annotated[int, how(min=1, help="Answers at once.")]
+WHERE = "Where it goes"
+Out = Annotated[
+    Path | None,
+    typer.Option("-o", "--out", metavar="OUT.jsonl", help="A file.", show_default="standard output", rich_help_panel=WHERE),
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace the file in OUT.", rich_help_panel=WHERE)]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
 
@@ -73,6 +84,14 @@ class Run:
         for note in engine.notes:
             say("note", note, "bold cyan")
         return engine
+
+    def output(self, out: Path, model: Path, source: str | None, **recipe: Any) -> "Output":
+        """The file that answers go to. Raises ToolError (2) for prompts that a second call could not find again."""
+        from jumar.infer.answers import output_of
+
+        if source == "-":
+            raise ToolError("-o goes with a file of prompts, which a manifest can name", hint="give a file", code=Exit.USAGE)
+        return output_of(out, model, source, vars(self), **recipe)
 
 
 @dataclass
@@ -129,6 +148,8 @@ def generate(
     template: TemplateName = "auto",
     run: Run,
     max_batch: MaxBatch = 8,
+    out: Out = None,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Answer one prompt (-p), or every line of a file: one JSON object a line, in order."""
@@ -145,11 +166,22 @@ def generate(
     how.check(asked.typed(logprobs=logprobs), final=asked.temperature is not None)
     _check_typed(template, prompt)
     batch = max(max_batch if prompt is None else num_return, num_beams)
-    engine = run.open(model, batch)
-    if asked.seed is None and _world() > 1:  # ranks draw the same tokens
-        asked.seed = engine.decoder.ranks.same(secrets.randbits(40))
-    sampling = asked.sampling(engine, logprobs=logprobs)
-    how.check(sampling)
+
+    def opened() -> "tuple[Engine, Sampling]":
+        engine = run.open(model, batch)
+        if asked.seed is None and _world() > 1:  # ranks draw the same tokens
+            asked.seed = engine.decoder.ranks.same(secrets.randbits(40))
+        sampling = asked.sampling(engine, logprobs=logprobs)
+        how.check(sampling)
+        return engine, sampling
+
+    if out is not None:
+        given = {**vars(asked), "logprobs": logprobs, "prompt": prompt, "chat": chat_prompt or None, "template": template}
+        output = run.output(out, model, source, **how.recipe(), **given)
+        every = functools.partial(work.all_answers, how=how, source=source, prompt=prompt, template=template, chat=chat_prompt)
+        _kept(output, force, as_json, opened, every)
+        return
+    engine, sampling = opened()
     if prompt is None:
         assert source is not None
         answers = work.many_prompts(engine, source, sampling, how, template)
@@ -254,6 +286,8 @@ def score(
     each: Annotated[bool, typer.Option("--logprobs", help="Those of every token too.")] = False,
     run: Run,
     max_batch: MaxBatch = 8,
+    out: Out = None,
+    force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Log-probability and perplexity of texts, or of completions after prompts: one JSON object a line, in order."""
@@ -261,9 +295,39 @@ def score(
     from jumar.infer.score import score_rows
 
     _check_input(source)
+    if out is not None:
+        output = run.output(out, model, source, command="score", logprobs=each or None)
+        _kept(output, force, as_json, lambda: (run.open(model, max_batch), None), lambda e, _: score_rows(e, source, each=each))
+        return
     engine = run.open(model, max_batch)
     found = score_rows(engine, source, each=each)
     print_json({"scores": list(found)}) if as_json else write_lines(found)
+
+
+def _kept(
+    output: "Output",
+    force: bool,
+    as_json: bool,
+    opened: "Callable[[], tuple[Engine, T]]",
+    answers: "Callable[[Engine, T], Iterator[dict[str, Any]]]",
+) -> None:
+    """Answers to a file, or the word that they are there. Of several ranks the first decides, and writes."""
+    begin, both = time.monotonic(), opened() if _world() > 1 else None
+    already = True if _rank() else output.already(force=force)
+    if both is not None:
+        already = bool(both[0].decoder.ranks.same(already))
+    if not already:
+        found = answers(*(both or opened()))
+        output.write(found) if not _rank() else [None for _ in found]
+    if _rank():
+        return
+    counts = output.counts()
+    if as_json:
+        about = {"out": str(output.path), "already_done": already, "seconds": round(time.monotonic() - begin, 3)}
+        print_json({**about, **counts})
+        return
+    word = "already done:" if already else "done"
+    print(f"{word} {output.path}: {counts['samples']:,} lines, {counts['tokens']:,} tokens")
 
 
 def _world() -> int:

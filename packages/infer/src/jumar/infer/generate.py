@@ -39,6 +39,15 @@ class How:
             what = f"--num-return {self.returns}: the answers would be the same"
             raise ToolError(what, hint="give --temperature 1 as well, or --num-beams", code=Exit.USAGE)
 
+    def recipe(self) -> dict[str, Any]:
+        """For manifests."""
+        return {
+            "command": "generate",
+            "num_return": self.returns,
+            "num_beams": self.num_beams,
+            "length_penalty": self.length_penalty,
+        }
+
     def answers(self, engine: Engine, prompt: list[int], sampling: Sampling) -> list[Request]:
         """All answers to one prompt."""
         if self.num_beams > 1:
@@ -133,6 +142,19 @@ def many_prompts(engine: Engine, source: str, sampling: Sampling, how: How, temp
             engine.run([request])
             kept: dict[str, Any] = {key: row.values[key] for key in ("id", "prompt", "messages") if key in row.values}
             yield {**kept, **({"return": number} if how.returns > 1 else {}), **answer(engine, request)}
+
+
+def all_answers(
+    engine: Engine, sampling: Sampling, how: How, source: str | None, prompt: str | None, template: str, *, chat: bool
+) -> Iterator[dict[str, Any]]:
+    """Those to every row of a file, or to one prompt. chat: that is a user's message."""
+    if prompt is None:
+        assert source is not None
+        yield from many_prompts(engine, source, sampling, how, template)
+        return
+    ids, sampling = prompt_ids(engine, prompt, sampling, template if chat else None)
+    for number, request in enumerate(how.answers(engine, ids, sampling)):
+        yield {"prompt": prompt, **({"return": number} if how.returns > 1 else {}), **answer(engine, request)}
 
 
 def answer(engine: Engine, request: Request) -> dict[str, Any]:

@@ -103,6 +103,15 @@ def identify(path: Path, *, full: bool = False, head: int = HEAD_BYTES) -> dict[
     return {"name": path.name, "size": path.stat().st_size, "sha256" if full else "head_sha256": digest.hexdigest()}
 
 
+def identify_all(files: Iterable[Path], *roots: Path) -> list[dict[str, Any]]:
+    """Files, each once and in order, with the names that they have below the first of the roots that holds them."""
+    found = []
+    for file in sorted(set(files), key=str):
+        below = next((file.relative_to(root).as_posix() for root in roots if file.is_relative_to(root)), file.name)
+        found.append({**identify(file), "name": below})
+    return found
+
+
 def tokenizer_sha256(directory: Path) -> str | None:
     """The tokenizer's identity; None without a tokenizer.
 

@@ -1,4 +1,7 @@
-"""Which checkpoints of a run are there, and which are whole: by complete.json, which lists an iteration's files."""
+"""Which checkpoints of a run are there, and which are whole: by complete.json, which lists an iteration's files.
+
+To look at what is here needs no torch, so that a run that is done is known at once.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,10 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch.distributed as dist
-
-from jumar.train_core.run.nodes import Nodes
-from jumar.train_core.run.writing import checksum
+if TYPE_CHECKING:
+    from jumar.train_core.run.nodes import Nodes
 
 ITERATION = re.compile(r"iter_(\d{7,})")
 COMPLETE = "complete.json"
@@ -82,7 +83,11 @@ def _wrong(file: Path, expected: Any, content: bool) -> str | None:
         return "is missing"
     if file.stat().st_size != size:
         return f"has {file.stat().st_size} bytes of {size}"
-    return "has other bytes than were written" if content and checksum(file)[1] != crc else None
+    if not content:
+        return None
+    from jumar.train_core.run.writing import checksum
+
+    return "has other bytes than were written" if checksum(file)[1] != crc else None
 
 
 def judge(seen: Sequence[tuple[int, Seen]], hosts: Sequence[str]) -> dict[int, frozenset[str]] | str:
@@ -116,6 +121,8 @@ def damage(path: Path, rank: int = 0, ranks: int = 1, *, content: bool = True) -
 
 def whole(nodes: Nodes, path: Path, *, content: bool = True) -> Whole | str:
     """A checkpoint that is whole over all nodes, or what is wrong with it. Collective: each rank reads a share of its node's."""
+    import torch.distributed as dist
+
     mates = nodes.ranks_of(nodes.here)
     seen = look(path, mates.index(nodes.rank), len(mates), content=content) if content or nodes.lead else Seen()
     everyone: list[Any] = [None] * len(nodes.of)
