@@ -72,9 +72,10 @@ def relative(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: line number of its fence (from 0), the comment before it without its brackets, its content."""
+    """A fenced block: line number of its fence (from 0), its language, the comment before it without brackets, its content."""
 
     line: int
+    language: str
     marker: str
     content: tuple[str, ...]
 
@@ -98,7 +99,8 @@ def blocks(page: Path) -> list[Block]:
                 start, before = number, lines[number - 1] if number else ""
             else:
                 comment = re.fullmatch(r"<!-- (.*) -->", before)
-                found.append(Block(start, comment[1] if comment else "", tuple(lines[start + 1 : number])))
+                marker = comment[1] if comment else ""
+                found.append(Block(start, lines[start].strip("`"), marker, tuple(lines[start + 1 : number])))
                 start = None
     assert start is None, f"{page}: a fence is not closed"
     return found

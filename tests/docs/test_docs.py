@@ -8,6 +8,8 @@ A comment before a fenced block says what is done with it:
     <!-- run data -->   the same in a directory that holds the files of docs/data.md
     <!-- run demo -->   the same in a directory that holds the demo's `hf`, by the slow test
     <!-- file NAME -->  it is written there as NAME
+    <!-- elsewhere: FILE -->  its like is run by that file
+    <!-- not run: WHY -->     it is not run; its lines are parsed, and the options of our commands looked up
 """
 
 from __future__ import annotations
@@ -133,6 +135,19 @@ def test_every_command_exists(page: Path, options: Options) -> None:
         assert command in options[program] or command == "COMMAND", line
         unknown = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", line)) - options[program].get(command, set()) - {"--help"}
         assert not unknown, f"{line}: {unknown}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_every_command_is_run_or_it_is_said_why_not(page: Path) -> None:
+    for block in (block for block in blocks(page) if block.language in ("sh", "bash", "console")):
+        does, _, what = block.marker.partition(": ")
+        where = f"{relative(page)}, line {block.line + 1}"
+        assert does.startswith(("run", "file ")) or (does in ("elsewhere", "not run") and what), where
+        assert does != "elsewhere" or (ROOT / what).is_file(), f"{where}: {what}"
+        shown = block.language == "console"
+        typed = [line.removeprefix("$ ") for line in block.content if not shown or line.startswith("$ ")]
+        parsed = subprocess.run(["bash", "-n"], input="\n".join(typed), capture_output=True, text=True)
+        assert parsed.returncode == 0, f"{where}: {parsed.stderr}"
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if p.name not in ("benchmarks.md", "contracts.md")], ids=relative)
@@ -275,7 +290,8 @@ def outline(page: Path) -> dict[str, object]:
 @pytest.mark.parametrize("page", TRANSLATED, ids=relative)
 def test_translations_keep_step(page: Path) -> None:
     other = TRANSLATED[page]
-    assert [b.content for b in blocks(page)] == [b.content for b in blocks(other)], "mend with: python tests/docs/test_docs.py"
+    theirs, ours = ([(b.language, b.marker, b.content) for b in blocks(one)] for one in (other, page))
+    assert theirs == ours, "mend contents with: python tests/docs/test_docs.py"
     assert outline(other) == outline(page)
 
 
