@@ -21,6 +21,7 @@ import yaml
 from safetensors.torch import load_file
 
 import infer_models
+import tiny_models
 import train_models
 from eval_files import Maker
 from jumar.eval.task import FOLDER
@@ -28,7 +29,8 @@ from jumar.schema.registry import families
 from training import Run, Settings, environment, finish, train
 
 MODULES = {"jumar-convert": "ckpt_convert", "jumar-data": "data_prep", "jumar-infer": "infer", "jumar-eval": "eval"}
-STEPS, BATCH, SEQ_LEN, CONTEXT = 2, 4, 64, 512
+STEPS, LR = 2, 3e-3
+BATCH, SEQ_LEN, CONTEXT = 4, 64, 512
 TEXTS: list[dict[str, str]] = [
     {"text": "The rope holds, and the tent stands by the river."},
     {"text": "登山绳 the snow"},
@@ -36,6 +38,7 @@ TEXTS: list[dict[str, str]] = [
 ]
 PROMPTS = [{"prompt": "The peak"}, {"prompt": "wind on the rock, then"}]
 NEW_TOKENS = 12
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Tool = Callable[..., str]
 
 
@@ -98,6 +101,8 @@ class Chain:
     folder: Path
     tool: Tool = in_this_process
     forked: bool = True
+    changes: Settings = field(default_factory=dict)
+    precision: str = "fp32"
     stages: dict[str, Answers] = field(default_factory=dict)
     held_out: str = ""
 
@@ -108,15 +113,23 @@ class Chain:
     def data(self, name: str) -> Path:
         return self.folder / "data" / name
 
+    def save_model(self) -> None:
+        """Random weights that do not enlarge rounding: norms near 1, states that begin as fresh ones."""
+        family = families()[self.family]
+        spec = family.spec(family.tiny)
+        context = {key: CONTEXT for key in ("max_position_embeddings", "n_positions") if key in family.tiny}
+        model = infer_models.llama_with_tokenizer(self.hf, self.family, **{**context, **self.changes})
+        for name, tensor in model.state_dict().items():
+            tensor += train_models.STARTS.get(name.rpartition(".")[2], 0)
+            tensor -= int(spec.zero_centered_gamma and name.endswith("norm.weight"))
+        model.to(DTYPES[self.precision]).save_pretrained(self.hf)
+        if spec.mtp_layers:
+            tiny_models.add_mtp(self.hf, spec.num_layers, spec.hidden_size)
+
     def begin(self) -> None:
         """The model with its tokenizer as transformers saves it, texts, benchmarks, and the tokens that are trained on, or held
         out: one document of as many as a batch has, and its end."""
-        tiny = families()[self.family].tiny
-        context = {key: CONTEXT for key in ("max_position_embeddings", "n_positions") if key in tiny}
-        model = infer_models.llama_with_tokenizer(self.hf, self.family, **context)
-        for name, tensor in model.state_dict().items():
-            tensor += train_models.STARTS.get(name.rpartition(".")[2], 0)
-        model.save_pretrained(self.hf)
+        self.save_model()
         make = Maker(self.folder / "benchmarks")
         make.piqa(4)
         make.gsm8k(2)
@@ -161,12 +174,12 @@ class Chain:
             "load": {"path": str(source)},
             "data": {"train": str(self.data("train")), "valid": str(self.data("valid")), "seq_len": SEQ_LEN},
             # eps: no element moves by the sign of a rounding
-            "optim": {"lr": 3e-3, "weight_decay": 0.1, "eps": 1e-4},
+            "optim": {"lr": LR, "weight_decay": 0.1, "eps": 1e-4},
             "schedule": {"kind": "constant"},
-            "train": {"steps": STEPS, "global_batch_size": BATCH, "precision": "fp32", "eval_every": STEPS, "eval_batches": 1},
+            "train": {"steps": STEPS, "global_batch_size": BATCH, "eval_every": STEPS, "eval_batches": 1},
             "save": {"path": str(self.folder / f"run-{way.name}")},
         }
-        run = Run(self.folder, values).having(way.settings)
+        run = Run(self.folder, values).having({"train.precision": self.precision, **way.settings})
         if self.forked:
             return finish(run, 2)
         ended = train(run, 2)
@@ -187,7 +200,9 @@ class Reference:
 
         self.tokenizer = AutoTokenizer.from_pretrained(path)
         self.model, info = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
-        assert not any(info[f"{kind}_keys"] for kind in ("missing", "unexpected", "mismatched")), info
+        beyond = f"model.layers.{self.model.config.num_hidden_layers}."  # multi-token prediction, which transformers passes over
+        unexpected = [name for name in info["unexpected_keys"] if not name.startswith(beyond)]
+        assert not any([unexpected, info["missing_keys"], info["mismatched_keys"]]), info
         self.model.eval()
 
     def ids(self, text: str) -> torch.Tensor:
@@ -228,5 +243,5 @@ def apart(one: Path, other: Path) -> tuple[float, float]:
     """(largest, mean) difference of two directories' weights, which have the same names and shapes."""
     a, b = (load_file(path / "model.safetensors") for path in (one, other))
     assert a.keys() == b.keys()
-    gaps = torch.cat([(a[name] - b[name]).abs().flatten() for name in a])
+    gaps = torch.cat([(a[name].float() - b[name].float()).abs().flatten() for name in a])
     return gaps.max().item(), gaps.mean().item()

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import chain
-from chain import STEPS, Chain, Reference, Way
+from chain import LR, STEPS, Chain, Reference, Way
+from jumar.schema.registry import families
 from training import TWO, Run
 
 pytestmark = pytest.mark.timeout(1800)  # processes on a machine that others use as well
@@ -16,6 +17,7 @@ TP2, PP2, EP2 = (Way(f"{size}2", ("--" + size, "2"), {f"parallel.{size}": 2}) fo
 CP2 = Way("cp2", ("--format", "torch_dist", "--pp", "2"), {"parallel.cp": 2})
 DP2 = Way("dp2", ("--dialect", "te"), TWO)
 WAYS = {
+    **dict.fromkeys(families(), (TP2, PP2)),
     "llama": (TP2, PP2, CP2, DP2),
     "qwen3": (TP2, PP2, CP2, DP2),
     "mixtral": (EP2, TP2, CP2, DP2),
@@ -41,16 +43,17 @@ def check(made: Chain, ways: tuple[Way, ...]) -> None:
         trained = made.ask(run.path.name, run.path)
         assert (trained.logprobs - first.logprobs).abs().max() > 0.5, "nothing is trained"
         assert trained.samples != first.samples
+        assert chain.apart(made.hf, back)[0] < (STEPS + 2) * LR, "it began with other weights"
         assert made.ask(back.name, back) == trained
         reference = Reference(back)
         as_in_transformers(made, run.path.name, reference)
         ((told,),) = run.metrics("eval_loss").values()
         gap = abs(reference.eval_loss(made.held_out) - told)
         print(f"{made.family} {run.path.name}: evaluated to {told}, {gap:.1e} from transformers")
-        assert gap < 5e-6
+        assert gap < (5e-6 if made.precision == "fp32" else 2e-3)
         for name in ("tokenizer.json", "tokenizer_config.json"):
             assert (back / name).read_bytes() == (made.hf / name).read_bytes()
-    for one, other in combinations(runs, 2):
+    for one, other in combinations(runs, 2) if made.precision == "fp32" else ():
         trained_alike(made, one, other)
 
 
@@ -92,6 +95,13 @@ def test_the_whole_chain(family: str, tmp_path: Path) -> None:
 def test_in_more_layouts(family: str, tmp_path: Path) -> None:
     """Every family; some also from torch_dist, and from TransformerEngine's names."""
     check(Chain(family, tmp_path), WAYS[family])
+
+
+@pytest.mark.slow
+def test_in_half_precision(tmp_path: Path) -> None:
+    """Tied embeddings, of which two stages hold one each; losses of two layouts are those of docs/correctness.md."""
+    made = Chain("qwen2", tmp_path, changes={"tie_word_embeddings": True}, precision="bf16")
+    check(made, (TP2, PP2))
 
 
 @pytest.mark.slow

@@ -144,6 +144,20 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     assert sorted(path.name for path in other.iterdir()) == [".lock", "exit.json"]
 
 
+def test_layers_of_prediction_that_transformers_does_not_save(tmp_path: Path) -> None:
+    """Its config.json still counts them; the hint is right."""
+    hf = hugging_face(tmp_path / "hf", "deepseek_v3")
+    run = make_run(tmp_path, {"load.path": str(hf), "train.steps": 1, "schedule.warmup_steps": 0}, family="deepseek_v3")
+    del run.values["model"]
+    ended = train(run.write())
+    assert ended.code == INPUT
+    assert "hf holds 0 layers of multi-token prediction, config.json says 1" in ended.err
+    hint = "model.config.num_nextn_predict_layers=0"
+    assert f"--set {hint}" in ended.err
+    assert train(run, None, hint).code == DONE
+    assert json.loads((run.path / "hf/config.json").read_text())["num_nextn_predict_layers"] == 0
+
+
 @pytest.mark.slow
 def test_a_run_of_another_model_or_precision_is_not_gone_on_with(tmp_path: Path) -> None:
     run = finish(make_run(tmp_path))

@@ -66,7 +66,7 @@ def randomise(state: dict[str, torch.Tensor], seed: int) -> None:
         elif tensor.ndim > 1:
             tensor.copy_(tensor.shape[-1] ** -0.5 * noise)
         elif name.endswith(("norm.weight", "ln_1.weight", "ln_2.weight", "ln_f.weight", "norm_f.weight")):
-            tensor.copy_((0 if "gemma" in name else 1) + 0.2 * noise)
+            tensor.copy_(1 + 0.2 * noise)
         elif name.endswith("A_log"):
             tensor.copy_(noise - 2)  # states that keep what was tens of tokens before
         else:

@@ -50,6 +50,7 @@ def this_rank() -> Shard:
 def load_weights(job: Job, chunks: list[LanguageModule], path: Path, iteration: int | None) -> None:
     """Fills the chunks from a checkpoint. Raises ToolError (3) where it is not of this model, (4) without the extra [convert]."""
     checkpoint = open_weights(path, iteration)
+    check_prediction(job, checkpoint.spec.mtp_layers, path)
     wanted = job.family.hf_tensors(job.spec)
     for name, shape in checkpoint.tensors.items():
         if name in wanted and tuple(shape) != tuple(wanted[name]):
@@ -58,6 +59,18 @@ def load_weights(job: Job, chunks: list[LanguageModule], path: Path, iteration: 
                 hint=f"does model.path ({job.hf}) belong to these weights? look with jumar-convert inspect {path}",
             )
     fill(job, chunks, checkpoint.read_placed)
+
+
+def check_prediction(job: Job, held: int, path: Path) -> None:
+    """Whether the layers of multi-token prediction are there: transformers saves none, and leaves config.json as it was."""
+    if job.spec.mtp_layers <= held:
+        return
+    said, other = (job.family.write(spec) for spec in (job.spec, replace(job.spec, mtp_layers=held)))
+    key = next(key for key in said if said[key] != other.get(key))
+    raise ToolError(
+        f"{path} holds {held} layers of multi-token prediction, config.json says {job.spec.mtp_layers}",
+        hint=f"to train without them: --set model.config.{key}={held}",
+    )
 
 
 def initialise(job: Job, chunks: list[LanguageModule]) -> None:
