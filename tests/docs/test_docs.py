@@ -287,6 +287,11 @@ def outline(page: Path) -> dict[str, object]:
     }
 
 
+def test_no_page_holds_both_sides_of_a_merge() -> None:
+    halves = re.compile(r"^(<{7}|>{7}) |^={7}$", re.MULTILINE)
+    assert not [relative(page) for page in PAGES if halves.search(page.read_text(encoding="utf-8"))]
+
+
 @pytest.mark.parametrize("page", TRANSLATED, ids=relative)
 def test_translations_keep_step(page: Path) -> None:
     other = TRANSLATED[page]
