@@ -122,3 +122,12 @@ def test_devices_are_touched_in_one_place() -> None:
     asking = [relative(path) for path in SOURCES if "torch.cuda." in path.read_text()]
     elsewhere = [path for path in asking if not path.startswith(allowed)]
     assert not elsewhere, "\n".join(elsewhere)
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.name)
+def test_a_public_name_is_no_module_of_its_package(package: Path) -> None:
+    """A module that has been imported would stand in the place of what the package names."""
+    name = import_name(package)
+    folder = package / "src" / Path(*name.split("."))
+    public = getattr(import_module(name), "__all__", [])
+    assert [each for each in public if (folder / f"{each}.py").exists() or (folder / each).is_dir()] == []

@@ -27,7 +27,9 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("pack
 DOCS = ROOT / "docs"
 README = ROOT / "README.md"
 CONVERT, DATA, TRAIN, INFER, EVAL, MIGRATE = (DOCS / f"{n}.md" for n in ("convert", "data", "train", "infer", "eval", "migrate"))
-QUICKSTART, FAMILIES, FAQ, SUPPORT = (DOCS / f"{n}.md" for n in ("quickstart", "families", "faq", "support"))
+QUICKSTART, FAMILIES, FAQ, SUPPORT, PIPELINES = (
+    DOCS / f"{n}.md" for n in ("quickstart", "families", "faq", "support", "pipelines")
+)
 GUIDES = DOCS / "guides"
 BOTH = sorted([*DOCS.glob("*.md"), *GUIDES.glob("*.md")])  # each in docs/zh too
 TRANSLATED = {README: ROOT / "README.zh-CN.md"} | {page: DOCS / "zh" / page.relative_to(DOCS) for page in BOTH}
@@ -130,6 +132,7 @@ RUNNABLE = [
     Play(README, "run data", files_of=(DATA,)),
     Play(TRAIN, files_of=(DATA,), columns=120),
     Play(MIGRATE, files_of=(DATA,), columns=120),
+    Play(PIPELINES, files_of=(DATA,)),
     Play(QUICKSTART, files_of=(DATA, TRAIN), columns=120),
     Play(FAQ, files_of=(CONVERT, DATA, TRAIN), columns=120),
     Play(GUIDES / "convert-megatron.md", files_of=(CONVERT,)),

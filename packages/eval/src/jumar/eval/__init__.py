@@ -9,7 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jumar.eval.compare import Compared, check_changes, compare
+    from jumar.eval.compare import Compared, check_changes
+    from jumar.eval.compare import compare as compare_runs
     from jumar.eval.models import score
     from jumar.eval.requests import Opening
     from jumar.eval.results import check
@@ -23,11 +24,13 @@ _HOME = {
     "Task": "task",
     "check": "results",
     "check_changes": "compare",
-    "compare": "compare",
+    "compare_runs": "compare",
     "evaluate": "run",
     "load_task": "task",
     "score": "models",
 }
+_THERE = {"compare_runs": "compare"}
+"""What is called otherwise there: a module has that name here."""
 __all__ = [
     "Compared",
     "Opening",
@@ -35,7 +38,7 @@ __all__ = [
     "Task",
     "check",
     "check_changes",
-    "compare",
+    "compare_runs",
     "evaluate",
     "load_task",
     "score",
@@ -45,4 +48,4 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), _THERE.get(name, name))
