@@ -112,6 +112,22 @@ def test_with_equal_weights_it_is_the_error_of_a_mean(tmp_path: Path) -> None:
     assert (same.change, same.error, same.p) == (0, 0, 1)
 
 
+def test_perplexities_beyond_all_numbers(tmp_path: Path) -> None:
+    """By words, of texts without spaces; those that are almost so are compared."""
+    high, higher = [[-660.0, 1.0], [-640.0, 1.0]], [[-680.0, 1.0], [-650.0, 1.0]]
+    paths = [texts(tmp_path / name, "word_perplexity", values) for name, values in (("a", high), ("b", higher))]
+    (found,) = compare(*paths).differences
+    assert found.second == pytest.approx(math.exp(665))
+    assert found.error is not None
+    assert found.error > 0
+    beyond = texts(tmp_path / "c", "word_perplexity", [[-1500.0, 1.0], [-640.0, 1.0]])
+    compared = compare(paths[0], beyond)
+    assert compared.differences == ()
+    assert compared.notes == ("texts: word_perplexity is not compared, it is beyond all numbers",)
+    by_bytes = [texts(tmp_path / name, "bits_per_byte", values) for name, values in (("d", high), ("e", higher))]
+    assert len(flips(*by_bytes, compare(*by_bytes), most=2)) == 2
+
+
 def test_instructions_are_paired_by_prompt(tmp_path: Path) -> None:
     first, second = [[True, False], [False], [True]], [[True, True], [False], [False]]
     paths = texts(tmp_path / "a", "inst_level_strict_acc", first), texts(tmp_path / "b", "inst_level_strict_acc", second)

@@ -135,10 +135,10 @@ def _task(name: str, first: Sequence[Sample], second: Sequence[Sample], notes: l
         for metric in (m for m in pairs[0][0]["metrics"] if m in pairs[0][1]):
             if isinstance(pairs[0][0][metric], int | float):
                 out.append(_difference(name, answer, metric, pairs))
-            elif metric in pooled.METRICS:
-                out.append(_pooled_difference(name, answer, metric, pairs))
+            elif metric in pooled.METRICS and (found := _pooled_difference(name, answer, metric, pairs)):
+                out.append(found)
             else:
-                notes.append(f"{name}: {metric} is not compared")
+                notes.append(f"{name}: {metric} is not compared" + ", it is beyond all numbers" * (metric in pooled.METRICS))
     return out
 
 
@@ -150,12 +150,14 @@ def _difference(name: str, answer: str, metric: str, pairs: Sequence[tuple[Sampl
     return Difference(name, answer, metric, len(pairs), mean(first), mean(second), error, p, *_flipped(changes, pairs))
 
 
-def _pooled_difference(name: str, answer: str, metric: str, pairs: Sequence[tuple[Sample, Sample]]) -> Difference:
-    """Of sums over sums. Documents gain and lose by their own ratio."""
+def _pooled_difference(name: str, answer: str, metric: str, pairs: Sequence[tuple[Sample, Sample]]) -> Difference | None:
+    """Of sums over sums; None where one is infinite. Documents gain and lose by their own ratio."""
     how = pooled.METRICS[metric]
     first, second = ([pooled.pair_of(s[metric]) for s in side] for side in zip(*pairs, strict=True))
-    changes = [pooled.ratio([b]) - pooled.ratio([a]) for a, b in zip(first, second, strict=True)]
+    changes = [_ratio(metric, b) - _ratio(metric, a) for a, b in pairs]
     values = [how.of(pooled.ratio(side)) for side in (first, second)]
+    if not all(map(math.isfinite, values)):
+        return None
     error = pooled.difference_stderr(how, first, second)
     p = normal_chance(values[1] - values[0], error) if any(changes) else 1.0
     return Difference(name, answer, metric, len(pairs), values[0], values[1], error, p, *_flipped(changes, pairs))
@@ -220,26 +222,33 @@ def flips(first: Path, second: Path, compared: Compared, most: int) -> list[dict
         flipped = [(_change(d, sides, number), number) for number in (*d.gained, *d.lost)]
         for _, number in sorted(flipped, key=lambda one: (-one[0], one[1]))[:most]:
             a, b = (side[d.answer, number] for side in sides)
-            values = [value_of(d.metric, sample) for sample in (a, b)]
+            values = [_own(d.metric, sample) for sample in (a, b)]
             rolling = d.metric in pooled.OF_TEXTS  # what is scored is the text itself: there is no right one
-            answers = [f"{value:.4f}" for value in values] if rolling else [answer_of(a), answer_of(b)]
+            answers = [_shown(value) for value in values] if rolling else [answer_of(a), answer_of(b)]
             row = {"task": d.task, "answer": d.answer, "doc_id": number, "metric": d.metric, "why": why(a, b, runs)}
             row |= {"first": values[0], "second": values[1], "target": "" if rolling else a["target"], "answers": answers}
             out.append(row)
     return out
 
 
-def value_of(metric: str, sample: Sample) -> float:
-    """A document's own score."""
-    return (
-        pooled.METRICS[metric].of(pooled.ratio([pooled.pair_of(sample[metric])]))
-        if metric in pooled.METRICS
-        else float(sample[metric])
-    )
+def _ratio(metric: str, sample: Sample) -> float:
+    """A document's own, by which it is better or worse; of other metrics its value."""
+    return pooled.ratio([pooled.pair_of(sample[metric])]) if metric in pooled.METRICS else float(sample[metric])
+
+
+def _own(metric: str, sample: Sample) -> float | None:
+    """A document's own score; None where it is infinite."""
+    found = _ratio(metric, sample)
+    found = pooled.METRICS[metric].of(found) if metric in pooled.METRICS else found
+    return found if math.isfinite(found) else None
+
+
+def _shown(value: float | None) -> str:
+    return "beyond all numbers" if value is None else f"{value:.4f}"
 
 
 def _change(d: Difference, sides: Sequence[Mapping[tuple[str, int], Sample]], number: int) -> float:
-    first, second = (value_of(d.metric, side[d.answer, number]) for side in sides)
+    first, second = (_ratio(d.metric, side[d.answer, number]) for side in sides)
     return abs(second - first)
 
 

@@ -15,7 +15,7 @@ from jumar.eval.haystack import hidden
 from jumar.eval.requests import Measure, Request
 from jumar.eval.retrieval import made
 from jumar.eval.task import PROTOCOLS, Task
-from jumar.eval.template import text_of, value_of
+from jumar.eval.template import SourceFault, text_of, value_of
 from jumar.schema.errors import Exit, ToolError
 
 Messages = list[dict[str, str]]
@@ -83,7 +83,7 @@ def unit_of(task: Task, found: Found, how: How) -> Unit:
     if task.haystack is not None or task.retrieval is not None:
         return _haystack_unit(name, task, found, how)
     docs, pool = documents(task, found)
-    shots = task.shots if how.shots is None else how.shots
+    shots = 0 if task.kind == "rolling" else task.shots if how.shots is None else how.shots
     given = given_texts(how.fewshot[task.task], task, found.subject) if task.task in how.fewshot else None
     if given is None:
         _check_shots(task, found, name, shots, asked=how.shots is not None)
@@ -174,7 +174,8 @@ class _Builder:
                 raise ToolError("it names no right answer", hint="mend the row, or leave it out")
             return Item(number, doc, target, choices, tuple(self._requests(doc, choices, examples)))
         except ToolError as fault:
-            raise fault.at(where) from None
+            has = f" (the document has: {', '.join(map(str, doc))})" if isinstance(fault, SourceFault) else ""
+            raise fault.at(where, has) from None
 
     def _choices(self, doc: Doc) -> tuple[str, ...]:
         choices = self.task.choices

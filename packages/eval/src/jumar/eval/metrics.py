@@ -259,13 +259,21 @@ def measured(
     return out
 
 
+def _total(metric: Metric, values: Sequence[Any]) -> float | str:
+    """ "N/A" for what no number holds: a perplexity by words of a language that has no spaces."""
+    try:
+        return metric.total(values)
+    except OverflowError:
+        return "N/A"
+
+
 def scores(task: Task, values: Mapping[str, Mapping[str, Sequence[Any]]]) -> dict[str, Any]:
     """ "acc,none" -> score and "acc_stderr,none" -> its standard error ("N/A"), of each answer's and metric's values."""
     out: dict[str, Any] = {}
     for answer, of_metric in values.items():
         for metric in (METRICS[name] for name in task.metrics):
             of_docs = of_metric[metric.name]
-            out[f"{metric.name},{answer}"] = metric.total(of_docs)
+            out[f"{metric.name},{answer}"] = _total(metric, of_docs)
             error = stderr(of_docs) if metric.total is mean else None
             out[f"{metric.name}_stderr,{answer}"] = "N/A" if error is None else error
     return out

@@ -21,7 +21,11 @@ class Pooled:
 
 
 def _perplexity(ratio: float) -> float:
-    return math.exp(min(-ratio, 700.0))
+    """Infinite where no number holds it: by words, of a language that has no spaces."""
+    try:
+        return math.exp(-ratio)
+    except OverflowError:
+        return math.inf
 
 
 PERPLEXITY = Pooled(_perplexity, lambda ratio: -_perplexity(ratio))
@@ -63,7 +67,7 @@ def difference_stderr(metric: Pooled, first: Sequence[Pair], second: Sequence[Pa
     if count < 2:
         return None
     parts = [b - a for a, b in zip(_added(metric, first), _added(metric, second), strict=True)]
-    return math.sqrt(count / (count - 1) * math.fsum(part**2 for part in parts))
+    return math.sqrt(count / (count - 1)) * math.hypot(*parts)  # perplexities by words can be huge, and their squares none
 
 
 def _added(metric: Pooled, pairs: Sequence[Pair]) -> list[float]:

@@ -13,6 +13,7 @@ from jumar.eval.metrics import METRICS, pooled_stderr, scores
 from jumar.eval.place import RESULTS, write_whole
 from jumar.eval.task import Extract, Task, plain
 from jumar.schema.errors import Exit, ToolError
+from jumar.schema.manifest import NAME as MANIFEST
 
 Scores = dict[str, Any]
 
@@ -82,7 +83,8 @@ def _together(name: str, parts: Sequence[Scores]) -> Scores:
     out: Scores = {"name": name, "alias": name, "sample_len": sum(sizes)}
     for key in (k for k in parts[0] if "," in k and "_stderr," not in k):
         error_key = key.replace(",", "_stderr,")
-        out[key] = sum(part[key] * size for part, size in zip(parts, sizes, strict=True)) / sum(sizes)
+        known = not any(isinstance(part[key], str) for part in parts)
+        out[key] = sum(p[key] * size for p, size in zip(parts, sizes, strict=True)) / sum(sizes) if known else "N/A"
         errors = [part[error_key] for part in parts]
         error = None if "N/A" in errors else pooled_stderr(errors, sizes)
         out[error_key] = "N/A" if error is None else error
@@ -98,8 +100,9 @@ def read(out: Path) -> dict[str, Any]:
     """The results of a directory, ours or lm-eval's (its newest). Raises ToolError (3) where there are none."""
     found = [out] if out.is_file() else [out / RESULTS] if (out / RESULTS).is_file() else sorted(out.glob("**/results_*.json"))
     if not found:
-        hint = "jumar-eval run ... --resume ends a run that was stopped" if out.is_dir() else "give the directory of -o"
-        raise ToolError(f"{out} holds no results", hint=hint)
+        stopped = (out / MANIFEST).is_file()
+        hint = "jumar-eval run ... --resume ends it" if stopped else "give the directory of -o"
+        raise ToolError(f"{out} holds no results" + (": the run was stopped" if stopped else ""), hint=hint)
     try:
         loaded = json.loads(found[-1].read_text(encoding="utf-8"))
     except (OSError, ValueError) as fault:
@@ -122,7 +125,8 @@ def rows(results: Mapping[str, Any]) -> list[tuple[str, str, str, str, str, str]
                 continue
             error = of_task.get(f"{metric}_stderr,{answer}")
             text = f"{error:.4f}" if isinstance(error, float) else ""
-            out.append(("  " * depth + name, answer, str(shots), metric, f"{value:.4f}", text))
+            shown = value if isinstance(value, str) else f"{value:.4f}"
+            out.append(("  " * depth + name, answer, str(shots), metric, shown, text))
     return out
 
 
@@ -171,6 +175,8 @@ def check(results: Mapping[str, Any], wanted: str) -> None:
     task, found, bound = score_keys(wanted, keys)
     for key in found:
         value = results["results"][task][key]
+        if isinstance(value, str):
+            raise ToolError(f"{task}.{key} is {value}, and {bound:g} was asked for", code=Exit.CHECK_FAILED)
         higher = results["higher_is_better"].get(task, {}).get(key.partition(",")[0], True)
         if not (value >= bound if higher else value <= bound):  # NaN is neither
             side = "below" if higher else "above"

@@ -22,8 +22,8 @@ from jumar.eval.place import RESULTS, SERVED, Place, done_before
 from jumar.eval.programs import check_programs, sandbox_for
 from jumar.eval.requests import Measure, Model
 from jumar.eval.scores_csv import write_tables
-from jumar.eval.task import PROTOCOLS, Task, key_of, load_task, plain, task_path
-from jumar.eval.template import SourceFault
+from jumar.eval.sources import check_sources, in_files
+from jumar.eval.task import PROTOCOLS, Task, load_task, plain, task_path
 from jumar.schema.cli import dist_version
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.manifest import identify_all
@@ -83,6 +83,9 @@ def evaluate(open_model: Callable[[], Model], settings: Settings, say: Say = lam
     if not settings.tasks:
         raise ToolError("--tasks names no task", hint="jumar-eval list names all", code=Exit.USAGE)
     tasks = [load_task(name, settings.protocol) for name in settings.tasks]
+    files = [str(task_path(name, settings.protocol) or name) for name in settings.tasks]
+    for task, file in zip(tasks, files, strict=True):
+        check_sources(task, file)
     _check_protocol(settings, tasks)
     sandbox = sandbox_for(tasks, say, code=settings.allow_code, unsandboxed=settings.allow_unsandboxed)
     fewshot = read_fewshot(settings.fewshot, tasks)
@@ -92,17 +95,11 @@ def evaluate(open_model: Callable[[], Model], settings: Settings, say: Say = lam
         return {**known, "out": str(settings.out), "already_done": True, "seconds": round(time.monotonic() - begin, 3)}
     first = settings.chat or any(task.haystack or task.retrieval or task.chat for task in tasks)
     model = open_model() if first else None
-    how = How(
-        shots=settings.shots,
-        limit=settings.limit,
-        render=model.render if model is not None and settings.chat else None,
-        template=model.render if model is not None else None,
-        system=settings.system,
-        measure=model.measure() if model is not None else Measure(),
-        fewshot=fewshot,
-        max_new_tokens=settings.max_new_tokens,
-    )
-    units = [unit for name, task in zip(settings.tasks, tasks, strict=True) for unit in _units(name, task, settings, how, say)]
+    how = _how(settings, model, fewshot)
+    units = []
+    for task, file in zip(tasks, files, strict=True):
+        with in_files({file: task}):
+            units += _units(task, settings.data, how, say)
     _check_names(units, settings.fail_under)
     for text in _without_effect(settings, tasks):
         say("warning", text)
@@ -115,7 +112,7 @@ def evaluate(open_model: Callable[[], Model], settings: Settings, say: Say = lam
             place.begin(model.facts().get("served"))
         for note in model.facts().get("notes", ()):
             say("note", note)
-        with _in_files(dict(zip(settings.tasks, tasks, strict=True)), settings.protocol):
+        with in_files(dict(zip(files, tasks, strict=True))), _told_when_stopped(settings.out, say):
             journals = ask(model, units, settings.out, sandbox)
         programs = {} if sandbox is None else {"programs": "walled in" if sandbox.walls else "not walled in"}
         found = _finish(model, units, journals, settings, start, say, programs)
@@ -123,34 +120,34 @@ def evaluate(open_model: Callable[[], Model], settings: Settings, say: Say = lam
         return {**found, "out": out, "already_done": False, "seconds": round(time.monotonic() - begin, 3)}
 
 
-def _units(name: str, task: Task, settings: Settings, how: How, say: Say) -> list[Unit]:
+def _how(settings: Settings, model: Model | None, fewshot: Mapping[str, Path]) -> How:
+    """model: where it is open already, for its template and its tokens."""
+    return How(
+        shots=settings.shots,
+        limit=settings.limit,
+        render=model.render if model is not None and settings.chat else None,
+        template=model.render if model is not None else None,
+        system=settings.system,
+        measure=model.measure() if model is not None else Measure(),
+        fewshot=fewshot,
+        max_new_tokens=settings.max_new_tokens,
+    )
+
+
+def _units(task: Task, data: Path, how: How, say: Say) -> list[Unit]:
     """What has a score of its own, checked. Raises ToolError (3) for files and documents that do not fit."""
-    there = find(task, settings.data)
+    there = find(task, data)
     if (missing := absent(task, there)) and any(found.subject is not None for found in there):
         few = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         say("note", f"{task.task}: {len(missing)} of {len(missing) + len(there)} subjects are not there: {few}")
-    with _in_files({name: task}, settings.protocol):
-        units = [unit_of(task, found, how) for found in there]
-        for unit in units:
-            _check_documents(unit)
-            check_programs(unit)
-            check(unit)
+    units = [unit_of(task, found, how) for found in there]
     for unit in units:
+        _check_documents(unit)
+        check_programs(unit)
+        check(unit)
         for note in unit.notes:
             say("note", f"{unit.name}: {note}")
     return units
-
-
-@contextmanager
-def _in_files(tasks: Mapping[str, Task], protocol: str) -> Iterator[None]:
-    """Faults of templates with the file and the key where they stand. tasks: by the names that were asked for."""
-    try:
-        yield
-    except SourceFault as fault:
-        for name, task in tasks.items():
-            if key := key_of(task, fault.source):
-                raise fault.at(f"{task_path(name, protocol) or name}: {key}") from None
-        raise
 
 
 def _check_documents(unit: Unit) -> None:
@@ -208,6 +205,9 @@ def _finish(
     found = results.collect(list(zip(units, journals, strict=True)), {k: v for k, v in facts.items() if k not in inner}, config)
     for name, count in found.get("n-truncated", {}).items():
         say("warning", f"{name}: {count} prompts were longer than the model's context, and lost their beginning")
+    for name, of_task in found["results"].items():
+        for key in (key for key, value in of_task.items() if value == "N/A" and "_stderr," not in key):
+            say("warning", f"{name}: {key.partition(',')[0]} is beyond all numbers: are there spaces between words?")
     found |= {
         "date": start,
         "total_evaluation_time_seconds": str(time.time() - start),
@@ -294,6 +294,17 @@ def _placed(settings: Settings, recipe: dict[str, Any], inputs: Sequence[Path]) 
     identified = identify_all(inputs, *_roots(settings))
     with closing(Place(settings.out, recipe, identified, resume=settings.resume, force=settings.force)) as place:
         yield place
+
+
+@contextmanager
+def _told_when_stopped(out: Path | None, say: Say) -> Iterator[None]:
+    """Ctrl-C: what is left of the run, and how it goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = f"what was answered is in {out}: the same command with --resume goes on" if out is not None else "nothing was kept"
+        say("note", kept if out is not None else f"{kept}; with -o OUT a run can be gone on with")
+        raise
 
 
 def _digest(value: Any) -> str:

@@ -306,22 +306,6 @@ def _odd(task: Task) -> Iterator[tuple[str, str]]:
                 yield f"layouts: {key} is {where!r}, and patterns are below the data directory", "give --data its directory"
 
 
-def key_of(task: Task, text: str) -> str | None:
-    """Where a text stands in a task's file ("layouts.0.fields.gold"); None where it does not."""
-
-    def found(value: Any, keys: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-        if value == text:
-            yield keys
-        elif isinstance(value, Mapping):
-            for key, inner in value.items():
-                yield from found(inner, (*keys, str(key)))
-        elif isinstance(value, list | tuple):
-            for number, inner in enumerate(value):
-                yield from found(inner, (*keys, str(number)))
-
-    return next((".".join(keys) for keys in found(plain(task), ())), None)
-
-
 def plain(task: Task) -> dict[str, Any]:
     """A task as the results hold it."""
     from dataclasses import asdict

@@ -84,10 +84,12 @@ def read_file(path: Path) -> dict[str, Any]:
     try:
         values = _parse_toml(text) if path.suffix == ".toml" else _parse_yaml(text)
     except ValueError as fault:
-        raise ToolError(f"{path}: {fault}", code=Exit.USAGE) from None
+        hint = "mend the file there; a text that holds : or {{ stands in quotes"
+        raise ToolError(f"{path}: {fault}", hint=hint, code=Exit.USAGE) from None
     values = {} if values is None else values
     if not isinstance(values, dict):
-        raise ToolError(f"{path}: a {type(values).__name__}, expected keys and values", code=Exit.USAGE)
+        what = f"{path}: a {type(values).__name__}, expected keys and values"
+        raise ToolError(what, hint="write a key and its value in each line, KEY: VALUE", code=Exit.USAGE)
     return values
 
 
