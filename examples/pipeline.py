@@ -73,6 +73,9 @@ def say(made: Path, *, already: bool) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) not in (3, 4):
+        print(__doc__, file=sys.stderr)
+        sys.exit(2)
     model, chats, *rest = map(Path, sys.argv[1:])
     try:
         main(model, chats, *rest or [Path("runs/pipeline")])

@@ -84,6 +84,16 @@ def test_two_copies(hf: Path, data: Path, whole: Path, tmp_path: Path) -> None:
     assert (found["config"]["dp"], "dp" in expected["config"]) == (2, False)
 
 
+@pytest.mark.slow
+def test_ranks_of_a_run_that_is_done_end_too(hf: Path, data: Path, tmp_path: Path) -> None:
+    """The others wait to be asked, and are told that there is nothing."""
+    for already in (False, True):
+        done = launch(2, *MODULE, *words(hf, data, tmp_path / "out", "--json"))
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["already_done"] is already
+    assert done.stderr.count("already done: ") == 1
+
+
 def test_two_ranks_of_one_copy(hf: Path, data: Path, whole: Path, tmp_path: Path) -> None:
     assert_close(2, ("--tp", "2"), hf, data, whole, tmp_path / "out")
     assert result(tmp_path / "out")["config"]["tp"] == "2"

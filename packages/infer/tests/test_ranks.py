@@ -75,6 +75,22 @@ def test_the_command_under_torchrun(hf: Path, tmp_path: Path) -> None:
     assert len(drawn.stdout.splitlines()) == 2
 
 
+@pytest.mark.slow
+def test_two_ranks_write_one_file_once(hf: Path, tmp_path: Path) -> None:
+    """The first decides whether it is there, and writes; the other computes what it computes."""
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "the rope"}\n{"prompt": "a jumar"}\n')
+    words = ("generate", hf, tmp_path / "prompts.jsonl", "--max-new-tokens", 8, "--device", "cpu", "--cache-tokens", 512)
+    for already in (False, True):
+        done = launch("-m", "jumar.infer", *words, "--pp", 2, "-o", tmp_path / "out.jsonl", "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["already_done"] is already
+    alone = Engine.open(hf, device="cpu").generate(["the rope", "a jumar"], Sampling(max_new_tokens=8))
+    assert [json.loads(line)["text"] for line in (tmp_path / "out.jsonl").read_text().splitlines()] == [r.text for r in alone]
+    other = launch("-m", "jumar.infer", *words, "--pp", 2, "--seed", 1, "-o", tmp_path / "out.jsonl")
+    assert other.returncode != 0
+    assert "was not made of these files with these options" in other.stderr
+
+
 def test_chat_over_two_ranks(tmp_path: Path) -> None:
     """The first reads and writes, the other computes what it is told; the model keeps keys and states."""
     infer_models.llama_with_tokenizer(tmp_path / "hf", "nemotron_h", max_position_embeddings=512)
