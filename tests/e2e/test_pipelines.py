@@ -30,6 +30,7 @@ RECIPE: dict[str, Any] = {
     "train": {"steps": 3, "global_batch_size": 2, "precision": "fp32"},
 }
 DONE, USAGE, INPUT, CHECK_FAILED = 0, 2, 3, 5
+pytestmark = pytest.mark.timeout(1800)  # a pipeline is ten processes, most of which import torch
 
 
 @dataclass(frozen=True)
