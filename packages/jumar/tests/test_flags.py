@@ -19,7 +19,7 @@ from jumar.infer.cli import app as infer
 from jumar.train_core.recipe import Recipe
 
 NAMES = (Path(__file__).parent / "names.txt").read_text().split()
-"""Flags in public example scripts of MindSpeed-LLM (1.0.0, and its head of August 2026)."""
+"""Flags in public example scripts: MindSpeed-LLM 1.0.0 to 26.1.0, Megatron-LM 2.5 to core 0.15, and both heads of August 2026."""
 RULES = [(name, rule) for name, table in tables().items() for rule in table.rules.values()]
 APPS = {
     "conversion": convert,
@@ -50,7 +50,7 @@ def recipe_fields(kind: Any, prefix: str = "") -> set[str]:
 
 
 def test_there_are_many() -> None:
-    assert len(NAMES) == len(set(NAMES)) == 465
+    assert len(NAMES) == len(set(NAMES)) == 855
 
 
 def test_every_flag_in_use_has_its_class() -> None:

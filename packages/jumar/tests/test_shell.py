@@ -227,6 +227,19 @@ def test_nothing_of_a_script_is_run(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_placeholders_in_angle_brackets_are_values() -> None:
+    assert shown('A=<path to it>\nshow --load <some dir> $A "--vocab-file <PATH TO vocab.json>"') == [
+        ["--load", "<some dir>", "<path to it>", "--vocab-file <PATH TO vocab.json>"]
+    ]
+    assert shown('A=" --save <SOME PLACE> "\nsh -c "show $A" < in.txt > out.txt')[-1] == ["--save", "<SOME PLACE>"]
+
+
+def test_a_line_that_begins_with_a_pipe_is_of_the_one_before() -> None:
+    script = read_script("show --a\n  | tee log\nshow --b")
+    assert [[word.text for word in each.words] for each in script.commands] == [["show", "--a"], ["tee", "log"], ["show", "--b"]]
+    assert any("begins with |" in note for _, note in script.notes)
+
+
 def test_a_placeholder_is_one_value() -> None:
     assert shown('P="your model path"\nA="--load $P --tp 2"\nshow $A') == [["--load", "your model path", "--tp", "2"]]
 

@@ -97,16 +97,22 @@ def _write(migrated: "Migrated", *, force: bool) -> None:
 def _end(migrated: "Migrated", *, partial: bool) -> None:
     """Raises ToolError (3) where something is refused or unknown."""
     unknown = [v.flag for made in migrated.made for v in made.of("unknown")]
-    refused = [v.flag for made in migrated.made for v in made.of("refused")]
-    faults = [fault for made in migrated.made for fault in made.faults]
+    refused = [v.flag for made in migrated.made if not made.job.refused for v in made.of("refused")]
+    faults = dict.fromkeys(
+        f"{made.job.program}: {fault}" if made.job.refused else fault for made in migrated.made for fault in made.faults
+    )
+    makes = any(made.commands for made in migrated.made)
     if unknown:
         hint = "correct them in the script, or take them out" + (
-            "" if partial else "; --partial shows what there is without them"
+            "" if partial or not makes else "; --partial shows what there is without them"
         )
         raise ToolError(f"unknown: {', '.join(dict.fromkeys(unknown))}", hint=hint)
-    if (refused or faults) and not (partial and any(made.commands for made in migrated.made)):
+    if (refused or faults) and not (partial and makes):
         said = [*([f"refused: {', '.join(dict.fromkeys(refused))}"] if refused else []), *faults]
-        raise ToolError("; ".join(said), hint="each says what to do; --partial goes on without them")
+        hint = "each says what to do" + (
+            "; --partial goes on without them" if makes else "; what becomes of its flags stands above"
+        )
+        raise ToolError("; ".join(said), hint=hint)
 
 
 def main() -> None:

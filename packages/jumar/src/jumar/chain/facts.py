@@ -11,6 +11,8 @@ from jumar.chain.verdicts import Unreadable, whole
 TUNING = ("sft",)
 RAW = (".jsonl", ".json", ".txt", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst")
 """Files that jumar-data reads."""
+NOWHERE = ("None", "none", "null")
+"""What some scripts have for no path."""
 MACHINE = 8
 """Devices of a machine, where a script does not say."""
 
@@ -143,7 +145,7 @@ class Facts:
     def loads(self) -> bool:
         """Whether weights come from elsewhere than the run's own directory."""
         load = self.said("--load")
-        return load is not None and load != self.said("--save")
+        return load is not None and load not in NOWHERE and load != self.said("--save")
 
     @property
     def validates(self) -> bool:

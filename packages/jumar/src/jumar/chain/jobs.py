@@ -89,7 +89,18 @@ def jobs(script: Script) -> tuple[list[Job], list[tuple[int, str]]]:
                 (command.line, f"{_program(command.words)} is no program of the two projects that is known here: passed over")
             )
     found += [_job(each) for each in words]
+    if words:
+        notes += _untaken(script)
     return sorted(dict.fromkeys(found), key=lambda job: job.line), notes
+
+
+def _untaken(script: Script) -> Iterator[tuple[int, str]]:
+    """Notes of variables whose flags no command takes."""
+    taken = {word.text for command in script.commands for word in command.words}
+    for name, words in script.settings:
+        flags = [word for word in words if word.text.startswith("--")]
+        if not taken & {word.text for word in flags}:
+            yield flags[0].line, f"${name} holds flags, and no command takes it: {' '.join(word.text for word in flags)}"
 
 
 def _program(words: Sequence[Argument]) -> str:
@@ -131,7 +142,8 @@ def _job(words: tuple[Argument, ...]) -> Job:
 def settings_job(script: Script) -> Job | None:
     """The flags in the variables of a script that starts nothing, for another that sources it; None where there are none."""
     known = [tables()[name] for name in ("training", "inference", "reinforced", "modelopt", "multimodal", "papers", "launchers")]
-    flags, _ = parted([word for words in script.settings for word in words], known)
+    flags, _ = parted([word for _, words in script.settings for word in words], known)
+    flags = [flag for flag in flags if flag.written.startswith("--")]
     if sum(flag.rule is not None for flag in flags) * 2 <= len(flags):
         return None
     return Job("settings", SETTINGS, flags[0].line, (), tuple(replace(flag, extra=()) for flag in flags), refused=SOURCED)
@@ -172,6 +184,9 @@ def look_up(written: str, known: list[Table]) -> tuple[str, Rule | None, tuple[s
 def _fitted(flag: Flag) -> Flag:
     """With as many values as its rule says; what is left stands in `extra`."""
     takes = flag.rule.takes if flag.rule is not None else "X..."
+    if takes in ("N", "X") and len(flag.values) > 1 and all(value.text.endswith(",") for value in flag.values[:-1]):
+        together = "".join(value.text for value in flag.values)  # 11, 13, 19: blanks that were not meant to part it
+        return replace(flag, values=(flag.values[0]._replace(text=together),))
     most = {"": 0, "[X]": 1}.get(takes, len(flag.values) if takes.endswith("...") else 1)
     return replace(flag, values=flag.values[:most], extra=flag.values[most:])
 

@@ -59,7 +59,7 @@ PROGRAMS = (
     Program(r".*(merge_experts|moe_hf_weight_convert).*\.py", "experts", MERGED),
     Program(r"(train|inference)_fsdp2\.py|.*fsdp2/.*\.py", "fsdp2", FSDP2),
     Program(r".*dequant.*\.py", "dequantise", DEQUANTISED),
-    Program(r".*trtllm_export/.*\.py", "trtllm", EXPORTED, ASKED),
+    Program(r".*(trtllm_export|inference/quantization)/.*\.py", "trtllm", EXPORTED, ("modelopt", *ASKED)),
     Program(r"convert_ckpt_pp_vpp\.py", "edge", EDGE, ("conversion",)),
     Program(r"checkpoint_inspector\.py", "sharded", SHARDED, ("conversion",)),
     Program(r"\w*hybrid_conversion\.py|remap_gpt_\w+\.py", "sharded", RESHAPED, ("conversion", "training")),

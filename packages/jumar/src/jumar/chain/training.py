@@ -79,7 +79,7 @@ def migrate_training(job: Job, name: str, model: str | None = None) -> Made:
 
 
 def _model_of(t: Facts) -> str | None:
-    return t.said("--tokenizer-name-or-path") or t.said("--tokenizer-model") or t.said("--load")
+    return t.said("--tokenizer-name-or-path") or t.said("--tokenizer-model") or (t.said("--load") if t.loads else None)
 
 
 def outcome(t: Facts, flag: Flag, config: Mapping[str, Any] | None) -> Outcome:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-from jumar.chain.facts import TUNING, Facts, numbers_of, shares_of
+from jumar.chain.facts import NOWHERE, TUNING, Facts, numbers_of, shares_of
 from jumar.chain.jobs import Flag
 from jumar.chain.recipe_text import shown
 from jumar.chain.verdicts import Outcome, Unreadable, real, text, whole, words
@@ -44,6 +44,8 @@ def refused(why: str) -> Outcome:
 
 def _load(t: Facts, flag: Flag) -> Outcome:
     path = text(flag)
+    if path in NOWHERE:
+        return no_effect("nothing is loaded")
     if not t.loads:
         return default("a run goes on where its save.path holds a checkpoint")
     alone = t.has("--finetune", "--no-load-optim", "--enable-hf2mg-convert")

@@ -25,8 +25,8 @@ from jumar.chain.shell.words import (
 from jumar.schema.errors import ToolError
 
 ASSIGNED = re.compile(r"([A-Za-z_]\w*)(?:\[([^\]\s]*)\])?(\+?)=")
-TO_FILL_IN = re.compile(r"<[A-Za-z][^<>|&;\n]*>(?=\s|$)")
-"""`NAME=<path to it>`, which bash would take for redirections."""
+TO_FILL_IN = re.compile(r"<[A-Za-z](?:[^<>|&;\n]*[^\s<>|&;])?>(?=\s|$)")
+"""`<path to it>`, which bash would take for redirections."""
 KEYED = re.compile(r"\[([^\]\n]*)\]=")
 FUNCTION = re.compile(r"(?:function[ \t]+([\w:.-]+)[ \t]*(?:\([ \t]*\))?|([\w:.-]+)[ \t]*\([ \t]*\))\s*(?=[{(])")
 DECLARING = ("export", "declare", "local", "readonly", "typeset")
@@ -91,6 +91,11 @@ class Parser:
             if not self.lexer.peek() or self.lexer.peek() == ")" or self.lexer.peek(2) in (";;", ";&") or self.at_keyword(ends):
                 self.depth -= 1
                 return tuple(nodes)
+            if nodes and self.lexer.peek() == "|" and self.lexer.peek(2) != "||":
+                self.lexer.notes.add(
+                    self.lexer.line, "a line that begins with |: bash would stop; read as part of the one before"
+                )
+                self.lexer.take()
             nodes.append(self.chain())
 
     def chain(self) -> Node:
@@ -246,6 +251,9 @@ class Parser:
             declares = bool(words) and isinstance(words[0], Word) and words[0].bare in DECLARING
             if (not words or declares) and (found := self.assignment()) is not None:
                 words.append(found) if words else assigned.append(found)
+                continue
+            if words and (to_fill_in := TO_FILL_IN.match(lexer.text, lexer.at)):
+                words.append(Word((Literal(lexer.take(len(to_fill_in[0])), lexer.line, True),), lexer.line))
                 continue
             if (more := self.redirection()) is not None:
                 redirected = Redirected(

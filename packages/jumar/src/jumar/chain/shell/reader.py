@@ -50,11 +50,11 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """commands: in order. notes: (line, text) of what is not read as bash would. settings: flags in variables, at its end."""
+    """commands: in order. notes: (line, text) of what is not read as bash would. settings: variables that hold flags."""
 
     commands: tuple[Started, ...]
     notes: tuple[tuple[int, str], ...]
-    settings: tuple[tuple[Argument, ...], ...] = ()
+    settings: tuple[tuple[str, tuple[Argument, ...]], ...] = ()
 
 
 def read_script(
@@ -76,11 +76,11 @@ def read_script(
     return Script(tuple(reader.started), tuple(sorted(notes.found)), tuple(_settings(scope)))
 
 
-def _settings(scope: Scope) -> Iterable[tuple[Argument, ...]]:
+def _settings(scope: Scope) -> Iterable[tuple[str, tuple[Argument, ...]]]:
     for name in list(scope.variables):
         found = arguments((Word((Variable(name, 0, False, f"${name}", "@"),), 0),), scope)
         if any(word.text.startswith("--") for word in found):
-            yield tuple(word.shown for word in found)
+            yield name, tuple(word.shown for word in found)
 
 
 class _Left(Exception):

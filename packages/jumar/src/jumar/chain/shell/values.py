@@ -17,9 +17,10 @@ LONGEST = 1 << 18
 """Characters that a value may have."""
 PLACEHOLDER = re.compile(
     r"\s*(your(\b|_)|<(?=[^<>]*([ _A-Z]|path|dir|file|name))[^<>]+>|please\b|path to\b|enter\b|master node\b|ip (for|of)\b|"
-    r"socket ifname\b)",
+    r"socket ifname\b|(vocab|merge) file\b)",
     re.IGNORECASE,
 )
+INSIDE = re.compile(r"<[A-Za-z][\w.,/]*( [\w.,/-]+)+>")
 FILLED = str.maketrans({" ": "\ue000", "<": "\ue001", ">": "\ue002"})
 """Signs of a value that stands for a path to be filled in, as it is carried on: they part no words and redirect nothing."""
 SHOWN = str.maketrans({"\ue000": " ", "\ue001": "<", "\ue002": ">"})
@@ -234,10 +235,13 @@ def _spaced(number: int, element: Scalar) -> Iterator[Run]:
 
 
 def to_fill_in(value: Scalar) -> Scalar:
-    """A value such as "your model path" with blanks that part nothing; others as they are."""
-    if not PLACEHOLDER.match("".join(run.text for run in value)):
-        return value
-    return tuple(run._replace(text=run.text.translate(FILLED)) for run in value)
+    """A value such as "your model path", or `<path to it>` in one, with blanks that part nothing; others as they are."""
+    if PLACEHOLDER.match("".join(run.text for run in value)):
+        return tuple(run._replace(text=run.text.translate(FILLED)) for run in value)
+    return tuple(
+        run._replace(text=INSIDE.sub(lambda found: found[0].translate(FILLED), run.text)) if "<" in run.text else run
+        for run in value
+    )
 
 
 # --- pieces
