@@ -456,7 +456,9 @@ def contents(folder: Path, *, bytes_alone: bool = False) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("name", MANY)
+@pytest.mark.parametrize(
+    "name", [name if name in ("pretrain", "sft", "pack") else pytest.param(name, marks=pytest.mark.slow) for name in MANY]
+)
 def test_the_same_however_it_is_done(name: str, tmp_path: Path) -> None:
     rows, bad, model, options = MANY[name]
     command = {"sentences": "pretrain", "pack": "sft", "slots": "sft"}.get(name, name)

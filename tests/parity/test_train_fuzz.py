@@ -183,7 +183,7 @@ def test_what_was_found_so_is_refused(tmp_path: Path, variant: str, world: int, 
 
 
 def test_what_is_drawn_equals_one_process_or_is_refused(tmp_path: Path) -> None:
-    fuzz(Place(tmp_path / "few"), 16)
+    fuzz(Place(tmp_path / "few"), 10)
 
 
 @pytest.mark.slow

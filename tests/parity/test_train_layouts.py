@@ -26,8 +26,7 @@ Runs = Callable[[Row], Report]
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Runs:
     """A row's report. The first that asks launches all rows of its kind that this session has selected."""
-    root = tmp_path_factory.getbasetemp()
-    place = Place((root.parent if hasattr(request.config, "workerinput") else root) / "layouts")
+    place = Place(train_runs.shared(tmp_path_factory, request) / "layouts")
     called = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
     asked = {params["row"].name for params in called if isinstance(params.get("row"), Row)}
     wanted = [row for row in EVERY if row.name in asked]

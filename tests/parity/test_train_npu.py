@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 import pytest
 
 import harness
+import train_runs
 from npu_train_rows import ALL_KEYS, GRADIENTS, MICRO_BATCHES, ROWS, STEPS, WRONG_IN, WRONG_IN_SLOWLY, Row, recipe
+from train_runs import Place
 
 WORKER = Path(__file__).with_name("npu_train_worker.py")
 SEAM_WORKER = Path(__file__).with_name("npu_seam_worker.py")
@@ -20,10 +23,13 @@ SLOW = [name for name, row in ROWS.items() if row.slow]
 WITH_WRONG = ROWS | {"windows cp2 all keys": ALL_KEYS}
 
 
-@pytest.fixture(scope="module")
-def launch(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, tuple[str, ...], tuple[str, ...]], Reports]:
+@pytest.fixture(scope="session")
+def launch(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Callable[[int, tuple[str, ...], tuple[str, ...]], Reports]:
     """(ranks, rows, wrong calls) -> what the worker reports of them: NAME/cpu, NAME/npu; WRONG/cpu, WRONG/npu. Once for each."""
-    folder, done = tmp_path_factory.mktemp("npu"), {}
+    place = Place(train_runs.shared(tmp_path_factory, request) / "npu")
+    folder = place.root
 
     def both(name: str, of: Row, steps: int, wrong: str | None = None) -> list[dict[str, Any]]:
         common = {"recipe": recipe(of, folder, steps)}
@@ -33,16 +39,20 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, tuple[str
         ]
 
     def get(ranks: int, rows: tuple[str, ...], wrong: tuple[str, ...]) -> Reports:
-        key = (ranks, rows, wrong)
-        if key not in done:
-            jobs = [job for name in rows for job in both(name, ROWS[name], STEPS)]
-            jobs += [job for name in wrong for job in both(name, WITH_WRONG[(WRONG_IN | WRONG_IN_SLOWLY)[name]], 2, name)]
-            listed, report = folder / f"rows{len(done)}.json", folder / f"report{len(done)}.json"
+        key = hashlib.sha256(repr((ranks, rows, wrong)).encode()).hexdigest()[:12]
+        report = folder / f"report-{key}.json"
+        with place.locked(key):
+            if report.exists():
+                return json.loads(report.read_text())
+            with place.locked("models"):
+                jobs = [job for name in rows for job in both(name, ROWS[name], STEPS)]
+                rows_of = WRONG_IN | WRONG_IN_SLOWLY
+                jobs += [job for name in wrong for job in both(name, WITH_WRONG[rows_of[name]], 2, name)]
+            listed = folder / f"rows-{key}.json"
             listed.write_text(json.dumps(jobs))
             torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", ranks]
             harness.run(*torchrun, WORKER, listed, report)
-            done[key] = json.loads(report.read_text())
-        return done[key]
+        return json.loads(report.read_text())
 
     return get
 

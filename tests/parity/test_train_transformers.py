@@ -35,14 +35,25 @@ DECAYED = Row(name="llama-decayed", world=1, same=SETTINGS | {"optim.weight_deca
 EVERY = (*ROWS, UNDECAYED, DECAYED)
 
 
-@pytest.fixture(scope="module")
-def curves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict, dict]]:
+@pytest.fixture(scope="session")
+def curves(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> dict[str, tuple[dict, dict]]:
     """Row -> what jumar-train says of its steps, and what torch does."""
-    place = Place(tmp_path_factory.mktemp("transformers"))
+    place = Place(train_runs.shared(tmp_path_factory, request) / "transformers")
+    out, report = place.root / "out", place.root / "report.json"
+    with place.locked("curves"):
+        if not report.exists():
+            train_runs.launch([train_runs.job(place, row, out) | {"batches": True} for row in EVERY], 1, out)
+            with_torch(place, report)
+    names = [row.name for row in EVERY] + [f"{name}-converted" for name in STATES]
+    theirs = zip(names, json.loads(report.read_text()), strict=True)
+    return {name: (train_runs.read(out, name.removesuffix("-converted")).values, found) for name, found in theirs}
+
+
+def with_torch(place: Place, report: Path) -> None:
+    """The same steps by transformers and torch's AdamW; and those after a checkpoint, from it."""
     out = place.root / "out"
-    train_runs.launch([train_runs.job(place, row, out) | {"batches": True} for row in EVERY], 1, out)
     ours = {row.name: train_runs.read(out, row.name) for row in EVERY}
-    assert not any(report.error for report in ours.values()), next(r.error for r in ours.values() if r.error)
+    assert not any(each.error for each in ours.values()), next(each.error for each in ours.values() if each.error)
     jobs = [
         {
             "model": str(place.model(row.variant)),
@@ -57,12 +68,9 @@ def curves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict, di
     ]
     halves = [jobs[FAMILIES.index(name)] | {"model": str(converted(out / f"{name}.run"))} for name in STATES]
     jobs += [half | {"batches": half["batches"][10 * 4 : 11 * 4]} for half in halves]
-    listed, report = place.root / "jobs.json", place.root / "report.json"
+    listed = place.root / "jobs.json"
     listed.write_text(json.dumps(jobs))
     harness.run(Path(__file__).with_name("train_torch.py"), listed, report)
-    theirs = json.loads(report.read_text())
-    names = [row.name for row in EVERY] + [f"{name}-converted" for name in STATES]
-    return {name: (ours[name.removesuffix("-converted")].values, found) for name, found in zip(names, theirs, strict=True)}
 
 
 def converted(run: Path) -> Path:

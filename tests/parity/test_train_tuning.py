@@ -57,26 +57,31 @@ def steps(data: str) -> list[list[Talk]]:
     return [[talk for sample in samples[at : at + BATCH] for talk in sample] for at in range(0, STEPS * BATCH, BATCH)]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def curves(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Curves:
     """Of the cases that are selected."""
     called = [item.callspec.params.get("case") for item in request.session.items if hasattr(item, "callspec")]
     cases = [case for case in CASES if case in called]
-    place = Place(tmp_path_factory.mktemp("tuning"))
-    out = place.root / "out"
+    place = Place(train_runs.shared(tmp_path_factory, request) / "tuning")
+    out, report = place.root / "out", place.root / "report.json"
     rows = [row(*case) for case in cases]
-    train_runs.launch([train_runs.job(place, each, out) for each in rows], 1, out)
+    with place.locked("curves"):
+        if not report.exists():
+            train_runs.launch([train_runs.job(place, each, out) for each in rows], 1, out)
+            with_torch(place, cases, report)
     ours = {case: train_runs.read(out, each.name) for case, each in zip(cases, rows, strict=True)}
-    assert not any(report.error for report in ours.values()), next(r.error for r in ours.values() if r.error)
+    assert not any(each.error for each in ours.values()), next(each.error for each in ours.values() if each.error)
+    return {case: (ours[case], found) for case, found in zip(cases, json.loads(report.read_text()), strict=True)}
+
+
+def with_torch(place: Place, cases: list[tuple[str, str]], report: Path) -> None:
     jobs = [
         {"model": str(place.model(variant)), "steps": [[vars(talk) for talk in step] for step in steps(data)], **optim(variant)}
         for variant, data in cases
     ]
-    listed, report = place.root / "jobs.json", place.root / "report.json"
+    listed = place.root / "jobs.json"
     listed.write_text(json.dumps(jobs))
     harness.run(Path(__file__).with_name("tuning_torch.py"), listed, report)
-    theirs = json.loads(report.read_text())
-    return {case: (ours[case], found) for case, found in zip(cases, theirs, strict=True)}
 
 
 @pytest.mark.parametrize("case", PARAMS)

@@ -93,18 +93,18 @@ DENSE = (
     slow("llama:tp2-whole", 2, TP2_WHOLE),
     row("llama:pp2", 2, PP2),
     row("llama:pp2vpp2", 2, VPP2),
-    row("llama:dp2-overlap", 2, OVERLAP),
+    slow("llama:dp2-overlap", 2, OVERLAP),
     row("llama:cp2", 2, CP2),
     row("llama:recompute-block", 1, recompute_full("block", 2), gradient=0, loss=0, norm=0),
     slow("llama:recompute-parts", 1, recompute("core_attn", "mlp", "layernorm")),
     row("llama_tied:pp2", 2, PP2),
     slow("llama_tied:dp2pp2-overlap", 4, PP2 | OVERLAP),
-    row("llama:uneven", 2, PP2 | {"parallel.layers_per_stage": [1, 3]}),
+    slow("llama:uneven", 2, PP2 | {"parallel.layers_per_stage": [1, 3]}),
     row("llama:cp2tp2", 4, CP2 | TP2 | SPREAD),
     row("mistral:cp2", 2, CP2),
     row("gpt2:tp2", 2, TP2),
     row("llama:mask-cp2", 2, CP2, same=MASK),
-    row("llama:mask-means-cp2", 2, CP2, same=MASK | MEANS),
+    slow("llama:mask-means-cp2", 2, CP2, same=MASK | MEANS),
     slow("llama:dp2", 2, DP2),
     slow("llama:dp2-spread", 2, SPREAD),
     slow("llama:dp2-grad-overlap", 2, DP2 | {"features.overlap_grad_reduce": True}),
@@ -175,7 +175,7 @@ FAMILIES = (
 EXPERTS = (
     row("mixtral:ep2", 2, EP2),
     slow("mixtral:routed-mask-cp2", 2, CP2, same=ROUTED | MASK),
-    row("mixtral:routed-mask-tp2", 2, TP2, same=ROUTED | MASK),
+    slow("mixtral:routed-mask-tp2", 2, TP2, same=ROUTED | MASK),
     row("mixtral:tp2ep2", 4, TP2 | EP2 | SPREAD),
     row("qwen2_moe:tp2", 2, TP2),
     slow("mixtral:ep2-allgather", 2, EP2 | ALLGATHER),
@@ -200,7 +200,7 @@ EXPERTS = (
     slow("mixtral:routed-dp2", 2, SPREAD, same=ROUTED),
     slow("mixtral:routed-tp2cp2ep2", 4, TP2 | CP2 | EP2, same=ROUTED | MASK),
     slow("mixtral:routed-mask-pp2-recompute", 2, PP2 | recompute_full("uniform", 1), same=ROUTED | MASK),
-    row("mixtral:tp2-overlap", 2, TP2 | OVERLAP),  # experts have a gather of parameters of their own
+    slow("mixtral:tp2-overlap", 2, TP2 | OVERLAP),  # experts have a gather of parameters of their own
     slow("mixtral:routed-means-cp2", 2, CP2, same=ROUTED | MEANS),
     slow("mixtral:routed-means-mask-cp2", 2, CP2, same=ROUTED | MEANS | MASK),
     slow("mixtral:routed-means-tp2", 2, TP2, same=ROUTED | MEANS),
@@ -220,7 +220,7 @@ EXPERTS = (
 LATENT = (
     row("deepseek_v2_dense:tp2-whole", 2, TP2_WHOLE),
     slow("deepseek_v2:tp2ep2", 2, TP2 | EP2),
-    row("deepseek_v3_mtp:mask-cp2", 2, CP2, same=MASK | ROUTED),
+    slow("deepseek_v3_mtp:mask-cp2", 2, CP2, same=MASK | ROUTED),
     row("deepseek_v3_mtp:pp2", 2, PP2),
     slow("deepseek_v2_dense:tp2", 2, TP2),
     slow("deepseek_v2:tp2", 2, TP2),
@@ -272,7 +272,7 @@ STATES = (
 )
 RESUMED = (
     row("llama:resumed-dp2", 2, OVERLAP, first=OVERLAP, like="llama-dp2-overlap", loss=0, norm=0, gradient=0),
-    row("llama:resumed-dp2-tp2", 2, TP2, first=SPREAD),
+    slow("llama:resumed-dp2-tp2", 2, TP2, first=SPREAD),
     slow("llama:resumed-tp2", 2, TP2, first=TP2, like="llama-tp2", loss=0, norm=0, gradient=0),
     slow("llama:resumed-tp2-pp2", 2, PP2, first=TP2),
     slow("llama:resumed-cp2-dp2", 2, SPREAD, first=CP2),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 import forked
 import train_models
@@ -50,6 +51,12 @@ class Place:
         with (self.root / f".{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def shared(factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """A directory of this run of the tests, the same in all of its processes."""
+    root = factory.getbasetemp()
+    return root.parent if hasattr(request.config, "workerinput") else root
 
 
 def recipe(place: Place, variant: str, changes: dict[str, Any], steps: int = 20) -> dict[str, Any]:
