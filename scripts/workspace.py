@@ -146,9 +146,10 @@ ALONE = {
 
 
 def interpreter(name: str) -> str | None:
-    """A Python that starts, by its name on PATH or among those of pyenv."""
+    """A Python that starts: a path, or by its name on PATH or among those of pyenv."""
     of_pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions")
-    for candidate in (name, *sorted(of_pyenv.glob(f"{name.removeprefix('python')}.*/bin/python"))):
+    others = [] if os.sep in name else sorted(of_pyenv.glob(f"{name.removeprefix('python')}.*/bin/python"))
+    for candidate in (name, *others):
         try:
             subprocess.run([candidate, "-c", ""], check=True, capture_output=True)
         except (OSError, subprocess.CalledProcessError):

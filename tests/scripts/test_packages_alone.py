@@ -29,6 +29,12 @@ def test_every_package_says_how_it_is_tested_alone() -> None:
             assert any(Requirement(line).name == "torch" for line in lines) == how.torch
 
 
+def test_a_python_is_named_by_its_path_or_its_name(tmp_path: Path) -> None:
+    assert workspace.interpreter(sys.executable) == sys.executable
+    assert workspace.interpreter(str(tmp_path / "python3")) is None
+    assert workspace.interpreter("python2.1") is None
+
+
 def test_siblings_of_a_package_are_followed_through_extras() -> None:
     assert workspace.closure("jumar-data-prep", ["fast"], OURS) == {"jumar-schema", "jumar-data-prep"}
     assert workspace.closure("jumar-eval", [], OURS) == {"jumar-schema", "jumar-eval"}
