@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 from jumar.ckpt_convert.formats import gguf as ours
 from jumar.ckpt_convert.formats.gguf_config import llama3_rope_factors
 from jumar.ckpt_convert.formats.hf import open_tensors
+from jumar.ckpt_convert.from_gguf import convert_gguf
 from jumar.ckpt_convert.tensors import DTYPES
 from jumar.schema.errors import Exit, ToolError
 
@@ -271,20 +274,45 @@ def test_import_in_chunks_and_shards_gives_the_same_tensors(tmp_path: Path, monk
         assert first == twin.file.read_bytes()[twin.offset : twin.offset + twin.nbytes], name
 
 
-def test_a_failed_import_leaves_nothing(tmp_path: Path) -> None:
+def test_a_failed_conversion_leaves_nothing(tmp_path: Path) -> None:
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        ours.import_gguf(write_gguf(tmp_path / "m.gguf"), tmp_path / "out", on_progress=stop)
+        convert_gguf(write_gguf(tmp_path / "m.gguf"), tmp_path / "out", on_progress=stop)
     assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
+
+
+def test_what_killed_runs_leave_is_removed_by_the_next(tmp_path: Path) -> None:
+    """Two runs are killed while they write; a third starts over, while a fourth is refused; nothing else lies there then."""
+    source, dst = write_gguf(tmp_path / "m.gguf"), tmp_path / "out"
+    stops = (
+        "import os, signal, sys; from pathlib import Path; from jumar.ckpt_convert.from_gguf import convert_gguf\n"
+        "die = lambda done, total: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "convert_gguf(Path(sys.argv[1]), Path(sys.argv[2]), on_progress=die)"
+    )
+    for _ in range(2):
+        assert subprocess.run([sys.executable, "-c", stops, source, dst]).returncode == -signal.SIGKILL
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["m.gguf", "out.partial"]
+    assert (dst.with_name("out.partial") / "model.safetensors").stat().st_size > 0
+
+    def second(done: int, total: int) -> None:
+        with pytest.raises(ToolError, match=r"another process is writing .*out\.partial") as caught:
+            convert_gguf(source, dst)
+        assert caught.value.code == Exit.ENVIRONMENT
+
+    convert_gguf(source, dst, on_progress=second)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.gguf", "out"]
+    listed = json.loads((dst / "manifest.json").read_text())["outputs"]
+    assert sorted(path.name for path in dst.iterdir()) == sorted([*listed, "manifest.json"])
+    assert convert_gguf(source, dst)["already_done"]
 
 
 def test_a_full_target_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
-    with pytest.raises(ToolError, match="not an empty directory"):
-        ours.import_gguf(write_gguf(tmp_path / "m.gguf"), tmp_path / "out")
+    with pytest.raises(ToolError, match="is not empty"):
+        convert_gguf(write_gguf(tmp_path / "m.gguf"), tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
 
 
@@ -292,7 +320,7 @@ def test_values_that_the_dtype_cannot_hold_are_refused(tmp_path: Path) -> None:
     values = weights()
     values["model.norm.weight"][1][3] = 1e5
     with pytest.raises(ToolError, match=r"model\.norm\.weight .*100000.* F16"):
-        ours.import_gguf(write_gguf(tmp_path / "m.gguf", values=values), tmp_path / "out", dtype="F16")
+        convert_gguf(write_gguf(tmp_path / "m.gguf", values=values), tmp_path / "out", dtype="fp16")
     assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
 
 

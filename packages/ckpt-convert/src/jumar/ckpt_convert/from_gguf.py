@@ -6,7 +6,8 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,18 @@ from jumar.ckpt_convert.checkpoint import stamp
 from jumar.ckpt_convert.convert import dtype_name
 from jumar.ckpt_convert.formats.gguf import import_gguf
 from jumar.ckpt_convert.formats.gguf_header import read_header
+from jumar.ckpt_convert.journal import NAME as JOURNAL
+from jumar.ckpt_convert.journal import Journal
 from jumar.ckpt_convert.target import Target
 from jumar.ckpt_convert.tensors import DTYPES
 from jumar.schema.cli import dist_version
-from jumar.schema.errors import ToolError
+from jumar.schema.errors import Exit, ToolError
 from jumar.schema.manifest import NAME as MANIFEST
 from jumar.schema.manifest import identify, manifest_text, template_sha256, tokenizer_sha256
 
 HEADER_BYTES = 1 << 20
+BEGUN = "gguf"
+"""What the journal names instead of a plan: nothing of a stopped run is gone on with."""
 
 
 def convert_gguf(
@@ -48,33 +53,20 @@ def convert_gguf(
     stated = {"inputs": [identify(path, head=HEADER_BYTES)], "recipe": {k: v for k, v in recipe.items() if v is not None}}
     target = Target(dst, [path])
     if not force and target.states(stated, [path]):
+        target.tidy()
         return {"out": str(dst), "already_done": True, "seconds": round(time.monotonic() - start, 3)}
+    target.drop_stopped(BEGUN)
     target.claim(resume=False, force=force)
     target.check_space(_dequantised_bytes(path, kind))
-    before = stamp(path)
-    made = import_gguf(
-        path, target.staging, dtype=kind, tokenizer=tokenizer, max_shard_bytes=max_shard_bytes, on_progress=on_progress
-    )
-    if stamp(path) != before:
-        shutil.rmtree(target.staging, ignore_errors=True)
-        hint = "wait until nothing writes there, then run the same command again"
-        raise ToolError(f"{path} changed while it was read", hint=hint)
-    text = manifest_text(
-        tool="jumar-convert",
-        version=dist_version("jumar-ckpt-convert"),
-        **stated,
-        model={"model_type": json.loads((target.staging / "config.json").read_text(encoding="utf-8"))["model_type"]},
-        tokenizer_sha256=tokenizer_sha256(target.staging),
-        template_sha256=template_sha256(target.staging),
-        counts={"tensors": made["tensors"], "bytes": made["bytes"]},
-        outputs=sorted(p.relative_to(target.staging).as_posix() for p in target.staging.rglob("*") if p.is_file()),
-        bit_exact=False,
-    )
-    try:
-        target.finish({MANIFEST: text.encode()}, resumable=False)
-    except ToolError:
-        shutil.rmtree(target.staging, ignore_errors=True)
-        raise
+    with _begun(target):
+        before = stamp(path)
+        made = import_gguf(
+            path, target.staging, dtype=kind, tokenizer=tokenizer, max_shard_bytes=max_shard_bytes, on_progress=on_progress
+        )
+        if stamp(path) != before:
+            hint = "wait until nothing writes there, then run the same command again"
+            raise ToolError(f"{path} changed while it was read", hint=hint)
+        target.finish({MANIFEST: _manifest(target.staging, stated, made).encode()}, resumable=False)
     return {
         "out": str(dst),
         "already_done": False,
@@ -86,6 +78,40 @@ def convert_gguf(
         "files": made["shards"],
         "not_carried": made["not_carried"],
     }
+
+
+@contextmanager
+def _begun(target: Target) -> Iterator[None]:
+    """The staging directory, locked by its journal; gone if anything fails. What a killed run leaves, the next one removes."""
+    try:
+        journal = Journal(target.staging, BEGUN, resume=False)
+        try:
+            yield
+        finally:
+            journal.close()
+    except OSError as fault:
+        raise ToolError(
+            f"{target.dst}: cannot be written: {fault.strerror or fault}",
+            hint="choose an empty or new directory on a disk with room",
+            code=Exit.ENVIRONMENT,
+        ) from fault
+    finally:
+        shutil.rmtree(target.staging, ignore_errors=True)
+
+
+def _manifest(staging: Path, stated: dict[str, Any], made: dict[str, Any]) -> str:
+    files = (p.relative_to(staging).as_posix() for p in staging.rglob("*") if p.is_file())
+    return manifest_text(
+        tool="jumar-convert",
+        version=dist_version("jumar-ckpt-convert"),
+        **stated,
+        model={"model_type": json.loads((staging / "config.json").read_text(encoding="utf-8"))["model_type"]},
+        tokenizer_sha256=tokenizer_sha256(staging),
+        template_sha256=template_sha256(staging),
+        counts={"tensors": made["tensors"], "bytes": made["bytes"]},
+        outputs=sorted(name for name in files if name != JOURNAL),
+        bit_exact=False,
+    )
 
 
 def _dequantised_bytes(path: Path, dtype: str) -> int:

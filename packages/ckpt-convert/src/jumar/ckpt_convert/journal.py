@@ -28,7 +28,7 @@ class Journal:
         _lock(self._file.fileno(), directory)
         if not resume or not self._read(fingerprint):
             os.truncate(self.path, 0)
-            self._file.write((json.dumps({"plan": fingerprint}) + "\n").encode())
+            self._file.write(_named(fingerprint))
 
     def _read(self, fingerprint: str) -> bool:
         """Takes up what is done. False if the process died before it wrote its first line."""
@@ -74,14 +74,29 @@ def damaged(journal: Path) -> ToolError:
 
 def is_journal(path: Path) -> bool:
     """Whether a file is the journal of a run that was stopped (perhaps before its first line)."""
-    if not path.is_file() or path.is_symlink():
+    first = _first_line(path)
+    if first is None:
         return False
-    with path.open("rb") as file:
-        first = file.readline(1000)
     try:
         return not first.endswith(b"\n") or "plan" in json.loads(first)
     except (ValueError, TypeError):
         return False
+
+
+def names_plan(path: Path, fingerprint: str) -> bool:
+    """Whether a file is the journal of this plan."""
+    return _first_line(path) == _named(fingerprint)
+
+
+def _named(fingerprint: str) -> bytes:
+    return (json.dumps({"plan": fingerprint}) + "\n").encode()
+
+
+def _first_line(path: Path) -> bytes | None:
+    if not path.is_file() or path.is_symlink():
+        return None
+    with path.open("rb") as file:
+        return file.readline(1000)
 
 
 def refuse_second_writer(directory: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jumar.ckpt_convert.journal import NAME as JOURNAL
-from jumar.ckpt_convert.journal import is_journal, refuse_second_writer
+from jumar.ckpt_convert.journal import is_journal, names_plan, refuse_second_writer
 from jumar.schema.cli import human_bytes
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.manifest import NAME as MANIFEST
@@ -112,6 +112,12 @@ class Target:
                 hint="add --resume to go on with it, or --force to start over",
             )
         if not resume:
+            shutil.rmtree(self.staging)
+
+    def drop_stopped(self, plan: str) -> None:
+        """Removes what a stopped run of this plan has left, which cannot be gone on with."""
+        if names_plan(self.staging / JOURNAL, plan):
+            refuse_second_writer(self.staging)
             shutil.rmtree(self.staging)
 
     def check_space(self, nbytes: int) -> None:

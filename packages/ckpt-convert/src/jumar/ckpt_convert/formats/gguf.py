@@ -7,11 +7,8 @@ into a directory. Both need the extra `[gguf]`, whose package dequantises the te
 from __future__ import annotations
 
 import math
-import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -151,29 +148,28 @@ def import_gguf(
     max_shard_bytes:  a file holds at most so many bytes of tensors, or a single larger tensor
     on_progress:      called with the bytes of tensors written so far and in all
 
-    Memory is bounded by chunks of rows, whatever the size of the model. The directory is written beside `dst` and
-    renamed, so that `dst` is whole or absent; it may exist only if it is empty.
+    Memory is bounded by chunks of rows, whatever the size of the model. `dst` is made if it is not there.
 
     Returns {"tensors", "bytes", "shards", "quantisation": {ggml type: tensors of the file}, "not_carried": [field]}.
-    Raises ToolError as `open_gguf`, exit 3 for a value that `dtype` cannot hold, exit 4 where writing fails.
+    Raises ToolError as `open_gguf`, exit 3 for a value that `dtype` cannot hold; OSError where writing fails.
     """
     model, dst = open_gguf(path, dtype=dtype, tokenizer=tokenizer), Path(dst)
     records = [Record(name, dtype, shape, shape, ()) for name, (_, shape) in model.tensors.items()]
     shards, index = plan_files(records, max_shard_bytes)
     total, written = sum(record.nbytes for record in records), 0
-    with _staging(dst) as directory:
-        for shard in shards:
-            with (directory / shard.path).open("wb") as file:
-                file.write(shard.header)
-                for record in shard.records:
-                    for chunk in _chunks(model, record):
-                        file.write(chunk.data)
-                        written += chunk.nbytes
-                        if on_progress is not None:
-                            on_progress(written, total)
-        for name, content in {"config.json": json_bytes(model.config), **model.files, **index}.items():
-            (directory / name).parent.mkdir(exist_ok=True)
-            (directory / name).write_bytes(content)
+    dst.mkdir(parents=True, exist_ok=True)
+    for shard in shards:
+        with (dst / shard.path).open("wb") as file:
+            file.write(shard.header)
+            for record in shard.records:
+                for chunk in _chunks(model, record):
+                    file.write(chunk.data)
+                    written += chunk.nbytes
+                    if on_progress is not None:
+                        on_progress(written, total)
+    for name, content in {"config.json": json_bytes(model.config), **model.files, **index}.items():
+        (dst / name).parent.mkdir(exist_ok=True)
+        (dst / name).write_bytes(content)
     return {
         "tensors": len(records),
         "bytes": total,
@@ -299,26 +295,6 @@ def _chunks(model: GgufModel, record: Record) -> Iterator[npt.NDArray[np.uint8]]
                 hint="choose another dtype: BF16 or F32",
             )
         yield cast.reshape(-1).view(np.uint8)
-
-
-@contextmanager
-def _staging(dst: Path) -> Iterator[Path]:
-    """A directory beside `dst` that becomes `dst` at the end, and is gone if anything fails."""
-    if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
-        raise ToolError(f"{dst} exists and is not an empty directory", hint="choose another, or remove it")
-    staging = dst.parent / f".{dst.name}.{os.getpid()}.partial"
-    try:
-        staging.mkdir(parents=True)
-        yield staging
-        staging.rename(dst)
-    except OSError as error:
-        raise ToolError(
-            f"{dst}: cannot be written: {error.strerror or error}",
-            hint="choose an empty or new directory on a disk with room",
-            code=Exit.ENVIRONMENT,
-        ) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _tokenizer_of(directory: Path) -> dict[str, bytes]:
