@@ -31,7 +31,7 @@ from model_sizes import PARAMETERS, SIZES
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 RECIPES = EXAMPLES / "recipes"
-ROOM_GIB = {"Atlas 64 GB": 0.9 * 64, "GPU 80 GB": 0.9 * 80, "CPU": 16.0}
+ROOM_GIB = {"NPU 64 GB": 0.9 * 64, "GPU 80 GB": 0.9 * 80, "CPU": 16.0}
 """What tensors may take: the rest is the device's own, its libraries' workspaces and fragmentation."""
 ROW = re.compile(r"^#   (\d+) x (.+?)  +(\d+) GiB  +(.*)$", re.MULTILINE)
 
@@ -134,7 +134,7 @@ def example(row: Row, stand_ins: Path, folder: Path) -> Job:
 def test_every_class_is_here_for_every_device() -> None:
     """Each recipe is a row at least; its own name stands in its commands; both kinds of device are there, at 8 and at 32."""
     assert all(rows(name) for name in NAMES)
-    assert {(row.device, row.devices) for row in ROWS} >= {(d, n) for d in ("Atlas 64 GB", "GPU 80 GB") for n in (8, 32)}
+    assert {(row.device, row.devices) for row in ROWS} >= {(d, n) for d in ("NPU 64 GB", "GPU 80 GB") for n in (8, 32)}
     models = {model_of(values_of(row)) for row in ROWS}
     assert models == set(SIZES)
     for task in ("pretrain", "sft"):
@@ -198,7 +198,7 @@ def test_the_table_of_the_page_has_the_numbers_of_the_heads(page: str) -> None:
     for row in ROWS:
         if row.devices >= 8:
             cells.setdefault((row.recipe, model_of(values_of(row))), {})[row.device, row.devices] = row.gib
-    columns = [(device, n) for device in ("Atlas 64 GB", "GPU 80 GB") for n in (8, 32)]
+    columns = [(device, n) for device in ("NPU 64 GB", "GPU 80 GB") for n in (8, 32)]
     wanted = [
         f"| `{recipe}` | {model} | {' | '.join(str(found.get(column, '-')) for column in columns)} |"
         for (recipe, model), found in cells.items()
