@@ -49,7 +49,7 @@ def test_the_dtype_and_why(
     ],
 )
 def test_what_quantising_does(kind: str, device: str, says: str) -> None:
-    assert says in check_kind(kind, device, torch.float32)
+    assert says in check_kind(kind, DEVICES[device], torch.float32)
 
 
 def test_prompts_and_steps_go_through_the_operators_for_inference(hf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
