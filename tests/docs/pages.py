@@ -252,11 +252,12 @@ def one_rank(command: str) -> bool:
 
 
 PROGRESS = re.compile(r"[a-z]+: [\d.]+ [KMG]?i?B")  # a plain line every five seconds where there is no terminal
+SMALL_DISK = re.compile(r"warning: save\.path .* are free; ")  # of a dry run, where the machine's disk is smaller than the run's
 
 
 def comparable(lines: list[str]) -> list[str]:
-    """Without what differs from run to run: seconds and rates, and progress, which slow machines see; and without empty lines."""
-    text = "\n".join(line for line in lines if line.strip() and not PROGRESS.match(line))
+    """Without what differs from run to run: seconds, rates, progress, which slow machines see, small disks; and empty lines."""
+    text = "\n".join(line for line in lines if line.strip() and not (PROGRESS.match(line) or SMALL_DISK.match(line)))
     text = re.sub(r"in [\d.]+ s( \([\d.]+ [KMG]?i?B/s\))?", "in T s", text)
     text = re.sub(r"[\d.]+[kMG]? tokens/s  (\d+ d )?[\d:]{8} left", "R tokens/s  T left", text)
     return re.sub(r'"seconds": [\d.]+', '"seconds": T', text).splitlines()

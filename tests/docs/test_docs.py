@@ -25,6 +25,7 @@ from pathlib import Path
 
 import pytest
 
+from jumar.device.npu_releases import RELEASES
 from jumar.eval.task import PROTOCOLS, task_files
 from jumar.schema.errors import Exit
 from jumar.schema.families import llama
@@ -230,6 +231,14 @@ def test_the_page_of_support_has_all_that_the_registries_have() -> None:
 def test_the_page_of_support_is_what_registries_and_tests_say() -> None:
     done = subprocess.run([sys.executable, ROOT / "scripts/support.py", "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_table_of_torch_npu_is_the_doctors() -> None:
+    for page, sign in ((DOCS / "versions.md", " and "), (DOCS / "zh/versions.md", " 与 ")):
+        table = re.search(r"^\| CANN \|.*\n.*\n((?:\|.*\n)+)", page.read_text(encoding="utf-8"), re.MULTILINE)[1]
+        rows = (line.strip("| ").split(" | ") for line in table.splitlines())
+        found = {cann: tuple(tuple(pair.split(sign)) for pair in re.split("[,，] ?", pairs)) for cann, pairs in rows}
+        assert found == RELEASES
 
 
 def test_exit_codes_are_those_of_the_code() -> None:

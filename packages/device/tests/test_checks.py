@@ -122,6 +122,25 @@ def test_torch_npu_must_be_for_this_torch(machine, torch, torch_npu, status):
         assert "pip install" in check.hint
 
 
+@pytest.mark.parametrize(
+    ("cann", "torch", "hint"),
+    [
+        ("9.0.0", "2.9.0+cpu", "pip install torch-npu==2.9.0.post2"),
+        ("9.0.0", "2.13.0+cpu", "pip install torch==2.10.0 torch-npu==2.10.0; other pairs of CANN 9.0.0: docs/versions.md"),
+        ("8.3.RC1", None, "pip install torch==2.8.0 torch-npu==2.8.0; other pairs"),
+        ("8.2.RC1", "2.13.0", "those of CANN 8.2.RC1, by https://"),
+        (None, "2.13.0", "install CANN, then torch and torch-npu of its row in docs/versions.md; with CANN"),
+    ],
+)
+def test_torch_npu_that_is_missing_is_that_of_the_cann(machine, cann, torch, hint):
+    root, environ = machine
+    (root / TOOLKIT_INFO).write_text(f"version={cann}\n" if cann else "")
+    check = found(root, environ, versions(torch, None))["torch-npu"]
+    assert check.status == "fail"
+    assert hint in check.hint
+    assert "2.13.0" not in check.hint  # that no CANN has
+
+
 def test_ports_that_are_taken_or_may_be(machine):
     root, environ = machine
     with socket.socket() as listener:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -33,6 +35,15 @@ def recipe(tmp_path: Path) -> Path:
 
 def dry_run(recipe: Path, *sets: str, task: str = "pretrain") -> None:
     assert start(task, recipe, sets, nproc=None, device="cpu", dry_run=True).code == 0  # type: ignore[arg-type]
+
+
+def test_a_dry_run_is_on_any_disk(recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1024))
+    dry_run(recipe)
+    assert re.search(r"^warning: save\.path .*: a checkpoint takes about .* are free; make room", capsys.readouterr().err)
+    with pytest.raises(ToolError, match="a checkpoint takes about") as fault:
+        start("pretrain", recipe, [], nproc=None, device="cpu")
+    assert fault.value.code == Exit.ENVIRONMENT
 
 
 def test_a_dry_run_says_from_where_a_run_would_go_on(tmp_path: Path, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from jumar.device import checks
 from jumar.device.checks import Check, busy_ports, dynamic_port_check, interface_checks, run_checks
+from jumar.device.npu_releases import how_to_install
 
 SET_ENV = "source /usr/local/Ascend/ascend-toolkit/set_env.sh"
 TOOLKIT = "/usr/local/Ascend/ascend-toolkit/latest"
@@ -23,7 +24,7 @@ def npu_checks(
         "NPU driver": lambda: _driver(root),
         "CANN": lambda: _cann(root, environ),
         "set_env.sh": lambda: _set_env(root, environ),
-        "torch-npu": lambda: _versions(installed),
+        "torch-npu": lambda: _versions(installed, _cann_version(root, environ)),
         "NPUs": lambda: _devices(root, environ),
         "HCCL": lambda: _hccl(root, environ),
         "/etc/hccn.conf": lambda: _hccn(root),
@@ -45,7 +46,7 @@ def _driver(root: Path) -> Iterator[Check]:
     yield Check("NPU driver", "ok" if found else "warn", found[1] if found else f"no Version in {file}")
 
 
-def _cann(root: Path, environ: Mapping[str, str]) -> Iterator[Check]:
+def _cann_version(root: Path, environ: Mapping[str, str]) -> str | None:
     home = _within(root, environ.get("ASCEND_HOME_PATH", TOOLKIT))
     candidates = [
         *sorted(home.glob("*-linux/ascend_toolkit_install.info")),
@@ -54,15 +55,17 @@ def _cann(root: Path, environ: Mapping[str, str]) -> Iterator[Check]:
     ]
     for file in candidates:
         if file.exists() and (found := re.search(r"version=\[?(?:[^:\]\n]*:)?([0-9][^\]\s]*)", file.read_text())):
-            yield Check("CANN", "ok", found[1])
-            return
-    yield Check(
-        "CANN",
-        "fail",
-        f"no version file in {environ.get('ASCEND_HOME_PATH', TOOLKIT)}",
-        "CANN 8 or later",
-        f"install CANN; {SET_ENV}",
-    )
+            return found[1]
+    return None
+
+
+def _cann(root: Path, environ: Mapping[str, str]) -> Iterator[Check]:
+    version = _cann_version(root, environ)
+    if version is not None:
+        yield Check("CANN", "ok", version)
+        return
+    lost = f"no version file in {environ.get('ASCEND_HOME_PATH', TOOLKIT)}"
+    yield Check("CANN", "fail", lost, "CANN 8 or later", f"install CANN; {SET_ENV}")
 
 
 def _set_env(root: Path, environ: Mapping[str, str]) -> Iterator[Check]:
@@ -86,11 +89,10 @@ def _set_env(root: Path, environ: Mapping[str, str]) -> Iterator[Check]:
         yield Check("set_env.sh", "ok", "ASCEND_HOME_PATH, ASCEND_OPP_PATH, libhccl.so")
 
 
-def _versions(installed: Callable[[str], str | None]) -> Iterator[Check]:
+def _versions(installed: Callable[[str], str | None], cann: str | None) -> Iterator[Check]:
     torch, torch_npu = installed("torch"), installed("torch-npu")
     if torch_npu is None:
-        wanted = "X.Y.Z" if torch is None else torch.partition("+")[0]
-        yield Check("torch-npu", "fail", "not installed", f"for torch {wanted}", f"pip install torch-npu=={wanted}")
+        yield Check("torch-npu", "fail", "not installed", "of this CANN, of torch's X.Y.Z", how_to_install(cann, torch))
         return
     pair = f"torch {torch}, torch-npu {torch_npu}"
     if torch is None or _release(torch) != _release(torch_npu):

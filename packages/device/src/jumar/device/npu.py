@@ -51,7 +51,8 @@ class Npu(Accelerator):
     def missing(self) -> Missing | None:
         """torch-npu, CANN's libraries, a visible NPU."""
         if find_spec("torch_npu") is None:
-            return Missing("torch-npu is not installed", f"install CANN, {SET_ENV}, then: pip install 'jumar-device[npu]'")
+            pair = "torch and torch-npu of its row in docs/versions.md"
+            return Missing("torch-npu is not installed", f"install CANN, {SET_ENV}, then {pair}")
         try:
             api = self.api()
         except (ImportError, OSError, RuntimeError, AttributeError) as error:

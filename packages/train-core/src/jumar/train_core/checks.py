@@ -181,6 +181,7 @@ def check_save(job: Job) -> Iterator[Problem]:
                 f"save.path {save.path}: {what} takes about {human_bytes(need)}, {human_bytes(room)} are free",
                 "make room, or set save.path to another disk" + (", or save.optimizer=false" if save.optimizer else ""),
                 code=Exit.ENVIRONMENT,
+                local=True,
             )
     extras = {"tensorboard": ("log.tensorboard", "tensorboard"), "wandb": ("log.wandb", "wandb")}
     for extra, (field, module) in {**extras, "convert": ("save.hf", "jumar.ckpt_convert")}.items():

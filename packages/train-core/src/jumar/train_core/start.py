@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ def _dry_run(task: Task, recipe: Recipe, world: int, device: str, as_json: bool)
 
     known_devices(device)
     job = _resolve(task, recipe, world, device)
-    _say_problems(job)
+    _say_problems(job, dry=True)
     _say_going_on(job)
     found = report(job, recipe)
     print_json(found) if as_json else show.dry_run(found)
@@ -127,7 +127,7 @@ def _start(
     ended, nproc = ExitFile(recipe.save.path), world // machines.count
     try:
         job = _resolve(task, recipe, world, device)
-        _say_problems(job, engine=True)
+        _say_problems(job)
     except ToolError as fault:
         ended.write(fault.code, fault.message, machines.rank * nproc)
         raise
@@ -180,7 +180,7 @@ def _rank(task: Task, here: Place, path: Path, sets: Sequence[str], device: str)
         ended = ExitFile(recipe.save.path)
         job = _resolve(task, recipe, here.world, device)
         if not here.launched:
-            _say_problems(job, engine=True, quiet=here.rank > 0)
+            _say_problems(job, quiet=here.rank > 0)
         name = _prepare(device, here.world, tell=here.rank == 0 and not here.launched)
     except ToolError as fault:
         if os.environ.get("LOCAL_RANK", str(here.rank)) != "0":
@@ -283,12 +283,17 @@ def _told(ended: ExitFile, seconds: float) -> Ended | None:
     return told
 
 
-def _say_problems(job: Job, *, engine: bool = False, quiet: bool = False) -> None:
-    """Every problem as a line for people; raises ToolError for the last fault, if there is one."""
+def _say_problems(job: Job, *, dry: bool = False, quiet: bool = False) -> None:
+    """Every problem as a line for people; raises ToolError for the first fault, if there is one.
+
+    dry: on any machine, which needs neither the engine nor the disk of a run.
+    """
     from jumar.train_core.checks import check
     from jumar.train_core.engine_check import check_engine
 
-    problems = [*(check_engine() if engine else ()), *check(job)]
+    problems = [*(() if dry else check_engine()), *check(job)]
+    if dry:
+        problems = [replace(p, warning=True) if p.local else p for p in problems]
     faults = [ToolError(p.message, hint=p.hint, code=p.code) for p in problems if not p.warning]
     if not quiet:
         for problem in problems:

@@ -15,12 +15,16 @@ Settings = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that does not fit, with the numbers, and what to change. A warning lets the run start."""
+    """Something that does not fit, with the numbers, and what to change. A warning lets the run start.
+
+    local: of this machine, which may not be the run's: a dry run warns of it.
+    """
 
     message: str
     hint: str
     warning: bool = False
     code: Exit = Exit.INPUT
+    local: bool = False
 
 
 def never(job: Job) -> Iterator[Problem]:
