@@ -1,4 +1,4 @@
-"""The model of a training script: its flags against a config.json, or a config.json made of them where there is none."""
+"""The model of a training script: its config.json, or one made of the flags where there is none."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jumar.chain.facts import Facts, numbers_of
-from jumar.chain.jobs import Flag
+from jumar.chain.facts import Facts
 from jumar.chain.tables import tables
-from jumar.chain.training_rules import sets
-from jumar.chain.verdicts import Outcome, Unreadable, real
+from jumar.chain.verdicts import Unreadable, real
 from jumar.schema.errors import ToolError
 from jumar.schema.read_megatron_args import spec_from_args
 from jumar.schema.registry import family_of
@@ -22,7 +20,9 @@ GPT2_VOCABULARY = 50257
 
 def read_config(folder: str | None) -> Mapping[str, Any] | None:
     """config.json of a model's directory, Hugging Face or Megatron; None where it is not here."""
-    for path in (Path(folder or "") / "config.json", Path(folder or "") / "hf/config.json"):
+    if folder is None:
+        return None
+    for path in (Path(folder) / "config.json", Path(folder) / "hf/config.json"):
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -30,28 +30,6 @@ def read_config(folder: str | None) -> Mapping[str, Any] | None:
         if isinstance(found, dict):
             return found
     return None
-
-
-def against_config(t: Facts, flag: Flag, config: Mapping[str, Any]) -> Outcome | None:
-    """A flag whose number config.json has otherwise: laid over it. None where the two agree, or cannot be compared."""
-    keys = tables()["training"].more["keys"].get(flag.name, ())
-    key = next((each for each in keys if isinstance(config.get(each), int | float)), None)
-    if key is None:
-        return None
-    try:
-        number = real(flag)
-    except Unreadable:
-        return None
-    if flag.name == "--num-layers":
-        number -= _empty_slots(t)
-    if abs(number - config[key]) <= 1e-9 * abs(number):
-        return None
-    value = int(number) if number == int(number) and isinstance(config[key], int) else number
-    return sets(f"model.config.{key}", value, f"config.json says {config[key]}")
-
-
-def _empty_slots(t: Facts) -> int:
-    return len(numbers_of(t.said("--noop-layers")))
 
 
 # --- without a config.json

@@ -98,7 +98,7 @@ def _classed(job: Job, name: str, model: str | None = None) -> Made:
     for flag in all_flags(job):
         rule = flag.rule
         if rule is not None and (flag in job.launcher or trains.get(flag.name) is rule):
-            found = outcome(facts, flag, None)
+            found = outcome(facts, flag, {})
         else:
             found = by_table(flag, job) or Outcome("mapped", rule.ours if rule is not None else "")
         verdicts.append(verdict(flag, found))

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
-from jumar.chain.architecture import against_config, made_config, read_config
+from jumar.chain.against import against_config
+from jumar.chain.architecture import made_config, read_config
 from jumar.chain.facts import Facts
 from jumar.chain.jobs import Flag, Job
 from jumar.chain.options import quoted
@@ -45,10 +46,11 @@ def migrate_training(job: Job, name: str, model: str | None = None) -> Made:
     """
     facts, fields, environment = Facts(job), Fields(), dict[str, str]()
     prepared = preparation(facts, PurePath(name).name, model)
-    config = read_config(model or _model_of(facts))
+    files, faults, config = _model(facts, name, model)
+    compared, unread = _compared(facts, config)
     verdicts: list[Verdict] = []
     for flag in (*job.launcher, *job.flags):
-        found = outcome(facts, flag, config)
+        found = outcome(facts, flag, compared)
         if prepared is not None:
             found = prepared.outcomes.get(flag.name, found)
         if flag.rule is not None and found.kind == "mapped":
@@ -59,7 +61,8 @@ def migrate_training(job: Job, name: str, model: str | None = None) -> Made:
         fields.set({"model.path": model}, "--model")
     for path, value, flag_name in _implied(facts, fields.values):
         fields.set({path: value}, f"{flag_name}, left out")
-    files, faults = _own_model(facts, fields, name)
+    if files:
+        fields.set({"model.path": f"{name}-model"}, "made of the flags of the architecture")
     elsewhere = [each for each in verdicts if each.kind == "refused" and each.flag in OTHER_STAGES]
     recipe = f"{name}.yaml"
     head = [f"From {job.program}, line {job.line}. `jumar-train schema` says what each field is."]
@@ -74,36 +77,46 @@ def migrate_training(job: Job, name: str, model: str | None = None) -> Made:
         commands=() if elsewhere else (*(prepared.commands if prepared else ()), train),
         files={} if elsewhere else {recipe: recipe_text(fields.values, fields.sources, head), **files},
         notes=tuple(_notes(facts)),
-        faults=(*faults, *(prepared.faults if prepared else ()), *_contradictions(facts)),
+        faults=(*faults, *unread, *(prepared.faults if prepared else ()), *_contradictions(facts)),
     )
 
 
 def _model_of(t: Facts) -> str | None:
-    return t.said("--tokenizer-name-or-path") or t.said("--tokenizer-model") or (t.said("--load") if t.loads else None)
+    """The directory that the recipe names for its model."""
+    flags = (t.job.last(name) for name in ("--tokenizer-name-or-path", "--tokenizer-model", "--load"))
+    named = [outcome(t, flag, {}).sets for flag in flags if flag is not None]
+    return next((str(sets[field]) for field in ("model.path", "load.path") for sets in named if field in sets), None)
 
 
-def outcome(t: Facts, flag: Flag, config: Mapping[str, Any] | None) -> Outcome:
-    """What a flag of training, or of its launcher, is. config: the model's, where it is here."""
+def outcome(t: Facts, flag: Flag, compared: Mapping[str, Outcome]) -> Outcome:
+    """What a flag of training, or of its launcher, is. compared: flags that say otherwise than the model's config.json."""
     found = by_table(flag, t.job, ("tuning",) if t.task == "sft" else ())
     if found is None:
         return _with_effect(t, _mapped(t, flag))
-    if config is not None and found.kind == "default" and flag.rule is not None and flag.rule.config:
-        return against_config(t, flag, config) or found
-    return found
+    return compared.get(flag.name, found) if t.job.last(flag.name) is flag else found
 
 
-def _own_model(t: Facts, fields: Fields, name: str) -> tuple[dict[str, str], list[str]]:
-    """(files, faults): a config.json of the flags where no directory is named that has one."""
-    if "model.path" in fields.values or "load.path" in fields.values:
+def _compared(t: Facts, config: Mapping[str, Any] | None) -> tuple[Mapping[str, Outcome], list[str]]:
+    """(flags that say otherwise than config.json, why it could not be read)."""
+    if config is None:
         return {}, []
+    try:
+        return against_config(t, config), []
+    except ToolError as fault:
+        return {}, [f"{fault.message}; {fault.hint}" if fault.hint else fault.message]
+
+
+def _model(t: Facts, name: str, model: str | None) -> tuple[dict[str, str], list[str], Mapping[str, Any] | None]:
+    """(files, faults, config.json): of the directory that is named, or made of the flags where none is."""
+    where = model or _model_of(t)
+    if where is not None:
+        return {}, [], read_config(where)
     try:
         config = made_config(t)
     except ToolError as fault:
         said = fault.message.replace("the checkpoint's args do", "they do")
-        return {}, [f"{NO_MODEL} (of the flags alone none can be made: {said})"]
-    folder = f"{name}-model"
-    fields.set({"model.path": folder}, "made of the flags of the architecture")
-    return {f"{folder}/config.json": json.dumps(config, indent=2) + "\n"}, []
+        return {}, [f"{NO_MODEL} (of the flags alone none can be made: {said})"], None
+    return {f"{name}-model/config.json": json.dumps(config, indent=2) + "\n"}, [], config
 
 
 def _mapped(facts: Facts, flag: Flag) -> Outcome:
