@@ -21,7 +21,7 @@ root_doc = "docs/zh/index" if CHINESE else "docs/index"
 
 _readme = "README.zh-CN.md" if CHINESE else "README.md"
 _pages = ["docs/zh/**.md"] if CHINESE else ["docs/*.md", "docs/guides/*.md"]
-include_patterns = [_readme, "SECURITY.md", "packages/*/*.md", *_pages]
+include_patterns = [_readme, "SECURITY.md", "packages/*/*.md", "examples/*/README.md", *_pages]
 exclude_patterns = [
     *(".*", "benchmarks", "build", "cache", "dist", "runs", "tests", "wheelhouse"),  # not looked through
     *("packages/*/src", "packages/*/tests"),

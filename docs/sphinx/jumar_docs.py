@@ -42,7 +42,8 @@ def navigation(text: str) -> str:
 def read(app: Sphinx, docname: str, source: list[str]) -> None:
     if docname == app.config.root_doc:
         source[0] += navigation(source[0])
-    elif docname.startswith("packages/") and not docname.endswith("/README"):  # reached from the package's page
+    elif docname.startswith("examples/") or (docname.startswith("packages/") and not docname.endswith("/README")):
+        # reached from a page that links to it
         app.env.metadata[docname]["orphan"] = True
 
 

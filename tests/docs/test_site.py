@@ -56,7 +56,9 @@ def test_chinese_is_found_by_pairs_of_characters(site: Path) -> None:
     assert "matchAll" in (site / "zh/_static/language_data.js").read_text(encoding="utf-8")
 
 
-def test_a_link_that_leads_nowhere_is_an_error(tmp_path: Path) -> None:
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """Two pages in each language, whose links are right."""
     for name in ("scripts/docs.py", "docs/sphinx"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
@@ -64,11 +66,25 @@ def test_a_link_that_leads_nowhere_is_an_error(tmp_path: Path) -> None:
         (tmp_path / home).parent.mkdir(exist_ok=True)
         (tmp_path / home).write_text("# Home\n\n## Start\n\n- [Other](other.md): a page\n")
         (tmp_path / home).with_name("other.md").write_text("# Other\n\n## A part\n\n[it](#a-part), [home](index.md#start)\n")
-    with (tmp_path / HOMES["zh"]).with_name("other.md").open("a") as page:
+    return tmp_path
+
+
+def test_a_link_out_of_both_builds_is_an_error(small: Path) -> None:
+    (small / "notes.md").write_text("# Notes\n")
+    with (small / "docs/zh/other.md").open("a") as page:
+        page.write("\n[notes](../../notes.md), [a part](../other.md#a-part), [no part](../other.md#no-part)\n")
+    done = build(small / "scripts/docs.py", small / "out")
+    assert done.returncode == 1, done.stdout
+    there = "dead link: zh/docs/zh/other.html: ../../../en"
+    assert done.stderr.splitlines() == [f"{there}/notes.html", f"{there}/docs/other.html#no-part"]
+
+
+def test_a_link_that_leads_nowhere_is_an_error(small: Path) -> None:
+    with (small / "docs/zh/other.md").open("a") as page:
         page.write("\n[gone](gone.md), [no part](index.md#no-part), ![picture](gone.png)\n")
-    done = build(tmp_path / "scripts/docs.py", tmp_path / "out")
+    done = build(small / "scripts/docs.py", small / "out")
     assert done.returncode == 1, done.stdout
     warned = re.findall(r"^(\S+): WARNING: (.*)$", done.stderr, re.MULTILINE)
-    assert {where for where, _ in warned} == {f"{tmp_path}/docs/zh/other.md:7"}
+    assert {where for where, _ in warned} == {f"{small}/docs/zh/other.md:7"}
     assert len(warned) == 3
     assert all(any(name in what for _, what in warned) for name in ("'gone.md'", "'no-part'", "gone.png"))

@@ -109,7 +109,10 @@ class Browser:
         elif got.get("method") == "Log.entryAdded":
             self.said.append(params["entry"]["text"])
         elif got.get("method") == "Runtime.exceptionThrown":
-            self.said.append(params["exceptionDetails"]["exception"]["description"])
+            thrown = params[
+                "exceptionDetails"
+            ]  # of a text that is no program there is no exception, of a thrown string no description
+            self.said.append(thrown.get("exception", {}).get("description") or thrown["text"])
         return got
 
     # --- what a person does
