@@ -77,7 +77,7 @@ class Facts:
     @property
     def said_ranks(self) -> int | None:
         """Ranks of one machine, as the launcher has them; None where it does not say."""
-        names = ("--nproc_per_node", "--nproc-per-node", "--local_worker_num", "--num_processes")
+        names = ("--nproc_per_node", "--local_worker_num", "--num_processes")
         return next((n for name in names if (n := self.number(name))), None)
 
     @property

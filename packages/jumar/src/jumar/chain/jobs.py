@@ -174,8 +174,9 @@ def look_up(written: str, known: list[Table]) -> tuple[str, Rule | None, tuple[s
     if name not in names and len(starting) == 1 and len(name) > 4:
         name = starting[0]
     for table in known:
-        if name in table.rules:
-            return name, table.rules[name], ()
+        spelled = f"--{name[2:].replace('-', '_')}" if table.name == "launchers" else name
+        if spelled in table.rules:
+            return spelled, table.rules[spelled], ()
     plain = {each.replace("_", "-"): each for each in reversed(names)}
     near = difflib.get_close_matches(written.replace("_", "-"), plain, n=3, cutoff=0.75)
     return written, None, tuple(plain[each] for each in near)

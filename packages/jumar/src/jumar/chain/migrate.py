@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,7 +65,8 @@ def migrate(
     out: where recipes will lie.
     Raises ToolError where it cannot be read, or starts nothing that is known here.
     """
-    script = read_script(_content(path), list(given) or None, variables, path)
+    content = _content(path)
+    script = read_script(content, list(given) or None, {**_slurm(content), **(variables or {})}, path)
     found, passed_over = jobs(script)
     if not any(job.table not in BESIDE for job in found):
         if (settings := settings_job(script)) is None:
@@ -78,6 +80,22 @@ def migrate(
         made.append(_checked(maker(job, str(out / name) if out else name, model)))
     notes = sorted({*script.notes, *passed_over, *(note for each in made for note in each.notes)})
     return Migrated(tuple(made), tuple(notes))
+
+
+SLURM = (
+    (r"(?:--nodes[= ]\s*|-N\s*)", ("SLURM_NNODES", "SLURM_JOB_NUM_NODES")),
+    (r"--ntasks-per-node[= ]\s*", ("SLURM_NTASKS_PER_NODE",)),
+    (r"--gpus-per-node[= ]\s*", ("SLURM_GPUS_ON_NODE", "SLURM_GPUS_PER_NODE")),
+)
+"""Options of #SBATCH lines, and the variables that Slurm sets by them. https://slurm.schedmd.com/sbatch.html"""
+
+
+def _slurm(content: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for option, names in SLURM:
+        if said := re.search(rf"^#SBATCH\s+(?:.*\s)?{option}(\d+)\s*(?:#.*)?$", content, re.MULTILINE):
+            found |= dict.fromkeys(names, said[1])
+    return found
 
 
 def _content(path: Path) -> str:

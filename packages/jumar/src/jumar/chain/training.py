@@ -14,8 +14,8 @@ from jumar.chain.facts import Facts
 from jumar.chain.jobs import Flag, Job
 from jumar.chain.options import quoted
 from jumar.chain.preparing import preparation
-from jumar.chain.recipe_text import recipe_text
-from jumar.chain.training_rules import NO_EXPERTS, RULES, sets, typed
+from jumar.chain.recipe_text import recipe_text, shown
+from jumar.chain.training_rules import NO_EXPERTS, RULES, sets, typed, within
 from jumar.chain.verdicts import Made, Outcome, Unreadable, Verdict, by_table, verdict
 from jumar.schema.errors import ToolError
 
@@ -38,6 +38,15 @@ class Fields:
             if source not in known:
                 known.append(source)
 
+    def agreed(self, found: Outcome) -> Outcome:
+        """Refused where another flag has set a field to something else: Megatron stops, or takes one in silence."""
+        for path, value in found.sets.items():
+            shared = path in ("model.config.rope_parameters", "model.config.rope_scaling")
+            if not shared and self.values.get(path, value) != value:
+                before = f"{path} is {shown(self.values[path])} by {' and '.join(self.sources[path])}"
+                return Outcome("refused", why=f"{before}: give one of them")
+        return found
+
 
 def migrate_training(job: Job, name: str, model: str | None = None) -> Made:
     """A recipe and the command that runs it; before it the one that makes the data, where the script names raw files.
@@ -54,6 +63,7 @@ def migrate_training(job: Job, name: str, model: str | None = None) -> Made:
         if prepared is not None:
             found = prepared.outcomes.get(flag.name, found)
         if flag.rule is not None and found.kind == "mapped":
+            found = fields.agreed(found)
             fields.set(found.sets, flag.name)
             environment |= found.environment
         verdicts.append(verdict(flag, found))
@@ -66,11 +76,10 @@ def migrate_training(job: Job, name: str, model: str | None = None) -> Made:
     elsewhere = [each for each in verdicts if each.kind == "refused" and each.flag in OTHER_STAGES]
     recipe = f"{name}.yaml"
     head = [f"From {job.program}, line {job.line}. `jumar-train schema` says what each field is."]
-    if facts.nodes > 1 and not any(name == "PET_NNODES" for name in environment):
-        shared = {"PET_NODE_RANK": "$NODE_RANK", "PET_MASTER_ADDR": "$MASTER_ADDR"}
-        environment = {"PET_NNODES": str(facts.nodes), **shared, **environment}
+    if facts.nodes > 1:
+        environment = _machines(facts, environment)
     words = ["jumar-train", facts.task, recipe, *(["--nproc", str(facts.nproc)] if facts.nproc > 1 else [])]
-    train = " ".join([*(f"{key}={quoted(value)}" for key, value in environment.items()), *map(quoted, words)])
+    train = " ".join([*(f"{key}={_evaluated(value)}" for key, value in environment.items()), *map(quoted, words)])
     return Made(
         job=job,
         verdicts=tuple(verdicts),
@@ -79,6 +88,17 @@ def migrate_training(job: Job, name: str, model: str | None = None) -> Made:
         notes=tuple(_notes(facts)),
         faults=(*faults, *unread, *(prepared.faults if prepared else ()), *_contradictions(facts)),
     )
+
+
+def _evaluated(value: str) -> str:
+    """A value as a shell takes it, which evaluates what it holds of variables and commands."""
+    return f'"{value}"' if "$" in value and quoted(value) != value else quoted(value)
+
+
+def _machines(t: Facts, said: Mapping[str, str]) -> dict[str, str]:
+    """The variables of a run on several machines; those that the script does not say by their usual names."""
+    usual = {"PET_NNODES": str(t.nodes), "PET_NODE_RANK": "$NODE_RANK", "PET_MASTER_ADDR": "$MASTER_ADDR"}
+    return {**usual, **said}
 
 
 def _model_of(t: Facts) -> str | None:
@@ -92,7 +112,7 @@ def outcome(t: Facts, flag: Flag, compared: Mapping[str, Outcome]) -> Outcome:
     """What a flag of training, or of its launcher, is. compared: flags that say otherwise than the model's config.json."""
     found = by_table(flag, t.job, ("tuning",) if t.task == "sft" else ())
     if found is None:
-        return _with_effect(t, _mapped(t, flag))
+        return _with_effect(t, within(_mapped(t, flag)))
     return compared.get(flag.name, found) if t.job.last(flag.name) is flag else found
 
 
@@ -152,7 +172,7 @@ def _implied(t: Facts, fields: Mapping[str, Any]) -> Iterator[tuple[str, object,
         ("model.hidden_dropout", 0.1, "--hidden-dropout"),
         ("log.every", 100, "--log-interval"),
     ):
-        if not t.has(flag):
+        if not t.has(flag) and path not in fields:
             yield path, value, flag
     if not t.has("--bf16", "--fp16"):
         yield "train.precision", "fp32", "--bf16"
@@ -199,6 +219,9 @@ def _notes(t: Facts) -> Iterator[tuple[int, str]]:
         yield line, f"nothing says how many ranks there are: {t.unit} are the least, one copy of the model"
     elif ranks % t.unit and t.nodes > t.said_nodes:
         yield line, f"{_layout(t)} = {t.unit} ranks, the launcher has {ranks}: {t.nodes} machines of {t.nproc} are the least"
+    if t.nodes > 1 and not t.has("--node_rank"):
+        numbers = f"0 to {t.nodes - 1}, another on each machine; under srun: $SLURM_NODEID inside of what it starts"
+        yield line, f"PET_NODE_RANK is {numbers}"
     for flag in ("--lr", "--seq-length", "--micro-batch-size", "--data-path", "--train-data-path"):
         if not t.has(flag) and not (flag.endswith("data-path") and t.has("--data-path", "--train-data-path")):
             yield line, f"{flag} is not given: the recipe's own default holds"

@@ -98,6 +98,9 @@ def _tuning(t: Facts, flag: Flag) -> Outcome:
 
 def _tokenizer(t: Facts, flag: Flag) -> Outcome:
     kind = t.said("--tokenizer-type") or "PretrainedFromHF"
+    read = "--tokenizer-name-or-path" if kind == "PretrainedFromHF" else "--tokenizer-model"
+    if flag.name != read and t.has(read):
+        return no_effect(f"{read} says which, with --tokenizer-type {kind}")
     if kind == "Llama2Tokenizer" and flag.text.endswith(".model"):
         folder = flag.text.rpartition("/")[0] or "."
         return sets("model.path", folder, "where its tokenizer lies; --model DIR where config.json does not")
@@ -151,7 +154,9 @@ def _overlap(t: Facts, flag: Flag) -> Outcome:
 def _recompute(t: Facts, flag: Flag) -> Outcome:
     wanted = recomputation(t)
     if wanted is None:
-        return no_effect("nothing is recomputed: --recompute-granularity is not given, or 0 layers are")
+        return no_effect(
+            "nothing is recomputed: --recompute-granularity is not given, 0 layers are, or modules that this model has not"
+        )
     return Outcome("mapped", f"features.recompute: {shown(wanted)}", sets={"features.recompute": wanted})
 
 
@@ -162,8 +167,14 @@ def recomputation(t: Facts) -> dict[str, object] | None:
     if granularity == "selective":
         known = ("core_attn", "mlp", "layernorm", "moe_act", "moe", "mla_up_proj", "shared_experts")
         flag = t.job.last("--recompute-modules")
-        modules = [name for name in words(flag) if name in known] if flag is not None else []
-        return {"granularity": "selective", "modules": modules or ["core_attn"]}
+        if flag is None:
+            return {"granularity": "selective", "modules": ["core_attn"]}
+        inside = {"moe_act", "shared_experts"}
+        without = set() if t.experts else {"moe", *inside}
+        without |= set() if t.has("--multi-latent-attention", "--multi-head-latent-attention") else {"mla_up_proj"}
+        without |= inside if "moe" in words(flag) else set()
+        modules = [name for name in dict.fromkeys(words(flag)) if name in known and name not in without]
+        return {"granularity": "selective", "modules": modules} if modules else None
     method = t.said("--recompute-method") or t.said("--activations-checkpoint-method") or "uniform"
     names = ("--recompute-num-layers", "--activations-checkpoint-num-layers", "--checkpoint-num-layers")
     layers = next((count for name in names if (count := t.number(name)) is not None), 1)
@@ -180,7 +191,17 @@ def recomputation(t: Facts) -> dict[str, object] | None:
 
 def _half(t: Facts, flag: Flag) -> Outcome:
     assert flag.rule is not None
+    if flag.name == "--initial-loss-scale" and t.has("--loss-scale"):
+        return no_effect("--loss-scale is fixed")
     return sets(flag.rule.ours, real(flag)) if t.has("--fp16") else no_effect("loss scaling is for fp16")
+
+
+def _steady(t: Facts, flag: Flag) -> Outcome:
+    assert flag.rule is not None
+    other = t.job.last("--end-weight-decay" if flag.name == "--start-weight-decay" else "--start-weight-decay")
+    if other is None or real(other) != real(flag):
+        return refused("weight decay does not change while training: set optim.weight_decay")
+    return sets(flag.rule.ours, real(flag))
 
 
 def _steps(t: Facts, flag: Flag) -> Outcome:
@@ -292,7 +313,10 @@ def _stage(t: Facts, flag: Flag) -> Outcome:
 
 
 def _ranks(t: Facts, flag: Flag) -> Outcome:
-    return Outcome("mapped", f"--nproc {whole(flag)}")
+    ranks = whole(flag)
+    if ranks < 1:
+        raise Unreadable(f"expected 1 or more, got {flag.text!r}")
+    return Outcome("mapped", f"--nproc {ranks}")
 
 
 def _nodes(t: Facts, flag: Flag) -> Outcome:
@@ -306,6 +330,50 @@ def _nodes(t: Facts, flag: Flag) -> Outcome:
     if t.nodes == 1:
         return no_effect("one machine")
     return exported(name, text(flag))
+
+
+def _endpoint(t: Facts, flag: Flag) -> Outcome:
+    if t.nodes == 1:
+        return no_effect("one machine")
+    if t.has("--master_addr"):
+        return no_effect("--master_addr is given")
+    host, _, port = text(flag).rpartition(":") if ":" in text(flag) else (text(flag), "", "")
+    found = {"PET_MASTER_ADDR": host, **({"PET_MASTER_PORT": port} if port else {})}
+    return Outcome("mapped", " ".join(f"{name}={value}" for name, value in found.items()), environment=found)
+
+
+AT_LEAST_1 = (
+    *("parallel.tp", "parallel.pp", "parallel.vpp", "parallel.cp", "parallel.ep", "parallel.etp", "train.micro_batch_size"),
+    *(
+        "train.global_batch_size",
+        "train.steps",
+        "train.eval_every",
+        "train.eval_batches",
+        "data.seq_len",
+        "save.every",
+        "log.every",
+    ),
+    *("model.vocab_divisible_by", "schedule.decay_steps", "schedule.wsd_steps", "data.pad_to_multiple_of"),
+)
+AT_LEAST_0 = ("optim.weight_decay", "optim.clip_grad", "schedule.min_lr", "schedule.warmup_steps", "data.workers", "train.seed")
+ABOVE_0 = ("optim.lr", "optim.eps", "optim.loss_scale", "optim.initial_loss_scale", "model.init_std")
+BELOW_1 = ("optim.beta1", "optim.beta2", "model.hidden_dropout")
+
+
+def within(outcome: Outcome) -> Outcome:
+    """Refused where jumar-train would refuse the number."""
+    for path, value in outcome.sets.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        for paths, fits, expected in (
+            (AT_LEAST_1, value >= 1, "1 or more"),
+            (AT_LEAST_0, value >= 0, "0 or more"),
+            (ABOVE_0, value > 0, "more than 0"),
+            (BELOW_1, 0 <= value < 1, "0 or more, less than 1"),
+        ):
+            if path in paths and not fits:
+                return refused(f"{path} is {expected}, got {shown(value)}: change it in the script")
+    return outcome
 
 
 RULES: Mapping[str, Callable[[Facts, Flag], Outcome]] = {
@@ -323,6 +391,7 @@ RULES: Mapping[str, Callable[[Facts, Flag], Outcome]] = {
     "overlap": _overlap,
     "recompute": _recompute,
     "half": _half,
+    "steady": _steady,
     "steps": _steps,
     "decaying": _decaying,
     "curve": _curve,
@@ -336,4 +405,5 @@ RULES: Mapping[str, Callable[[Facts, Flag], Outcome]] = {
     "stage": _stage,
     "ranks": _ranks,
     "nodes": _nodes,
+    "endpoint": _endpoint,
 }

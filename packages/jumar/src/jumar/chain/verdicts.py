@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -85,10 +86,13 @@ def _number(flag: Flag, kind: type[int] | type[float], wanted: str) -> float:
         names = ", ".join(dict.fromkeys(flag.unknown))
         raise Unreadable(f"{names} is not known before the script runs: give it, --var NAME=VALUE or as an argument")
     try:
-        return kind(flag.text)
+        number = kind(flag.text)
     except ValueError:
         got = repr(flag.text) if flag.values else "nothing"
         raise Unreadable(f"expected {wanted}, got {got}") from None
+    if not math.isfinite(number):
+        raise Unreadable(f"expected {wanted}, got {flag.text!r}")
+    return number
 
 
 def words(flag: Flag) -> list[str]:
