@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
+import shutil
 import signal
 import sys
 import time
@@ -273,6 +275,43 @@ def test_a_killed_torchrun(tmp_path: Path) -> None:
         one.at_step(2).send(signal.SIGKILL).ends(SOON)
     assert run.ended()["code"] == STOPPED
     on_again(run)
+
+
+def test_a_launcher_killed_while_ranks_start(tmp_path: Path) -> None:
+    """With its process group, as who gives up on a command does. Ranks would wait for a store that ended with torchrun, where
+    Python hears no signal."""
+    run = endless(tmp_path)
+    with going(run, 2) as one:
+        one.until(lambda: len(one.ranks()) == 2)
+        os.killpg(one.process.pid, signal.SIGKILL)
+        one.ends(30)
+    assert not run.path.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", ["launcher", "launcher's torchrun", "torchrun"])
+def test_killed_at_any_moment_until_it_trains(tmp_path: Path, who: str) -> None:
+    """Every half second. No rank stays; those that train save first."""
+    run = endless(tmp_path)
+    for moment in itertools.count(1):
+        shutil.rmtree(run.path, ignore_errors=True)
+        with Going(run, torchrun(run, 2) if who == "torchrun" else command(run, 2)) as one:
+            time.sleep(moment / 2)
+            trains = "step 2/" in one.err
+            started = psutil.Process(one.process.pid).children() if who == "launcher's torchrun" else []
+            if started:
+                started[0].kill()
+            else:
+                os.killpg(one.process.pid, signal.SIGKILL)
+            ended = one.ends(30)
+        if started:
+            assert ended.code == (STOPPED if run.steps() else ENVIRONMENT), ended.err
+            assert run.steps() or "error: torchrun, which starts the ranks, was killed by signal 9" in ended.err
+            assert "Traceback" not in ended.err
+        if trains:
+            break
+    assert run.ended()["code"] == STOPPED
+    assert len(run.steps()) == 1
 
 
 @pytest.mark.slow

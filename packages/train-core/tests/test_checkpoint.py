@@ -274,9 +274,9 @@ def _written(results: Results, buckets: Any, forked: bool) -> None:
 
 
 def test_a_forked_writer_ends_with_its_rank_and_not_by_signals(tmp_path: Path) -> None:
-    text = (
+    text = (  # one write a line: two processes write
         "import multiprocessing, os, time\nfrom jumar.train_core.run.writing import _aside\n"
-        "def work():\n    _aside()\n    os.write(1, b'aside\\n')\n    time.sleep(60)\n"  # one write a line: two processes write
+        "def work():\n    _aside(os.getppid())\n    os.write(1, b'aside\\n')\n    time.sleep(60)\n"
         "p = multiprocessing.get_context('fork').Process(target=work)\np.start()\nos.write(1, b'%d\\n' % p.pid)\np.join()\n"
     )
     with subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True) as rank:

@@ -117,6 +117,14 @@ def test_dead_ranks(failures: dict[str, Any], ended: Ended | None, message: str)
     assert "no checkpoint is there" in (fault.value.hint or "")
 
 
+def test_a_killed_torchrun() -> None:
+    with pytest.raises(ToolError) as fault:
+        _outcome(-9, {}, None, 0, None)
+    told = "torchrun, which starts the ranks, was killed by signal 9 (out of memory?)"
+    assert (fault.value.message, fault.value.code) == (told, Exit.ENVIRONMENT)
+    assert _outcome(-9, {}, Ended(75, "", 0), 0, None) == Exit.STOPPED  # the ranks have saved
+
+
 def test_where_a_process_is() -> None:
     assert place({}) is None
     assert place({"RANK": "1"}) is None

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from jumar.train_core.run.stop import Stop, die_with_parent
+from jumar.train_core.run.stop import Stop
+from parents import child_of_a_killed_parent, gone, until
 
 
 @pytest.mark.parametrize("number", Stop.SIGNALS)
@@ -57,6 +58,18 @@ with Stop() as stop:
 """
 
 
+DEAF = """
+import hashlib, os, sys, threading
+from jumar.train_core.run import stop
+stop.SOON_S = stop.ORPHAN_S = 1
+parent = os.getppid()
+with stop.Stop(parent) as one:
+    one.holds = sys.argv[1] == "holds"
+    threading.Timer(0.5, open, (sys.argv[2], "w")).start()  # from within
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+"""
+
+
 def ended(*numbers: signal.Signals) -> tuple[int, str]:
     text = HARD % "".join(f"{int(number)}, " for number in numbers)
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=False)
@@ -91,26 +104,29 @@ def test_the_last_word_is_not_cut_short() -> None:
     assert (done.returncode, done.stdout) == (0, "said\n")
 
 
-def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
-    child = "import signal, time\nfrom jumar.train_core.run.stop import die_with_parent\ndie_with_parent(signal.SIGTERM)\n"
-    child += f"open({str(tmp_path / 'ready')!r}, 'w').close()\ntime.sleep(60)"
-    parent = f"import subprocess, sys, time\np = subprocess.Popen([sys.executable, '-c', {child!r}])\n"
-    parent += "print(p.pid, flush=True)\ntime.sleep(60)"
-    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        pid = int(process.stdout.readline())
-        _until(lambda: (tmp_path / "ready").exists())
-        process.kill()
-    _until(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1])
+@pytest.mark.parametrize("number", Stop.SIGNALS)
+def test_a_rank_that_waits_in_native_code_and_has_nothing_to_save(tmp_path: Path, number: signal.Signals) -> None:
+    """Such as for a store that does not answer."""
+    with subprocess.Popen([sys.executable, "-c", DEAF, "nothing", str(tmp_path / "in")]) as process:
+        try:
+            until((tmp_path / "in").exists)
+            process.send_signal(number)
+            assert process.wait(timeout=20) == 130
+        finally:
+            process.kill()
 
 
-def _until(there: object, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not there():  # type: ignore[operator]
-        assert time.monotonic() < end
-        time.sleep(0.02)
+def test_a_rank_that_hangs_without_its_parent(tmp_path: Path) -> None:
+    """It hears the SIGTERM in vain, as long as it would for a step or a checkpoint and no longer."""
+    words = [sys.executable, "-c", DEAF, "holds", str(tmp_path / "in")]
+    with child_of_a_killed_parent(words, (tmp_path / "in").exists) as child:
+        until(lambda: gone(child), 20)
 
 
-def test_nothing_happens_while_the_parent_lives() -> None:
-    die_with_parent(signal.SIGTERM)
-    die_with_parent(signal.Signals.SIGURG)  # taken back: a signal that is ignored
+def test_a_signal_after_which_there_is_something_to_save_after_all() -> None:
+    """It is not held to the few seconds of those that have nothing."""
+    text = "import signal, time\nfrom jumar.train_core.run import stop\nstop.SOON_S = 0.5\n"
+    text += "with stop.Stop() as one:\n    one.asked = True\n    signal.raise_signal(signal.SIGTERM)\n"
+    text += "    time.sleep(0.2)\n    one.holds = True\n    time.sleep(1.5)\n    print('saved')"
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "saved\n")

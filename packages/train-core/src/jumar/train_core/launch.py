@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ import psutil  # type: ignore[import-untyped,unused-ignore]
 from jumar.schema.errors import Exit, ToolError
 from jumar.train_core.exit_file import Ended, ExitFile
 from jumar.train_core.nodes import Nodes
+from jumar.train_core.parent import STARTED_BY
 from jumar.train_core.run.stop import Stop
 
 TRACKER = "latest_checkpointed_iteration.txt"
@@ -78,13 +80,16 @@ def launch(
     mine = range(first, first + nproc)
     with tempfile.TemporaryDirectory(prefix="jumar-train-") as folder:
         failures = Path(folder) / "failures.json"
-        command = [sys.executable, "-m", "jumar.train_core.torchrun", str(failures), str(nproc), module, *arguments]
+        torchrun = ["jumar.train_core.torchrun", str(os.getpid()), str(failures), str(nproc)]
+        command = [sys.executable, "-m", *torchrun, module, *arguments]
         environ = {**os.environ, LAUNCHED: str(nodes.count), "PET_NNODES": str(nodes.count)}
         with _Signals() as signals:
             # A session of its own: Ctrl-C in a terminal reaches this process alone, and from here each rank once.
             process = subprocess.Popen(command, env=environ, start_new_session=True)
             signals.started(process)
             code = process.wait()
+            while code < 0 and _left_by(process.pid):  # they end by themselves, and save first what there is to save
+                time.sleep(0.2)
         found: dict[str, Any] = json.loads(failures.read_text(encoding="utf-8")) if failures.exists() else {}
     try:
         outcome = _outcome(code, found, ended.read(), signals.received, run, mine)
@@ -141,6 +146,17 @@ def _ranks(parent: int) -> list[int]:
         return []
 
 
+def _left_by(torchrun: int) -> bool:
+    """Whether there are ranks yet of a torchrun that is gone. Those that nobody has buried have no environment."""
+    for each in psutil.process_iter():
+        try:
+            if each.environ().get(STARTED_BY) == str(torchrun):
+                return True
+        except (psutil.Error, OSError):
+            continue
+    return False
+
+
 def _send(pid: int, number: int) -> None:
     try:
         os.kill(pid, number)
@@ -158,22 +174,24 @@ def _outcome(
     killed = {rank: -code for rank, code in codes.items() if code < 0 and -code not in ASKED}
     elsewhere = ended is not None and mine is not None and ended.rank not in mine
     if killed and (ended is None or elsewhere or ended.code in (Exit.OK, Exit.BUG)):
-        raise _dead(min(killed), killed[min(killed)], run)
+        raise _dead(f"rank {min(killed)}", killed[min(killed)], run)
     if ended is not None and (ended.code or code == 0):
         return ended.code
     if code == 0:
         return Exit.OK
+    if code < 0 and not signals:
+        raise _dead("torchrun, which starts the ranks,", -code, run)
     own = [codes[rank] for rank in sorted(codes) if codes[rank] > 0]
     return own[0] if own else Exit.INTERRUPTED if signals else Exit.BUG
 
 
-def _dead(rank: int, number: int, run: Path | None) -> ToolError:
+def _dead(who: str, number: int, run: Path | None) -> ToolError:
     why = {signal.SIGKILL: "out of memory?", signal.SIGSEGV: "a fault in native code", signal.SIGBUS: "is shared memory full?"}
     known = f" ({why[signal.Signals(number)]})" if number in why else ""
     step = last_step(run)
     again = f"the same command goes on from step {step}" if step else "the same command begins again: no checkpoint is there"
     more = "; a smaller train.micro_batch_size or features.recompute takes less memory" if number == signal.SIGKILL else ""
-    return ToolError(f"rank {rank} was killed by signal {number}{known}", hint=again + more, code=Exit.ENVIRONMENT)
+    return ToolError(f"{who} was killed by signal {number}{known}", hint=again + more, code=Exit.ENVIRONMENT)
 
 
 def last_step(run: Path | None) -> int | None:

@@ -23,9 +23,9 @@ from jumar.train_core.exit_file import Ended, ExitFile
 from jumar.train_core.job import Job, Task, find_model, resolve
 from jumar.train_core.launch import LAUNCHED, PATIENCE_S, Place, alone, launch, place
 from jumar.train_core.nodes import Nodes, nodes
+from jumar.train_core.parent import STARTED_BY, die_with_parent
 from jumar.train_core.recipe import EITHER, Recipe
 from jumar.train_core.run.beside import check_same_run, differences
-from jumar.train_core.run.stop import die_with_parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,8 +172,9 @@ def done_before(job: Job) -> int | None:
 
 def _rank(task: Task, here: Place, path: Path, sets: Sequence[str], device: str) -> Outcome:
     """One rank. What all ranks find wrong is said by the first of each machine."""
-    if here.launched or "TORCHELASTIC_RUN_ID" in os.environ:  # else ranks would go on without torchrun
-        die_with_parent(signal.SIGTERM)
+    parent = _torchrun(here)
+    if parent is not None:  # else ranks would go on without it, or wait for it
+        die_with_parent(signal.SIGKILL, parent)
     ended = ExitFile(None)
     try:
         recipe = load_recipe(Recipe, path, sets, instead=EITHER)
@@ -195,7 +196,14 @@ def _rank(task: Task, here: Place, path: Path, sets: Sequence[str], device: str)
     except ToolError as fault:
         ended.write(fault.code, fault.message, here.rank)
         raise
-    return Outcome(_train(job, name, here.rank, ended), recipe, speaks=here.rank == 0)
+    return Outcome(_train(job, name, here.rank, ended, parent), recipe, speaks=here.rank == 0)
+
+
+def _torchrun(here: Place) -> int | None:
+    """The process id of the torchrun that started this rank; None where another program did."""
+    if here.launched and STARTED_BY in os.environ:
+        return int(os.environ[STARTED_BY])
+    return os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
 
 
 def _resolve(task: Task, recipe: Recipe, world: int, device: str) -> Job:
@@ -231,14 +239,14 @@ def _machines_agree(fault: ToolError | None) -> None:
         raise ToolError(f"another machine cannot begin: {said}", hint="look at its own messages", code=Exit.ENVIRONMENT)
 
 
-def _train(job: Job, device: str, rank: int, ended: ExitFile) -> int:
+def _train(job: Job, device: str, rank: int, ended: ExitFile, parent: int | None = None) -> int:
     """The engine, and the note of how it ended."""
     from jumar.train_core.run.main import train
 
     apart = job.recipe.save.storage == "per_node"
     speaks = rank == 0 or (apart and os.environ.get("LOCAL_RANK") == "0")  # on its disk
     try:
-        code = int(train(job, device))
+        code = int(train(job, device, parent))
     except ToolError as fault:
         if (said := _said(fault, rank, speaks, ended)) is not None:
             sys.exit(said)

@@ -1,6 +1,7 @@
-"""torchrun as a library: `python -m jumar.train_core.torchrun FAILURES.json NPROC MODULE ARGS...`, started by `launch`.
+"""torchrun as a library: `python -m jumar.train_core.torchrun PID FAILURES.json NPROC MODULE ARGS...`.
 
-Among several machines it reads PET_NODE_RANK, PET_MASTER_ADDR and PET_MASTER_PORT itself.
+Started by `launch`, whose process id comes first. Among several machines it reads PET_NODE_RANK, PET_MASTER_ADDR and
+PET_MASTER_PORT itself.
 
 torchrun's own command prints a page about every rank that ended with a code; here that goes into FAILURES.json, and to who reads
 it: {"1": {"exitcode": -9, "pid": 4711, "timestamp": 1700000000}}, by rank.
@@ -16,19 +17,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jumar.train_core.run.stop import die_with_parent
+from jumar.train_core.parent import STARTED_BY, die_with_parent
 
 
 def main(arguments: list[str]) -> int:
-    """0 if every rank returned 0, else 1. Ends with `launch`; then the ranks are asked to stop, see `pretrain`."""
-    die_with_parent(signal.SIGKILL)
+    """0 if every rank returned 0, else 1. Ends with `launch`; then the ranks end as well, see `run.stop`."""
+    launcher, failures, count, *command = arguments
+    die_with_parent(signal.SIGKILL, int(launcher))
+    os.environ[STARTED_BY] = str(os.getpid())
     signal.signal(signal.SIGUSR1, lambda *_: None)  # Slurm sends it to every process of a job; the ranks have it from `launch`
     from torch.distributed import run as library
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     torchrun: Any = library  # it has no types
-    failures, count, *command = arguments
     for name in ("torch.distributed", "torch.distributed.elastic.agent.server.api"):  # the latter sets a level of its own
         logging.getLogger(name).setLevel(logging.CRITICAL)
     alone = ["--standalone"] if os.environ["PET_NNODES"] == "1" else []

@@ -6,6 +6,7 @@ directory appears whole: jumar-convert writes it as hf_iter_0000100.partial.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -153,7 +154,7 @@ class Exports:
         try:
             errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed when it has been read
             process = subprocess.Popen(
-                [sys.executable, "-m", "jumar.train_core.converter", *words],
+                [sys.executable, "-m", "jumar.train_core.converter", str(os.getpid()), *words],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,

@@ -22,9 +22,12 @@ if TYPE_CHECKING:
     from jumar.train_core.run.nodes import Nodes
 
 
-def train(job: Job, device: str) -> int:
-    """Runs this rank to the end and returns its exit code: 0 done, 75 stopped with a checkpoint saved, 130 stopped without."""
-    with Stop() as stop, engine(open_device(device)) as (hardware, where):
+def train(job: Job, device: str, parent: int | None = None) -> int:
+    """Runs this rank to the end and returns its exit code: 0 done, 75 stopped with a checkpoint saved, 130 stopped without.
+
+    parent: the torchrun that it is to end with.
+    """
+    with Stop(parent) as stop, engine(open_device(device)) as (hardware, where):
         from torch.distributed.checkpoint.api import CheckpointException
 
         from jumar.train_core.data.batch import reader_died

@@ -12,7 +12,6 @@ import queue
 import signal
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,8 @@ import torch
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 
-from jumar.train_core.run.stop import Stop, die_with_parent
+from jumar.train_core.parent import die_with_parent
+from jumar.train_core.run.stop import Stop
 
 BLOCK = 1 << 24
 Sums = dict[str, tuple[int, int]]
@@ -28,9 +28,13 @@ Sums = dict[str, tuple[int, int]]
 
 
 class Results:
-    """What the writer of one checkpoint answers, in place of megatron-core's queue. Lives in memory that a fork shares."""
+    """What the writer of one checkpoint answers, in place of megatron-core's queue. Lives in memory that a fork shares.
+
+    trainer: the process that made it, of which the writer may be a fork
+    """
 
     def __init__(self) -> None:
+        self.trainer = os.getpid()
         self._file = os.fdopen(os.memfd_create("checkpoint"), "r+b", buffering=0)
         filesystem_async._results_queue = self
 
@@ -57,8 +61,8 @@ class Results:
 
 def write(transforms: Any, use_msc: bool, rank: int, buckets: Any, results: Results) -> None:
     """Writes a rank's files, each in a thread. Raises nothing: what went wrong is an answer too."""
-    if parent_process() is not None:
-        _aside()
+    if os.getpid() != results.trainer:
+        _aside(results.trainer)
     try:
         with ThreadPoolExecutor(len(buckets)) as pool:
             parts = dict(pool.map(lambda number: _write_one(transforms, number, buckets[number]), range(len(buckets))))
@@ -83,9 +87,9 @@ def _write_one(transforms: Any, number: int, bucket: Any) -> tuple[int, Any]:
 FileSystemWriterAsync.write_preloaded_data_multiproc = staticmethod(write)
 
 
-def _aside() -> None:
+def _aside(trainer: int) -> None:
     """A forked writer ends with its rank, and not by signals, which are the rank's to answer. torch's threads stayed behind."""
-    die_with_parent(signal.SIGKILL)
+    die_with_parent(signal.SIGKILL, trainer)
     for number in Stop.SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
