@@ -14,6 +14,7 @@ import pytest
 
 from jumar.chain.migrate import Migrated, migrate
 from jumar.chain.report import command_lines, lines
+from jumar.schema.errors import Exit
 
 SCRIPTS = Path(__file__).parent / "scripts"
 BASE = "torchrun --nproc_per_node 2 pretrain_gpt.py --tokenizer-name-or-path m --data-path d --train-iters 9 --lr 1e-3 "
@@ -74,6 +75,37 @@ def test_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "out/pretrain_mlm.yaml").write_text("mine: 1\n")
     assert run("migrate", SCRIPTS / "pretrain_mlm.sh", "-o", "out", cwd=tmp_path).returncode == 3
     assert (tmp_path / "out/pretrain_mlm.yaml").read_text() == "mine: 1\n"
+
+
+def test_recipes_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    (tmp_path / "run.sh").write_text(BASE)
+    words = ("migrate", "run.sh", "-o", "out", "--model", "m")
+    recipe = tmp_path / "out/run.yaml"
+    command = f"ulimit -f 0; exec {sys.executable} -B -m jumar.chain {' '.join(words)}"
+    full = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert full.returncode == Exit.ENVIRONMENT, full.stderr
+    assert not list((tmp_path / "out").iterdir())
+    first, again = run(*words, "--json", cwd=tmp_path), run(*words, "--json", cwd=tmp_path)
+    assert [json.loads(each.stdout)["already_done"] for each in (first, again)] == [False, True]
+    assert json.loads(again.stdout)["out"] == "out"
+    assert again.stderr.splitlines()[-1] == "already done: out/run.yaml"
+    recipe.write_bytes(b"\xff\xfe\x00")
+    other = run(*words, cwd=tmp_path)
+    assert other.returncode == 3
+    assert "is there, with another content" in other.stderr
+    assert recipe.read_bytes() == b"\xff\xfe\x00"
+    assert run(*words, "--force", cwd=tmp_path).returncode == 0
+    assert recipe.read_text().startswith("# From pretrain_gpt.py")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["run.yaml"]
+
+
+def test_beside_an_unknown_flag_nothing_is_written(tmp_path: Path) -> None:
+    (tmp_path / "run.sh").write_text(BASE + "--our-own-flag 4")
+    done = run("migrate", "run.sh", "-o", "out", "--partial", cwd=tmp_path)
+    assert done.returncode == 3
+    assert "or take them out; nothing is written" in done.stderr
+    assert "# From pretrain_gpt.py" in done.stdout
+    assert not (tmp_path / "out").exists()
 
 
 def test_exit_codes(tmp_path: Path) -> None:

@@ -61,12 +61,13 @@ def migrate_(
     for number, text in migrated.notes:
         say("note", f"line {number}: {text}", "bold cyan")
     whole = partial or not (migrated.refused or migrated.unknown)
-    if output is not None and whole:
-        _write(migrated, force=force)
+    writes = output is not None and whole and not migrated.unknown
+    changed = _write(migrated, force=force) if writes else []
     if as_json:
-        print_json(object_of(migrated))
+        there = any(made.files for made in migrated.made) and writes
+        print_json({**object_of(migrated), "out": str(output) if there else None, "already_done": there and not changed})
     else:
-        for line in lines(migrated, whole=whole, written=output is not None):
+        for line in lines(migrated, whole=whole, written=writes):
             print(line)
     _end(migrated, partial=partial)
 
@@ -83,15 +84,15 @@ def _pairs(variables: "list[str] | tuple[str, ...]") -> dict[str, str]:
     return found
 
 
-def _write(migrated: "Migrated", *, force: bool) -> None:
+def _write(migrated: "Migrated", *, force: bool) -> "list[Path]":
+    """The files that were written; those that lay there already are told too."""
+    from jumar.chain.writing import write
+
     files = {Path(name): content for made in migrated.made for name, content in made.files.items()}
-    there = [path for path in files if path.exists() and path.read_text(encoding="utf-8") != files[path]]
-    if there and not force:
-        raise ToolError(f"{there[0]} is there, with another content", hint="choose another -o, or add --force to replace it")
-    for path, content in files.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content, encoding="utf-8")
-        say("written", str(path))
+    changed = write(files, force=force)
+    for path in files:
+        say("written" if path in changed else "already done", str(path))
+    return changed
 
 
 def _end(migrated: "Migrated", *, partial: bool) -> None:
@@ -103,9 +104,8 @@ def _end(migrated: "Migrated", *, partial: bool) -> None:
     )
     makes = any(made.commands for made in migrated.made)
     if unknown:
-        hint = "correct them in the script, or take them out" + (
-            "" if partial or not makes else "; --partial shows what there is without them"
-        )
+        beside = "" if not makes else "; nothing is written" if partial else "; --partial shows what there is without them"
+        hint = f"correct them in the script, or take them out{beside}"
         raise ToolError(f"unknown: {', '.join(dict.fromkeys(unknown))}", hint=hint)
     if (refused or faults) and not (partial and makes):
         said = [*([f"refused: {', '.join(dict.fromkeys(refused))}"] if refused else []), *faults]
