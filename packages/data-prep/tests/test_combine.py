@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jumar.data_prep import combine
 from jumar.data_prep.combine import blend, concatenate, draw, split
 from jumar.data_prep.datasets import Dataset, find_dataset
-from jumar.schema.errors import ToolError
+from jumar.schema.errors import Exit, ToolError
 from jumar.schema.indexed import IndexedWriter
 from jumar.schema.manifest import manifest_text
 
@@ -111,15 +111,17 @@ def test_split(tmp_path: Path) -> None:
     ("parts", "names", "said"),
     [
         ([0.5, 0.4], ["a", "b"], "make 0.9, expected shares that make 1"),
-        ([1.5, -0.5], ["a", "b"], "expected shares"),
+        ([1.5, -0.5], ["a", "b"], "-0.5 is no share, expected more than 0"),
+        ([0.5, 0.5, 0.0], ["a", "b", "c"], "0 is no share, expected more than 0"),
         ([1.0], ["a", "b"], "a name of its own"),
         ([0.5, 0.5], ["a", "a"], "a name of its own"),
         ([0.999, 0.001], ["a", "b"], "part b: 0.001 of 10 documents is none"),
     ],
 )
 def test_parts_that_cannot_be(tmp_path: Path, parts: list[float], names: list[str], said: str) -> None:
-    with pytest.raises(ToolError, match=said):
+    with pytest.raises(ToolError, match=said) as fault:
         split(tuning(tmp_path / "x", 0, 10), tmp_path / "x", parts, names)
+    assert fault.value.hint
     assert not list(tmp_path.glob(".*"))
 
 
@@ -219,8 +221,9 @@ def test_a_fault_on_the_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     a = texts(tmp_path / "a", A)
     before = sorted(file.name for file in tmp_path.iterdir())
     monkeypatch.setattr(combine, "write_index", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(ToolError, match=f"{tmp_path}/out: No space") as fault:
         concatenate([a, a], tmp_path / "out")
+    assert fault.value.code == Exit.ENVIRONMENT
     assert sorted(file.name for file in tmp_path.iterdir()) == before
 
 

@@ -246,6 +246,10 @@ def test_what_a_command_made_is_told_with_its_path(tmp_path: Path, tokenizer: Pa
     assert joined["documents"] == sum(part["documents"] for part in parted["parts"])
     page, _ = told("report", mixed["out"])
     assert Path(page["out"]).is_file()
+    own = cli("report", tmp_path / "x", "--json")  # the run's own page is there, and tells more
+    assert json.loads(own.stdout) == {"out": str(tmp_path / "x.report.html"), "already_done": True}
+    (tmp_path / "x.report.html").write_text("mine")
+    assert cli("report", tmp_path / "x").returncode == 3
     shown = cli("merge", train, valid, "-o", tmp_path / "joined").stdout
     assert shown.startswith(f"already done: {tmp_path / 'joined'}: ")
     for words in (["merge", valid, train, "-o", tmp_path / "joined"], ["blend", train, valid, "-o", tmp_path / "mixed"]):
@@ -255,6 +259,15 @@ def test_what_a_command_made_is_told_with_its_path(tmp_path: Path, tokenizer: Pa
     (tmp_path / "x.manifest.json").unlink()
     with pytest.raises(ToolError, match="is there already"):
         do("sft", *inputs, output=tmp_path / "x", tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("line", ["sft,,-o,{},--tokenizer,{}", "report,", "merge,", "blend,,-o,{}"])
+def test_empty_path(line: str, tmp_path: Path) -> None:
+    """A variable that is not set in somebody's script is not the working directory."""
+    done = cli(*(word.format(tmp_path / "x") for word in line.split(",")))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "a path is empty" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- a full disk
@@ -276,6 +289,28 @@ def test_a_full_disk_is_said_and_what_is_done_is_kept(tmp_path: Path, tokenizer:
     assert cli(*line).returncode == 0
     assert cli(*line[:3], tmp_path / "y", *line[4:]).returncode == 0
     assert (tmp_path / "x_packed_labels_document.bin").read_bytes() == (tmp_path / "y_packed_labels_document.bin").read_bytes()
+
+
+@pytest.mark.parametrize("line", ["split {0} -o {1} --parts 0.5,0.5 --names a,b", "blend {0} -o {1}", "merge {0} -o {1}"])
+def test_a_full_disk_while_datasets_are_moved(line: str, tmp_path: Path, tokenizer: Path) -> None:
+    data = tmp_path / "data" / "x"
+    text = write_jsonl(tmp_path / "in.jsonl", [{"text": f"{i} " + "a tensor " * 200} for i in range(60)])
+    for shard in ((0, 2), (1, 2)) if line.startswith("merge") else (None,):
+        do("pretrain", text, output=data, tokenizer=tokenizer, shard=shard, workers=1)
+
+    def limited() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+
+    out = tmp_path / "made" / "y"
+    words = line.format(data, out).split()
+    full = cli(*words, preexec_fn=limited)
+    assert full.returncode == Exit.ENVIRONMENT, full.stderr
+    assert f"error: {out}" in full.stderr
+    assert os.strerror(errno.EFBIG) in full.stderr
+    assert "hint: make room" in full.stderr
+    assert not list(out.parent.glob("*.bin"))
+    assert cli(*words).returncode == 0
 
 
 # --- what comes out

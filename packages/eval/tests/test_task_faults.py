@@ -181,6 +181,12 @@ def test_options_without_effect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert "no effect" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [("run", "", "--tasks", "piqa"), ("report", ""), ("list", "--data", "")])
+def test_an_empty_path(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(monkeypatch, *words) == Exit.USAGE
+    assert "a path is empty" in capsys.readouterr().err
+
+
 def test_an_address_of_another_kind(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(monkeypatch, "run", "ftp://x", "--tasks", "piqa") == Exit.USAGE
     assert "http:// or https://" in capsys.readouterr().err

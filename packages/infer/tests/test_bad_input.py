@@ -105,6 +105,11 @@ def test_what_a_model_has_not(infer, hf: Path, tmp_path: Path) -> None:
         refused(infer(*command), 3, "no chat template", "--template")
 
 
+def test_a_path_that_is_not_utf8(infer, hf: Path, tmp_path: Path) -> None:
+    done = infer("generate", copied(hf, tmp_path / "caf\udce9"), *ONE)
+    refused(done, 3, "a path that is not UTF-8", "caf\\udce9", "rename the directory")
+
+
 def test_adapters_of_other_models(infer, hf: Path, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM

@@ -21,6 +21,8 @@ HALF = "caf\udce9"  # what Python makes of a byte of Latin-1
 @pytest.mark.parametrize(
     "words, says",
     [
+        ((*ONE, "--adapter", ""), "a path is empty"),
+        (("generate", ""), "a path is empty"),
         ((*ONE, "--temperature", "-1"), "--temperature is -1.0, expected 0, or from 1e-05 to 1000"),
         ((*ONE, "--temperature", "1e-40"), "--temperature is 1e-40, expected 0, or from 1e-05 to 1000"),
         ((*ONE, "--temperature", "1001"), "--temperature is 1001.0, expected 0, or from 1e-05 to 1000"),

@@ -12,7 +12,7 @@ import typer
 from jumar.schema.cli import make_app, run
 from jumar.schema.dialects import DIALECTS
 from jumar.schema.errors import Exit, ToolError
-from jumar.schema.options import one_of
+from jumar.schema.options import one_of, path
 
 if TYPE_CHECKING:
     from jumar.ckpt_convert.checkpoint import Checkpoint, OpenOptions
@@ -28,15 +28,9 @@ app = make_app(
 )
 
 
-def _path(text: str) -> Path:
-    if not text:
-        raise ToolError("a path is empty", hint="is a variable of your script not set?", code=Exit.USAGE)
-    return Path(text)
-
-
 Sources = Annotated[
     list[Path],
-    typer.Argument(parser=_path, metavar="SRC... DST", help="Source (several where each node kept its ranks), then target."),
+    typer.Argument(parser=path, metavar="SRC... DST", help="Source (several where each node kept its ranks), then target."),
 ]
 Iteration = Annotated[
     str | None, typer.Option(help="Iteration of a Megatron source: a number or 'release'.", show_default="the tracker's")
@@ -53,7 +47,10 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that wa
 Force = Annotated[bool, typer.Option("--force", help="Replace a target that is not empty.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads.")]
 Base = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="The model that an adapter adapts (config.json is enough), if it does not say.")
+    Path | None,
+    typer.Option(
+        parser=path, metavar="DIR", help="The model that an adapter adapts (config.json is enough), if it does not say."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 THREADS = min(4, os.cpu_count() or 1)
@@ -103,7 +100,8 @@ def to_megatron(
     ] = False,
     dtype: Dtype = None,
     adapter: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write this LoRA beside the weights (base_layer, lora_A, lora_B).")
+        Path | None,
+        typer.Option(parser=path, metavar="DIR", help="Write this LoRA beside the weights (base_layer, lora_A, lora_B)."),
     ] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Merge the LoRA (--adapter's, or the source's own) instead.")] = False,
     base: Base = None,
@@ -165,7 +163,7 @@ def to_hf(
     max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Largest safetensors file: 5GB, 500MB, 2GiB.")] = "5GB",
     dtype: Dtype = None,
     tokenizer: Annotated[
-        Path | None, typer.Option(parser=_path, metavar="DIR", help="GGUF: take the tokenizer from there.")
+        Path | None, typer.Option(parser=path, metavar="DIR", help="GGUF: take the tokenizer from there.")
     ] = None,
     iteration: Iteration = None,
     family: FamilyName = None,
@@ -261,15 +259,15 @@ def to_peft(
 
 @app.command()
 def verify(
-    first: Annotated[Path, typer.Argument(parser=_path, metavar="A", help="A checkpoint of any format.")],
-    second: Annotated[Path, typer.Argument(parser=_path, metavar="B", help="Another.")],
+    first: Annotated[Path, typer.Argument(parser=path, metavar="A", help="A checkpoint of any format.")],
+    second: Annotated[Path, typer.Argument(parser=path, metavar="B", help="Another.")],
     first_nodes: Annotated[
         list[Path] | None,
-        typer.Option("--and-a", parser=_path, metavar="DIR", help="Where another node kept ranks of A; may be repeated."),
+        typer.Option("--and-a", parser=path, metavar="DIR", help="Where another node kept ranks of A; may be repeated."),
     ] = None,
     second_nodes: Annotated[
         list[Path] | None,
-        typer.Option("--and-b", parser=_path, metavar="DIR", help="Where another node kept ranks of B; may be repeated."),
+        typer.Option("--and-b", parser=path, metavar="DIR", help="Where another node kept ranks of B; may be repeated."),
     ] = None,
     base: Base = None,
     first_iteration: Annotated[
@@ -313,7 +311,7 @@ def verify(
 def inspect(
     paths: Annotated[
         list[Path],
-        typer.Argument(parser=_path, metavar="PATH...", help="A checkpoint; several directories of one Megatron checkpoint."),
+        typer.Argument(parser=path, metavar="PATH...", help="A checkpoint; several directories of one Megatron checkpoint."),
     ],
     base: Base = None,
     iteration: Iteration = None,

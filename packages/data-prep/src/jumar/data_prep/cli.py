@@ -22,11 +22,10 @@ from jumar.data_prep.options import (
     SeqLen,
     TokenizerDir,
     number,
-    path,
     share,
 )
 from jumar.schema.cli import make_app, run
-from jumar.schema.options import grouped
+from jumar.schema.options import grouped, named, path
 
 app = make_app(
     "jumar-data",
@@ -273,7 +272,7 @@ def blend(
     from jumar.data_prep.datasets import find_dataset
 
     start = time.monotonic()
-    found = [re.fullmatch(r"(.+?)(?::([0-9.eE+-]+))?", prefix) for prefix in prefixes]
+    found = [re.fullmatch(r"(.+?)(?::([0-9.eE+-]+))?", named(prefix)) for prefix in prefixes]
     weights = [number("weight", match[2]) if match and match[2] else 1.0 for match in found]
     datasets = [find_dataset(match[1]) for match in found if match]
     given = weights if any(match and match[2] for match in found) or strategy != "concat" else None

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jumar.data_prep.datasets import PACKED, Dataset, files_of, load
-from jumar.schema.errors import Exit, ToolError
+from jumar.schema.errors import Exit, ToolError, refused_by_system
 from jumar.schema.indexed import CHUNK, IndexedReader, write_index
 from jumar.schema.manifest import identify, manifest_text, states
 
@@ -55,11 +55,16 @@ def split(
     """Parts of a dataset by documents, as OUT_NAME: consecutive without a seed, else drawn with it; each in the data's order."""
     if len(parts) != len(names) or len(set(names)) != len(names) or not parts:
         raise ToolError(
-            f"{len(parts)} parts, {len(names)} names {list(names)}: expected a name of its own for each", code=Exit.USAGE
+            f"{len(parts)} parts, {len(names)} names {list(names)}: expected a name of its own for each",
+            hint="name as many as there are parts: --parts 0.9,0.1 --names train,valid",
+            code=Exit.USAGE,
         )
     if bad := [name for name in names if not name or "/" in name]:
         raise ToolError(f"part {bad[0]!r}: expected a name without /", hint="for example --names train,valid", code=Exit.USAGE)
-    if min(parts) <= 0 or abs(sum(parts) - 1) > 1e-6:
+    if min(parts) <= 0:
+        hint = "leave it out, with its name"
+        raise ToolError(f"parts {list(parts)}: {min(parts):g} is no share, expected more than 0", hint=hint, code=Exit.USAGE)
+    if abs(sum(parts) - 1) > 1e-6:
         hint = "for example 0.98 and 0.02"
         raise ToolError(f"parts {list(parts)} make {sum(parts):g}, expected shares that make 1", hint=hint, code=Exit.USAGE)
     count = dataset.documents
@@ -102,9 +107,13 @@ def blend(
         return concatenate(datasets, out, force=force)
     if not isinstance(strategy, int) and strategy not in STRATEGIES:
         names = ", ".join(STRATEGIES)
-        raise ToolError(f"strategy {strategy!r}: expected {names}, or a number of documents", code=Exit.USAGE)
+        raise ToolError(
+            f"strategy {strategy!r}: expected {names}, or a number of documents",
+            hint=f"--strategy {STRATEGIES[1]}",
+            code=Exit.USAGE,
+        )
     if isinstance(strategy, int) and strategy < 1:
-        raise ToolError(f"{strategy} documents: expected 1 or more", code=Exit.USAGE)
+        raise ToolError(f"{strategy} documents: expected 1 or more", hint="say how many are to be drawn", code=Exit.USAGE)
     _alike(datasets)
     shares = _shares(weights, len(datasets))
     counts = [dataset.documents for dataset in datasets]
@@ -222,6 +231,10 @@ def _placed(datasets: Sequence[Dataset], prefixes: Sequence[Path], force: bool) 
     staged.mkdir()
     try:
         yield staged
+    except OSError as fault:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise refused_by_system(fault, prefixes[0]) from None
+    try:
         new = {file.name for file in staged.iterdir()}
         for path in old:
             if path.name not in new or path.suffix == ".json":  # no manifest beside files that are half replaced

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from jumar.schema.errors import ToolError
 from jumar.schema.indexed import CHUNK, IndexedReader, strip_suffix
 from jumar.schema.manifest import read_manifest_file
+from jumar.schema.options import path as typed
 
 Array = npt.NDArray[Any]
 Group = tuple[str, str, str]
@@ -83,7 +84,7 @@ def find_dataset(text: str) -> Dataset:
 
     Raises ToolError if there is none, if the name stands for several, or if its keys do not belong together.
     """
-    path = strip_suffix(Path(text))
+    path = strip_suffix(typed(text))
     folder, name = path.parent, path.name
     stems = sorted(file.stem for file in folder.glob("*.idx")) if folder.is_dir() else []
     found = {name: _of_file(name)} if name in stems else files_of(name, stems)

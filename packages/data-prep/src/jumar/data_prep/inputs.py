@@ -11,6 +11,7 @@ from pathlib import Path
 
 from jumar.data_prep.streams import STANDARD_INPUT, UTF8_BOM, open_source, refuse_utf16, standard_input
 from jumar.schema.errors import Exit, ToolError
+from jumar.schema.options import path as typed
 
 KINDS = {
     ".jsonl": "jsonl",
@@ -57,7 +58,8 @@ def find_inputs(arguments: list[str]) -> list[Input]:
     for argument in arguments:
         if argument == "-":
             if any(i.path is None for i in inputs):
-                raise ToolError("the standard input (-) is given twice: it can be read once", code=Exit.USAGE)
+                hint = "name it once"
+                raise ToolError("the standard input (-) is given twice: it can be read once", hint=hint, code=Exit.USAGE)
             inputs.append(_standard_input())
         else:
             inputs += map(_input, _paths(argument))
@@ -65,7 +67,7 @@ def find_inputs(arguments: list[str]) -> list[Input]:
 
 
 def _paths(argument: str) -> list[Path]:
-    path = Path(argument)
+    path = typed(argument)
     if path.is_dir():
         found = sorted(_below(path), key=str)
         if not found:
@@ -82,7 +84,7 @@ def _paths(argument: str) -> list[Path]:
                 f"{argument}: no file matches", hint="quote the pattern if the shell should leave it alone; ** goes into folders"
             )
         return matched
-    raise ToolError(f"{argument}: no such file or folder")
+    raise ToolError(f"{argument}: no such file or folder", hint="is it spelled right, and seen from this directory?")
 
 
 def _below(folder: Path) -> Iterator[Path]:

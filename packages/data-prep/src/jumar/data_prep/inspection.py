@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +72,15 @@ def samples(dataset: Dataset, tokenizer: Tokenizer, count: int) -> list[dict[str
 def report(prefix: str, tokenizer: Path | None, output: Path | None, *, force: bool) -> dict[str, Any]:
     """Writes the report page of a dataset (default: PREFIX.report.html) and says where.
 
-    ToolError if there is another one already, unless `force`.
+    The page that the dataset's own run has written tells more, and stays unless `force`. ToolError for any other that is there.
     """
     dataset = find_dataset(prefix)
     target = output or Path(f"{dataset.prefix}.report.html")
     opened = open_tokenizer(tokenizer, engine="tokenizers") if tokenizer else None
     if opened:
         refuse_other(dataset, opened)
+    if output is None and not force and _of_its_run(dataset, target):
+        return {"out": str(target), "already_done": True}
     content = report_html(_facts(dataset, opened))
     if target.exists() and not force:
         if target.is_file() and target.read_bytes() == content.encode():
@@ -87,6 +90,15 @@ def report(prefix: str, tokenizer: Path | None, output: Path | None, *, force: b
     beside.write_text(content, encoding="utf-8")
     beside.replace(target)
     return {"out": str(target), "already_done": False}
+
+
+def _of_its_run(dataset: Dataset, page: Path) -> bool:
+    """Whether a page is the one that the run which made the dataset has written, of the PREFIX.report.json beside it."""
+    run = dataset.prefix.with_name(f"{dataset.prefix.name}.report.json")
+    try:
+        return page.read_text(encoding="utf-8") == report_html(json.loads(run.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError):  # one is not there, or is somebody's own
+        return False
 
 
 def _facts(dataset: Dataset, tokenizer: Tokenizer | None) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from jumar.data_prep.job import Job
 from jumar.data_prep.store import Store, discard, journal, read_facts
 from jumar.data_prep.templating import special_words
 from jumar.data_prep.tokenizer import open_tokenizer
-from jumar.schema.errors import Exit, ToolError
+from jumar.schema.errors import Exit, ToolError, refused_by_system
+from jumar.schema.options import path
 
 if TYPE_CHECKING:
     from jumar.data_prep.datasets import Dataset
@@ -29,7 +30,7 @@ def merge(prefixes: list[str], output: Path | None, *, force: bool, say: Callabl
 
     ToolError if a shard is missing, unfinished, or of another run.
     """
-    if len(prefixes) == 1 and (folders := shard_folders(Path(prefixes[0]))):
+    if len(prefixes) == 1 and (folders := shard_folders(path(prefixes[0]))):
         return merge_shards(folders, output or Path(prefixes[0]), force=force)
     if output is None:
         raise ToolError(
@@ -64,6 +65,13 @@ def merge_shards(folders: list[Path], output: Path, *, force: bool) -> Finished:
     discard(job.work)
     refuse_existing(job)
     keys = Keys(tuple(about["keys"]), about["ones"], np.dtype(about["dtype"]))
+    try:
+        return _merged(folders, job, keys, facts, about)
+    except OSError as fault:
+        raise refused_by_system(fault, output) from None
+
+
+def _merged(folders: list[Path], job: Job, keys: Keys, facts: dict[str, Any], about: dict[str, Any]) -> Finished:
     store = Store(job.work, facts, keys.names, documents=job.split_sentences)
     try:
         for folder, entry, offsets in _in_order(folders):

@@ -9,12 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from jumar.schema.errors import Exit, ToolError
-
-
-def path(text: str) -> Path:
-    if not text:
-        raise ToolError("a path is empty", hint="is a variable of your script not set?", code=Exit.USAGE)
-    return Path(text)
+from jumar.schema.options import path
 
 
 def prefix(text: str) -> Path:

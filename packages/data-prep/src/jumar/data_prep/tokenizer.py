@@ -15,6 +15,7 @@ from jumar.data_prep.engines import ENGINES, Engine, Fastokens, Gigatoken, Ids, 
 from jumar.data_prep.part import Checked
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.manifest import tokenizer_sha256
+from jumar.schema.options import refuse_not_utf8
 from jumar.schema.templates import read_json, special_tokens
 
 CHECKED_FIRST, CHECKED_EVERY = 4, 32  # blocks, of each process
@@ -79,6 +80,7 @@ class Tokenizer:
     @cached_property
     def reference(self) -> Reference:
         """Hugging Face tokenizers with this tokenizer."""
+        refuse_not_utf8(self.file)
         try:
             return Reference(self.file, self.added)
         except Exception as fault:  # noqa: BLE001  # the library raises Exception itself

@@ -11,7 +11,7 @@ import typer
 
 from jumar.schema.cli import make_app, print_json, run, say
 from jumar.schema.errors import Exit, ToolError
-from jumar.schema.options import one_of
+from jumar.schema.options import named, one_of, path
 
 if TYPE_CHECKING:
     from jumar.eval.requests import Model
@@ -32,10 +32,13 @@ Quantize = Annotated[
     str | None, typer.Option(metavar="KIND", help="Matrices as int8 or int8-dynamic.", show_default="no", rich_help_panel=HOW)
 ]
 TokenizerDir = Annotated[
-    Path | None, typer.Option("--tokenizer", metavar="DIR", help="tokenizer.json's.", show_default="MODEL's", rich_help_panel=HOW)
+    Path | None,
+    typer.Option(
+        "--tokenizer", parser=path, metavar="DIR", help="tokenizer.json's.", show_default="MODEL's", rich_help_panel=HOW
+    ),
 ]
 Adapter = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="A LoRA of this model, PEFT's or Megatron's.", rich_help_panel=HOW)
+    Path | None, typer.Option(parser=path, metavar="DIR", help="A LoRA of this model, PEFT's or Megatron's.", rich_help_panel=HOW)
 ]
 Iteration = Annotated[
     str | None, typer.Option(help="Of a Megatron directory.", show_default="the tracker's", rich_help_panel=HOW)
@@ -49,10 +52,12 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard 
 
 @app.command("run")
 def run_(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A Hugging Face or Megatron directory, or http://HOST/v1.")],
+    model: Annotated[
+        str, typer.Argument(parser=named, metavar="MODEL", help="A Hugging Face or Megatron directory, or http://HOST/v1.")
+    ],
     tasks: Annotated[str, typer.Option("--tasks", metavar="A,B", help="Names, or YAML files of your own.", rich_help_panel=WHAT)],
     data: Annotated[
-        Path, typer.Option("--data", metavar="DIR", help="Holds the benchmarks' files.", rich_help_panel=WHAT)
+        Path, typer.Option("--data", parser=path, metavar="DIR", help="Holds the benchmarks' files.", rich_help_panel=WHAT)
     ] = Path("."),
     protocol: Protocol = "lm-eval",
     shots: Annotated[
@@ -81,7 +86,9 @@ def run_(
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--out", metavar="OUT", help="For results and samples.", show_default="none", rich_help_panel=WHERE),
+        typer.Option(
+            "-o", "--out", parser=path, metavar="OUT", help="For results and samples.", show_default="none", rich_help_panel=WHERE
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with OUT.", rich_help_panel=WHERE)] = False,
     force: Annotated[bool, typer.Option("--force", help="Remove the run in OUT first.", rich_help_panel=WHERE)] = False,
@@ -206,7 +213,8 @@ def _print(head: list[str], rows: "Sequence[tuple[str, ...]]", right: int) -> No
 @app.command("list")
 def list_(
     data: Annotated[
-        Path | None, typer.Option("--data", metavar="DIR", help="Where to look for their files.", show_default="nowhere")
+        Path | None,
+        typer.Option("--data", parser=path, metavar="DIR", help="Where to look for their files.", show_default="nowhere"),
     ] = None,
     protocol: Protocol = "lm-eval",
     as_json: Json = False,
@@ -224,8 +232,8 @@ def list_(
 
 @app.command("compare")
 def compare_(
-    first: Annotated[Path, typer.Argument(metavar="OUT1", help="Results of a run, ours or lm-eval's.")],
-    second: Annotated[Path, typer.Argument(metavar="OUT2", help="Those of another one.")],
+    first: Annotated[Path, typer.Argument(parser=path, metavar="OUT1", help="Results of a run, ours or lm-eval's.")],
+    second: Annotated[Path, typer.Argument(parser=path, metavar="OUT2", help="Those of another one.")],
     show: Annotated[int, typer.Option(min=0, help="Documents of each score that flipped, with both answers.")] = 0,
     fail_under: Annotated[
         list[str] | None,
@@ -263,10 +271,10 @@ def compare_(
 
 @app.command()
 def report(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Results of a run, ours or lm-eval's.")],
+    out: Annotated[Path, typer.Argument(parser=path, metavar="OUT", help="Results of a run, ours or lm-eval's.")],
     errors: Annotated[int, typer.Option(min=0, help="Of each task that are shown.")] = 50,
     against: Annotated[
-        Path | None, typer.Option(metavar="OUT2", help="Another run to compare with.", show_default="none")
+        Path | None, typer.Option(parser=path, metavar="OUT2", help="Another run to compare with.", show_default="none")
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -16,7 +16,7 @@ import typer
 from jumar.schema.cli import make_app, mute, print_json, say
 from jumar.schema.cli import run as run_app
 from jumar.schema.errors import Exit, ToolError
-from jumar.schema.options import grouped, one_of
+from jumar.schema.options import grouped, named, one_of, path
 
 if TYPE_CHECKING:
     from jumar.infer.engine import Engine
@@ -44,14 +44,16 @@ def what(*names: str, **words: Any) -> Any:
     return typer.Option(*names, rich_help_panel=WHAT, **words)
 
 
-Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A Hugging Face or Megatron directory.")]
+Model = Annotated[Path, typer.Argument(parser=path, metavar="MODEL", help="A Hugging Face or Megatron directory.")]
 Prompt = Annotated[str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="One prompt; the answer streams.")]
 TemplateName = Annotated[str, what("--template", help="auto (the model's), a name, or FILE.jinja.")]
 MaxBatch = Annotated[int, how(min=1, help="Answers at once.")]
 WHERE = "Where it goes"
 Out = Annotated[
     Path | None,
-    typer.Option("-o", "--out", metavar="OUT.jsonl", help="A file.", show_default="standard output", rich_help_panel=WHERE),
+    typer.Option(
+        "-o", "--out", parser=path, metavar="OUT.jsonl", help="A file.", show_default="standard output", rich_help_panel=WHERE
+    ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace the file in OUT.", rich_help_panel=WHERE)]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
@@ -65,8 +67,8 @@ class Run:
     device: Annotated[str, how(help=one_of("auto", group="jumar.devices"))] = "auto"
     dtype: Annotated[str, how(help="auto, fp32, bf16 or fp16.")] = "auto"
     quantize: Annotated[str | None, how(metavar="KIND", help="Matrices as int8 or int8-dynamic.", show_default="no")] = None
-    tokenizer: Annotated[Path | None, how(metavar="DIR", help="tokenizer.json's.", show_default="MODEL's")] = None
-    adapter: Annotated[Path | None, how(metavar="DIR", help="A LoRA of this model, PEFT's or Megatron's.")] = None
+    tokenizer: Annotated[Path | None, how(parser=path, metavar="DIR", help="tokenizer.json's.", show_default="MODEL's")] = None
+    adapter: Annotated[Path | None, how(parser=path, metavar="DIR", help="A LoRA of this model, PEFT's or Megatron's.")] = None
     iteration: Annotated[str | None, how(help="Of a Megatron directory.", show_default="the tracker's")] = None
     family: Annotated[str | None, how(help="model_type of a Megatron directory without a config.")] = None
     pp: Annotated[int, how(min=1, help="Stages under torchrun; the processes of each share its layers.")] = 1
@@ -136,7 +138,7 @@ def generate(
     *,
     model: Model,
     source: Annotated[
-        str | None, typer.Argument(metavar="[FILE.jsonl | -]", help='Lines {"prompt": ...} or {"messages": [...]}.')
+        str | None, typer.Argument(parser=named, metavar="[FILE.jsonl | -]", help='Lines {"prompt": ...} or {"messages": [...]}.')
     ] = None,
     prompt: Prompt = None,
     chat_prompt: Annotated[bool, typer.Option("--chat", help="-p is a user's message: through the chat template.")] = False,
@@ -238,7 +240,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
     name: Annotated[str | None, typer.Option(help="The model's name in the API.", show_default="the directory's")] = None,
-    api_key_file: Annotated[Path | None, typer.Option(metavar="FILE", help="Bearer keys, one a line.")] = None,
+    api_key_file: Annotated[Path | None, typer.Option(parser=path, metavar="FILE", help="Bearer keys, one a line.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer, at most.", rich_help_panel="Limits")] = 4096,
     max_body_mb: Annotated[int, typer.Option(min=1, help="Of a request.", rich_help_panel="Limits")] = 4,
     max_waiting: Annotated[int, typer.Option(min=1, help="Requests that wait for their turn.", rich_help_panel="Limits")] = 256,

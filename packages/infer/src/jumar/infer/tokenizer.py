@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jumar.schema.errors import Exit, ToolError
+from jumar.schema.options import refuse_not_utf8
 from jumar.schema.templates import special_tokens, template_of
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def _read(directory: Path) -> tokenizers.Tokenizer:
             f"{directory} has no tokenizer.json",
             hint="give a directory that has one: --tokenizer DIR (transformers writes it from other files: save_pretrained)",
         )
+    refuse_not_utf8(file)
     try:
         return tokenizers.Tokenizer.from_file(str(file))
     except Exception as fault:  # noqa: BLE001  # the library raises Exception itself

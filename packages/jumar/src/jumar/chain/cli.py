@@ -8,6 +8,7 @@ import typer
 
 from jumar.schema.cli import make_app, print_json, run, say
 from jumar.schema.errors import Exit, ToolError
+from jumar.schema.options import path
 
 if TYPE_CHECKING:
     from jumar.chain.migrate import Migrated
@@ -34,10 +35,13 @@ app = make_app(
 
 @app.command("migrate")
 def migrate_(
-    script: Annotated[Path, typer.Argument(metavar="SCRIPT.sh", help="A launch script of Megatron-LM or MindSpeed-LLM.")],
+    script: Annotated[
+        Path, typer.Argument(parser=path, metavar="SCRIPT.sh", help="A launch script of Megatron-LM or MindSpeed-LLM.")
+    ],
     given: Annotated[list[str] | None, typer.Argument(metavar="[ARG]...", help="What stands for $1, $2, ... in it.")] = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="DIR", help="Where recipes are written.", show_default="only shown")
+        Path | None,
+        typer.Option("-o", "--output", parser=path, metavar="DIR", help="Where recipes are written.", show_default="only shown"),
     ] = None,
     variables: Annotated[
         list[str] | None, typer.Option("--var", metavar="NAME=VALUE", help="A variable that is set outside; may be repeated.")
@@ -90,8 +94,8 @@ def _write(migrated: "Migrated", *, force: bool) -> "list[Path]":
 
     files = {Path(name): content for made in migrated.made for name, content in made.files.items()}
     changed = write(files, force=force)
-    for path in files:
-        say("written" if path in changed else "already done", str(path))
+    for file in files:
+        say("written" if file in changed else "already done", str(file))
     return changed
 
 

@@ -21,7 +21,7 @@ from typing import Any, TextIO
 
 import typer
 
-from jumar.schema.errors import Exit, ToolError
+from jumar.schema.errors import Exit, ToolError, refused_by_system
 
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
@@ -120,9 +120,7 @@ def run(app: Callable[..., Any], name: str) -> None:
         sys.exit(Exit.OK)
     except OSError as fault:
         _forget(sys.stdout)
-        where = f"{fault.filename}: " if fault.filename else ""
-        hint = "check the path, its permissions and the disk"
-        say_error(ToolError(f"{where}{fault.strerror or fault}", hint=hint, code=Exit.ENVIRONMENT))
+        say_error(refused_by_system(fault))
         sys.exit(Exit.ENVIRONMENT)
     except Exception as fault:
         sys.exit(_usage_or_bug(fault, name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from copy import copy
 from enum import IntEnum
 
@@ -42,3 +43,15 @@ class ToolError(Exception):
 
     def __str__(self) -> str:
         return self.message if self.hint is None else f"{self.message}\nhint: {self.hint}"
+
+
+def refused_by_system(fault: OSError, where: object = None) -> ToolError:
+    """What the system refused. where: the file, where the fault does not name it (that of a write never does)."""
+    full = fault.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    hint = "make room on that disk, or choose another, and run the same command again"
+    place = fault.filename or where
+    return ToolError(
+        f"{place}: {fault.strerror or fault}" if place else fault.strerror or str(fault),
+        hint=hint if full else "check the path, its permissions and the disk",
+        code=Exit.ENVIRONMENT,
+    )

@@ -1,4 +1,4 @@
-"""Options that several commands share, stated once: a dataclass whose fields are options, and what their help says."""
+"""Options that several commands share, stated once: a dataclass whose fields are options, what their help says, and paths."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import inspect
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
+
+from jumar.schema.errors import Exit, ToolError
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
@@ -36,6 +39,27 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     )
     spread.__annotations__ = {name: type_ for name, (type_, _) in shown.items()}
     return spread
+
+
+def path(text: str) -> Path:
+    """A path that was typed. Raises ToolError (2) for an empty one, which would be the working directory."""
+    return Path(named(text))
+
+
+def named(text: str) -> str:
+    """The same for what may be a path, and is kept as it was typed."""
+    if not str(text):
+        raise ToolError("a path is empty", hint="is a variable of your script not set?", code=Exit.USAGE)
+    return text
+
+
+def refuse_not_utf8(file: Path) -> None:
+    """ToolError for a path that libraries which take text alone cannot open."""
+    try:
+        str(file).encode()
+    except UnicodeEncodeError:
+        hint = "rename the directory, or reach it through a link whose name is UTF-8"
+        raise ToolError(f"{str(file)!r}: a path that is not UTF-8", hint=hint) from None
 
 
 def one_of(*names: str, group: str | None = None) -> str:

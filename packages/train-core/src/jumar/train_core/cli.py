@@ -9,7 +9,7 @@ import typer
 
 from jumar.schema.cli import make_app, print_json, run, stdout_for_data
 from jumar.schema.errors import Exit
-from jumar.schema.options import one_of
+from jumar.schema.options import one_of, path
 
 app = make_app(
     "jumar-train",
@@ -22,7 +22,9 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard 
 DeviceName = Annotated[str, typer.Option("--device", help=one_of("auto", group="jumar.devices"))]
 
 
-Recipe = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="What to train: `jumar-train schema` shows all of it.")]
+Recipe = Annotated[
+    Path, typer.Argument(parser=path, metavar="RECIPE.yaml", help="What to train: `jumar-train schema` shows all of it.")
+]
 Nproc = Annotated[int | None, typer.Option("--nproc", min=1, help="Ranks on this machine.", show_default="1, or torchrun's")]
 Sets = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="A recipe field; may be repeated.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what the run would be, and stop.")]
