@@ -2,6 +2,7 @@
 
 python scripts/docs.py                   to runs/docs/index.html
 python scripts/docs.py --output DIR
+python -m http.server -d runs/docs       to look at it: from files, the search has no excerpts
 """
 
 from __future__ import annotations

@@ -109,9 +109,7 @@ class Browser:
         elif got.get("method") == "Log.entryAdded":
             self.said.append(params["entry"]["text"])
         elif got.get("method") == "Runtime.exceptionThrown":
-            thrown = params[
-                "exceptionDetails"
-            ]  # of a text that is no program there is no exception, of a thrown string no description
+            thrown = params["exceptionDetails"]  # the exception may be missing, and its description too
             self.said.append(thrown.get("exception", {}).get("description") or thrown["text"])
         return got
 

@@ -122,6 +122,13 @@ def test_exit_codes(tmp_path: Path) -> None:
     assert run("migrate", "absent.sh", cwd=tmp_path).returncode == 2
 
 
+def test_an_error_comes_after_the_table_in_one_pipe(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "jumar.chain", "migrate", SCRIPTS / "tune_lora.sh"]
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path, env=env, timeout=60)
+    assert done.stdout.index("mapped:") < done.stdout.index("error: refused: --lora-r")
+
+
 def test_alone_it_shows_the_chain(tmp_path: Path) -> None:
     done = run(cwd=tmp_path)
     assert done.returncode == 0

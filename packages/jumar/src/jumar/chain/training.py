@@ -12,6 +12,7 @@ from jumar.chain.against import against_config
 from jumar.chain.architecture import made_config, read_config
 from jumar.chain.facts import Facts
 from jumar.chain.jobs import Flag, Job
+from jumar.chain.left_out import left_out
 from jumar.chain.options import quoted
 from jumar.chain.preparing import preparation
 from jumar.chain.recipe_text import recipe_text, shown
@@ -85,7 +86,7 @@ def migrate_training(job: Job, name: str, model: str | None = None) -> Made:
         verdicts=tuple(verdicts),
         commands=() if elsewhere else (*(prepared.commands if prepared else ()), train),
         files={} if elsewhere else {recipe: recipe_text(fields.values, fields.sources, head), **files},
-        notes=tuple(_notes(facts)),
+        notes=(*_notes(facts), *_beside_config(facts, model, made=bool(files), config=config)),
         faults=(*faults, *unread, *(prepared.faults if prepared else ()), *_contradictions(facts)),
     )
 
@@ -192,6 +193,16 @@ def _implied(t: Facts, fields: Mapping[str, Any]) -> Iterator[tuple[str, object,
         for path, number, flag in (("train.eval_every", 1000, "--eval-interval"), ("train.eval_batches", 100, "--eval-iters")):
             if path not in fields:
                 yield path, number, flag
+
+
+def _beside_config(t: Facts, model: str | None, *, made: bool, config: Mapping[str, Any] | None) -> Iterator[tuple[int, str]]:
+    """What is to be known of the flags of the architecture. made: config.json is made of them."""
+    where = model or _model_of(t)
+    if where is not None and config is None:
+        named = "" if model else "; --model DIR names one that is"
+        yield t.job.line, f"the architecture is not compared with config.json: {where} is not here{named}"
+    elif config is not None and not made and (said := left_out(t, config)):
+        yield t.job.line, said
 
 
 def _contradictions(t: Facts) -> Iterator[str]:

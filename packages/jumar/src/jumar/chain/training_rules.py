@@ -294,6 +294,11 @@ def _balancing(t: Facts, flag: Flag) -> Outcome:
     return sets("features.moe.balancing", kind)
 
 
+def _events(t: Facts, flag: Flag) -> Outcome:
+    save = t.said("--save") or "save.path"
+    return sets("log.tensorboard", True, f"its files are in {save}/tensorboard, and not in {text(flag)}")
+
+
 def _bias(t: Facts, flag: Flag) -> Outcome:
     if not t.has("--moe-router-enable-expert-bias"):
         return no_effect("the router has no balancing bias")
@@ -401,6 +406,7 @@ RULES: Mapping[str, Callable[[Facts, Flag], Outcome]] = {
     "dispatcher": _dispatcher,
     "balancing": _balancing,
     "bias": _bias,
+    "events": _events,
     "minutes": _minutes,
     "stage": _stage,
     "ranks": _ranks,

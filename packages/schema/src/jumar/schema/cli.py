@@ -109,6 +109,7 @@ def run(app: Callable[..., Any], name: str) -> None:
             raise KeyboardInterrupt  # newer typer makes a code of it
         sys.stdout.flush()  # here, where a fault of it is still heard
     except ToolError as fault:
+        _printed_first()
         say_error(fault)
         sys.exit(fault.code)
     except KeyboardInterrupt:
@@ -135,6 +136,14 @@ def _open_streams() -> None:
     sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115  # for as long as the process lives
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+
+
+def _printed_first() -> None:
+    """What was printed comes before the error, also where both go through one pipe."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _forget(sys.stdout)
 
 
 def _forget(stream: TextIO) -> None:
