@@ -260,6 +260,9 @@ BASE = "torchrun --nproc_per_node 2 pretrain_gpt.py --tokenizer-name-or-path m -
     "more, flag, kind, said",
     [
         ("--attention-dropout 0.1", "--attention-dropout", "refused", "no dropout"),
+        ("--grad-reduce-in-bf16", "--grad-reduce-in-bf16", "refused", "gradients are summed in fp32: leave the flag out"),
+        ("--main-grads-dtype bf16", "--main-grads-dtype", "refused", "gradients are summed in fp32"),
+        ("--exp-avg-dtype bf16", "--exp-avg-dtype", "refused", "the optimizer works in fp32"),
         ("--fp8-format hybrid", "--fp8-format", "refused", "train.precision"),
         ("--moe-expert-capacity-factor 1.1", "--moe-expert-capacity-factor", "refused", "no token is dropped"),
         ("--lr-decay-style inverse-square-root", "--lr-decay-style", "refused", "schedule.kind"),

@@ -37,7 +37,7 @@ def kinds(found: Made, flag: str) -> list[str]:
         ("--train-iters 9 --adam-beta1 1.0", "--adam-beta1", "0 or more, less than 1"),
         ("--start-weight-decay 0.1 --end-weight-decay 0.2", "--end-weight-decay", "does not change"),
         ("--start-weight-decay 0.1 --end-weight-decay 0.1 --weight-decay 0.3", "--weight-decay", "is 0.1 by"),
-        ("--main-grads-dtype bf16", "--main-grads-dtype", "train.precision"),
+        ("--main-grads-dtype bf16", "--main-grads-dtype", "summed in fp32"),
     ],
 )
 def test_what_no_run_can_have_is_refused(flags: str, refused: str, said: str, tmp_path: Path) -> None:
