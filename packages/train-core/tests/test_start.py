@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -72,7 +75,9 @@ def test_a_dry_run_says_from_where_a_run_would_go_on(tmp_path: Path, recipe: Pat
     assert fault.value.code == Exit.INPUT
 
 
-def test_a_run_that_is_done_is_left_alone(tmp_path: Path, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_is_done_is_left_alone(
+    tmp_path: Path, recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nothing is imported, launched or written; with other settings it is another run, and that is an error."""
 
     def again(*sets: str) -> Outcome:
@@ -85,10 +90,21 @@ def test_a_run_that_is_done_is_left_alone(tmp_path: Path, recipe: Path, capsys: 
     recipe.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | {"train": dict(LIKE, global_batch_size=8)}))
     assert again().already
     assert json.loads((root / "exit.json").read_text())["code"] == 0
+    (root / ".lock").write_text("process 1 on elsewhere\n")
     before = {path: path.stat().st_mtime_ns for path in [root, *root.iterdir()]}
     ended = again("parallel.tp=1", "log.every=3", "train.micro_batch_size=4", "data.cache=elsewhere")
     assert (ended.code, ended.already) == (0, True)
     assert capsys.readouterr().err.count(f"already done: {root} is at step 10, train.steps is 10: nothing is left to do") == 2
+    imports_no_engine(tmp_path, recipe)
+    with monkeypatch.context() as torchrun:
+        torchrun.setenv("WORLD_SIZE", "2")
+        torchrun.setenv("LOCAL_WORLD_SIZE", "2")
+        for rank in ("1", "0"):  # neither waits for the other
+            torchrun.setenv("RANK", rank)
+            torchrun.setenv("LOCAL_RANK", rank)
+            ended = again()
+            assert (ended.code, ended.already, ended.speaks) == (0, True, rank == "0")
+        assert capsys.readouterr().err.count("already done") == 1
     for setting, said in (
         ("optim.lr=0.5", "optim.lr was the default, and is 0.5"),
         ("train.seed=5", "train.seed was 1234"),
@@ -102,6 +118,19 @@ def test_a_run_that_is_done_is_left_alone(tmp_path: Path, recipe: Path, capsys: 
     token_file(tmp_path / "data/a", documents=50)
     with pytest.raises(ToolError, match="the data is not what the run began with"):
         again()
+
+
+def imports_no_engine(tmp_path: Path, recipe: Path) -> None:
+    """Neither does a dry run: with torch it would take seconds, and megatron-core, a right one or not, would have its say."""
+    text = "raise RuntimeError('imported')"
+    for name in ("torch", "megatron"):
+        (tmp_path / "elsewhere" / name).mkdir(parents=True)
+        (tmp_path / "elsewhere" / name / "__init__.py").write_text(text)
+    path = os.pathsep.join([str(tmp_path / "elsewhere"), os.environ.get("PYTHONPATH", "")])
+    words = [sys.executable, "-m", "jumar.train_core", "pretrain", str(recipe), "--device", "cpu", "--dry-run"]
+    done = subprocess.run(words, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("\n") == done.stderr.count("nothing is left to do") == 1
 
 
 def test_epochs_in_the_place_of_the_recipe_s_steps(tmp_path: Path, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:

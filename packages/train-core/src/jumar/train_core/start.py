@@ -132,9 +132,7 @@ def _start(
         ended.write(fault.code, fault.message, machines.rank * nproc)
         raise
     if (step := done_before(job)) is not None:
-        say("already done", f"{recipe.save.path} is at step {step}, train.steps is {job.recipe.train.steps}: {NOTHING_LEFT}")
-        ended.confirm()
-        return Outcome(Exit.OK, recipe, already=True)
+        return _already_done(job, step, ended)
     try:
         name = _prepare(device, nproc, tell=True)
     except ToolError as fault:
@@ -145,6 +143,12 @@ def _start(
         return Outcome(_train(job, name, 0, ended), recipe)
     arguments = [task, str(path), "--device", name, *(word for item in sets for word in ("--set", item))]
     return Outcome(launch(nproc, arguments, recipe.save.path, nodes=machines), recipe, speaks=machines.rank == 0)
+
+
+def _already_done(job: Job, step: int, ended: ExitFile) -> Outcome:
+    say("already done", f"{job.recipe.save.path} is at step {step}, train.steps is {job.recipe.train.steps}: {NOTHING_LEFT}")
+    ended.confirm()
+    return Outcome(Exit.OK, job.recipe, already=True)
 
 
 def done_before(job: Job) -> int | None:
@@ -191,12 +195,30 @@ def _rank(task: Task, here: Place, path: Path, sets: Sequence[str], device: str)
         if here.rank:  # of another machine, which may lack what rank 0 has
             fault.message = f"rank {here.rank} on {socket.gethostname()}: {fault.message}"
         raise
+    if not here.launched and (outcome := _left_alone(job, here, ended)) is not None:
+        return outcome
     try:
         _machines_agree(None)
     except ToolError as fault:
         ended.write(fault.code, fault.message, here.rank)
         raise
     return Outcome(_train(job, name, here.rank, ended, parent), recipe, speaks=here.rank == 0)
+
+
+def _left_alone(job: Job, here: Place, ended: ExitFile) -> Outcome | None:
+    """How a rank ends whose run is done already; None where something is left to do, or ranks are on several machines, which may
+    not see the same of it."""
+    if os.environ.get("LOCAL_WORLD_SIZE") != str(here.world):
+        return None
+    try:
+        step = done_before(job)
+    except ToolError as fault:
+        if here.rank:
+            sys.exit(fault.code)
+        raise
+    if step is None:
+        return None
+    return _already_done(job, step, ended) if here.rank == 0 else Outcome(Exit.OK, job.recipe, already=True, speaks=False)
 
 
 def _torchrun(here: Place) -> int | None:
