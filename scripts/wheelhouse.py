@@ -37,7 +37,7 @@ ROOT = workspace.ROOT
 GLIBC = (
     28  # the newest that is asked for, as in Debian 10, Ubuntu 20.04, openEuler 20.03; megatron-core's and torch's wheels need it
 )
-TORCH_NPU = "2.13.0"  # whose operators packages/device was shown to fit
+TORCH_NPU = "2.10.0"  # of CANN 9.0.0, as in docker/Dockerfile.npu
 # No wheel is published: one is built here, pure Python, for those who take the extra.
 FROM_SOURCE = {"langdetect": "ifeval", "rouge-score": "lm-eval", "sqlitedict": "lm-eval", "word2number": "lm-eval"}
 SOURCE_ONLY = {"flash": "flash-attn has an sdist alone, which is compiled against the CUDA and torch that are there"}

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+import wheelhouse
 import workspace
+from jumar.device.npu_releases import RELEASES
 
 ROOT = workspace.ROOT
 FILES = sorted(ROOT.glob("docker/Dockerfile.*"))
@@ -86,8 +88,10 @@ def test_what_is_not_there_is_found(old: str, new: str, fault: str) -> None:
 
 
 def test_torch_npu_is_of_the_torch_beside_it() -> None:
-    """And both are within what the packages ask for."""
+    """Both are of the CANN, and within what the packages ask for; a wheelhouse has the same."""
     known = arguments((ROOT / "docker/Dockerfile.npu").read_text())
+    assert (known["TORCH"], known["TORCH_NPU"]) in RELEASES[known["CANN"]]
+    assert known["TORCH_NPU"] == wheelhouse.TORCH_NPU
     assert re.match(r"\d+\.\d+\.\d+", known["TORCH_NPU"])[0] == known["TORCH"]
     device = workspace.packages()["jumar-device"]
     for line in device.requirements(["npu"]):

@@ -62,7 +62,7 @@ def test_what_has_no_wheel_is_named(ours: Path, tmp_path: Path) -> None:
 
 @needs_index
 @pytest.mark.slow
-@pytest.mark.parametrize("npu", [None, "2.10.0", wheelhouse.TORCH_NPU])
+@pytest.mark.parametrize("npu", [None, wheelhouse.TORCH_NPU, "2.13.0"])
 @pytest.mark.parametrize("arch", ["aarch64", "x86_64"])
 @pytest.mark.parametrize("python", ["3.10", "3.11"])
 def test_everything_has_wheels(python: str, arch: str, npu: str | None, ours: Path) -> None:
