@@ -10,7 +10,7 @@ INSTALLED := .venv/installed
 TESTS     ?=
 
 # pip reads constraints.txt from its environment, so that it also holds where the packages are built, and replaces a caller's.
-PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(BIN)/python -m pip
+PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(BIN)/python -m pip
 
 .NOTPARALLEL:
 .PHONY: help demo demo-pretrain demo-moe test test-offline test-all bench docs lint format clean
@@ -62,6 +62,8 @@ $(INSTALLED): requirements-dev.txt constraints.txt $(wildcard packages/*/pyproje
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	    { echo "error: $(PYTHON) is not Python 3.10 or newer; name one that is: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 4; }
 	@$(PYTHON) -m venv .venv
-	@echo "installing requirements-dev.txt into .venv; the first time that takes minutes, torch being large"
+	@echo "installing into .venv, 1 of 2: torch, which is large; the first time that takes minutes"
+	@$(PIP) install --quiet --retries 8 $(PIP_ARGS) torch
+	@echo "installing into .venv, 2 of 2: the rest of requirements-dev.txt"
 	@$(PIP) install --quiet --retries 8 $(PIP_ARGS) -r requirements-dev.txt
 	@touch $@

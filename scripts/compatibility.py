@@ -12,6 +12,7 @@ does ("read", "written" or "refused"); of which framework and version; which fil
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import sys
@@ -71,11 +72,14 @@ def rewritten(text: str, lines: list[str]) -> str:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if the pages are not so")
+    options = parser.parse_args()
     english = table()
     for page, lines in zip(PAGES, (english, rows("compatibility", english)), strict=True):
         text = page.read_text(encoding="utf-8")
         new = rewritten(text, lines)
-        if "--check" not in sys.argv[1:]:
+        if not options.check:
             page.write_text(new, encoding="utf-8")
         elif new != text:
             sys.exit(f"{page.relative_to(ROOT)} is not what the tests say: python scripts/compatibility.py")

@@ -6,6 +6,7 @@ python scripts/flags.py --check    fails if they are not what the tables say
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,10 +100,13 @@ def page(head: str, say: Say) -> str:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if the pages are not so")
+    options = parser.parse_args()
     pages = {"docs/flags.md": page(HEAD, str), "docs/zh/flags.md": page(HEAD_ZH, translator("flags"))}
     for name, text in pages.items():
         path = ROOT / name
-        if "--check" not in sys.argv[1:]:
+        if not options.check:
             path.write_text(text, encoding="utf-8")
         elif not path.exists() or path.read_text(encoding="utf-8") != text:
             sys.exit(f"{name} is not what the tables say: python scripts/flags.py")

@@ -1,6 +1,6 @@
 """Runs a command with the network cut: in a network namespace of its own, where there is the loopback interface and nothing else.
 
-python scripts/offline.py COMMAND ...        exit code 4 where the machine permits no such namespace
+python scripts/offline.py COMMAND ...        its exit code; 4 where the machine permits no such namespace
 """
 
 from __future__ import annotations
@@ -32,8 +32,12 @@ def way() -> tuple[str, ...] | None:
 
 def main() -> None:
     command = sys.argv[1:]
-    if not command:
-        sys.exit(__doc__)
+    if not command or command[0] in ("-h", "--help"):
+        print(__doc__, file=sys.stdout if command else sys.stderr)
+        sys.exit(0 if command else 2)
+    if shutil.which(command[0]) is None:
+        print(f"error: no command {command[0]}\nhint: name one that is on PATH, or its path", file=sys.stderr)
+        sys.exit(2)
     if os.environ.pop(INSIDE, None):
         loopback_up()
         os.execvp(command[0], command)

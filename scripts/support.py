@@ -6,6 +6,7 @@ python scripts/support.py --check    fails if they are not what registries and t
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import re
@@ -96,13 +97,16 @@ def rewritten(text: str, tables: dict[str, list[str]]) -> str:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if the pages are not so")
+    options = parser.parse_args()
     english = {"Model families": of_families(), "Devices": of_devices(), "Benchmarks": of_tasks()}
     say = translator("support")
     chinese = {say(title): rows("support", lines) for title, lines in english.items()}
     for page, tables in zip(PAGES, (english, chinese), strict=True):
         text = page.read_text(encoding="utf-8")
         new = rewritten(text, tables)
-        if "--check" not in sys.argv[1:]:
+        if not options.check:
             page.write_text(new, encoding="utf-8")
         elif new != text:
             sys.exit(f"{page.relative_to(ROOT)} is not what is there: python scripts/support.py")

@@ -7,7 +7,9 @@ Nothing is installed: pip only resolves. Where the Pythons get different version
 
 from __future__ import annotations
 
+import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -55,9 +57,11 @@ def lines(name: str, resolved: list[tuple[str, dict[str, str]]]) -> list[str]:
 
 
 def main() -> None:
-    pythons = sys.argv[1:]
-    if not pythons:
-        sys.exit(__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pythons", nargs="+", metavar="PYTHON", help="an interpreter: python3.10")
+    pythons = parser.parse_args().pythons
+    if missing := [python for python in pythons if shutil.which(python) is None]:
+        parser.error(f"no such interpreter: {', '.join(missing)}")
     with tempfile.TemporaryDirectory() as scratch:
         resolved = [resolve(python, Path(scratch)) for python in pythons]
     names = sorted({name for _, versions in resolved for name in versions}, key=str.lower)

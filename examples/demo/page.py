@@ -8,6 +8,7 @@ from pathlib import Path
 from jumar.schema.page import esc, esc_lines, figures, folded, section, table
 from jumar.schema.page import page as framed
 
+SHORT_STEPS = 2  # of JUMAR_DEMO=short
 NOTE = (
     "On questions that it was not shown: whether it answers in two lines (manner), and how many bits a byte of the right "
     "answers takes (held_out)."
@@ -34,16 +35,25 @@ def page(folder: Path) -> str:
     sections = [
         numbers(losses, data, scores),
         section("What was typed", "Commands in their order, with the seconds that each took.", chain(steps)),
-        section("How the loss fell", f"{len(losses)} steps of two processes, a stage each.", picture(folder / "sft/loss.svg")),
+        section(loss_title(losses), f"{len(losses)} steps of two processes, a stage each.", picture(folder / "sft/loss.svg")),
         section("What it was trained on", "", of_data(data)),
         section("Before and after", NOTE, changes(scores), answers(folder)),
         section("Files", "", links(folder)),
     ]
-    title, lede = (
-        "A model that learnt to answer in two lines",
-        "SmolLM2-135M-Instruct, converted, tuned, asked and scored by jumar.",
-    )
-    return framed(title, sections, about="jumar", kicker="jumar: make demo", lede=lede, style=STYLE, images=True)
+    lede = "SmolLM2-135M-Instruct, converted, tuned, asked and scored by jumar."
+    return framed(title(losses, scores), sections, about="jumar", kicker="jumar: make demo", lede=lede, style=STYLE, images=True)
+
+
+def title(losses, scores) -> str:
+    """What the run has come to: two steps teach nothing."""
+    if len(losses) <= SHORT_STEPS:
+        return "A short run: two steps, nothing is learnt"
+    learnt = any(task == "manner" and after > before for task, _, before, after in scores)
+    return "A model that learnt to answer in two lines" if learnt else "A model before and after tuning"
+
+
+def loss_title(losses) -> str:
+    return "How the loss fell" if len(losses) > SHORT_STEPS and losses[-1] < losses[0] else "The loss"
 
 
 def both(folder: Path) -> list[tuple[str, str, float, float]]:
@@ -65,7 +75,7 @@ def numbers(losses, data, scores) -> str:
 
 
 def chain(steps) -> str:
-    """The newest time of each command: a run that was resumed has some twice, the later ones at once."""
+    """The longest time of each command: a run that was resumed has some twice, the later ones done at once."""
     longest: dict[str, int] = {}
     for seconds, command in steps:
         longest[command] = max(int(seconds), longest.get(command, 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from importlib import import_module
@@ -44,6 +45,18 @@ def test_no_source_file_is_over_500_lines() -> None:
     lengths = {relative(path): len(path.read_text().splitlines()) for path in SOURCES}
     long = [f"{path}: {lines} lines" for path, lines in lengths.items() if lines > 500]
     assert not long, "\n".join(long)
+
+
+def test_every_error_says_what_to_do_next() -> None:
+    """A ToolError without `hint` leaves its reader with the fault alone."""
+    bare = []
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "ToolError":
+                hints = [word.value for word in node.keywords if word.arg == "hint"]
+                if not hints or (isinstance(hints[0], ast.Constant) and not hints[0].value):
+                    bare.append(f"{relative(path)}:{node.lineno}")
+    assert not bare, "\n".join(bare)
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.name)

@@ -150,7 +150,11 @@ class Checkpoint:
             raise ToolError(f"{self.paths[0]} has no tensor {name!r}", hint="see jumar-convert inspect")
         shape = self.tensors[name]
         if index is not None and (not isinstance(index, tuple) or len(index) != len(shape)):
-            raise ToolError(f"{name} has {len(shape)} axes: index it with a tuple of as many slices", code=Exit.USAGE)
+            raise ToolError(
+                f"{name} has {len(shape)} axes: index it with a tuple of as many slices",
+                hint="slice(None) takes a whole axis",
+                code=Exit.USAGE,
+            )
         ranges = [range(n)[s] for n, s in zip(shape, index or (slice(None),) * len(shape), strict=True)]
         if any(r.step != 1 for r in ranges):
             raise ToolError(

@@ -145,7 +145,9 @@ def _spelling(placement: Placement, tensors: Mapping[str, DistTensor], dialect: 
         if best is None or missing < best[0]:
             best = missing, tried
     if best is None:
-        raise ToolError(f"{placement.spec.model_type} has no torch_dist dialect")
+        raise ToolError(
+            f"{placement.spec.model_type} has no torch_dist dialect", hint="jumar-convert families lists the dialects"
+        )
     return best[1], spelling
 
 

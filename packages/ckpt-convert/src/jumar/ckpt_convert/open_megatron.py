@@ -83,7 +83,11 @@ def open_megatron(roots: tuple[Path, ...], options: OpenOptions) -> Checkpoint:
             code=Exit.USAGE,
         )
     if grouped not in get_args(ExpertLayout):
-        raise ToolError(f"--set expert_layout={grouped}: expected {' or '.join(get_args(ExpertLayout))}", code=Exit.USAGE)
+        raise ToolError(
+            f"--set expert_layout={grouped}: expected {' or '.join(get_args(ExpertLayout))}",
+            hint="leave it out: the files show it",
+            code=Exit.USAGE,
+        )
     mm_split = any(n.endswith(".self_attention.linear_kv_nope.weight") for n in names)
     placement = Placement(family=family, spec=spec, layout=layout, dialect=dialect, expert_layout=grouped, mla_mm_split=mm_split)
     placement.check_dialect()
@@ -95,7 +99,9 @@ def open_megatron(roots: tuple[Path, ...], options: OpenOptions) -> Checkpoint:
     sources, replicas, padding = ({}, [], 0) if alone else _boxes(placement, shards)
     shapes = {} if alone else family.hf_tensors(spec)
     if missing := [n for n in shapes if n not in sources]:
-        raise ToolError(f"{directories[0]}: nothing holds {', '.join(missing[:8])}")
+        raise ToolError(
+            f"{directories[0]}: nothing holds {', '.join(missing[:8])}", hint="is a rank's file or a node's directory missing?"
+        )
     facts = kept_facts(manifest, shapes)
     named = ITERATION.fullmatch(directories[0].name)
     opened = Checkpoint(

@@ -161,7 +161,10 @@ def compose(
         hf = names[box.part]
         found = sources.get(hf)
         if not found:
-            raise ToolError(f"{name}: needs the tensor {hf}, which the source does not have")
+            raise ToolError(
+                f"{name}: needs the tensor {hf}, which the source does not have",
+                hint="jumar-convert inspect SRC lists what it has",
+            )
         copies += (c for c in (_meet(box, s) for s in found) if c is not None)
     # a rank that holds nothing but padding still has the dtype of the others
     kinds = sorted({c.dtype for c in copies} or {s.dtype for hf in names for s in sources.get(hf, ())})

@@ -90,7 +90,7 @@ def _ranges(source: Input, limits: _Limits) -> _Cuts:
     try:
         file = os.open(source.path, os.O_RDONLY)
     except OSError as error:
-        raise ToolError(f"{source.path}: {error.strerror}") from None
+        raise ToolError(f"{source.path}: {error.strerror}", hint="may you read it, and is its disk well?") from None
     try:
         size = os.fstat(file).st_size
         start = len(UTF8_BOM) if os.pread(file, len(UTF8_BOM), 0) == UTF8_BOM else 0

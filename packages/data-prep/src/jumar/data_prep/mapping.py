@@ -143,7 +143,7 @@ def _put(values: AnyMapping[str, Any], into: dict[str, str | None], format: str,
             message = f"--map: the {format} format has no {kind} {prefix}{name}"
             raise ToolError(message, hint=_known(name, into, prefix), code=Exit.USAGE)
         if value is not None and not isinstance(value, str):
-            raise ToolError(f"--map: {prefix}{name} must be a name, not {value!r}", code=Exit.USAGE)
+            raise ToolError(f"--map: {prefix}{name} must be a name, not {value!r}", hint="write it in quotes", code=Exit.USAGE)
         into[name] = value
 
 

@@ -87,7 +87,7 @@ def open_source(path: Path | None, compression: str | None) -> Source:
         file = io.FileIO(path)
         return Source(file.read, file.close)
     except OSError as error:
-        raise ToolError(f"{path}: {error.strerror or error}") from None
+        raise ToolError(f"{path}: {error.strerror or error}", hint="may you read it, and is its disk well?") from None
 
 
 def standard_input() -> io.BufferedReader:

@@ -96,7 +96,11 @@ def check_changes(compared: Compared, wanted: Sequence[str], *, names_only: bool
             better = d.change if d.higher else -d.change
             if d.task == task and f"{d.metric},{d.answer}" in meant and not better >= bound:
                 what = f"{task}.{d.metric},{d.answer} went from {d.first:.4f} to {d.second:.4f}"
-                raise ToolError(f"{what}, which is not {bound:g} better", code=Exit.CHECK_FAILED)
+                raise ToolError(
+                    f"{what}, which is not {bound:g} better",
+                    hint="--show 3 names documents that flipped; --fail-under sets the bound",
+                    code=Exit.CHECK_FAILED,
+                )
 
 
 def sample_files(out: Path) -> dict[str, Path]:

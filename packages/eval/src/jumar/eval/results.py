@@ -176,11 +176,16 @@ def check(results: Mapping[str, Any], wanted: str) -> None:
     for key in found:
         value = results["results"][task][key]
         if isinstance(value, str):
-            raise ToolError(f"{task}.{key} is {value}, and {bound:g} was asked for", code=Exit.CHECK_FAILED)
+            raise ToolError(
+                f"{task}.{key} is {value}, and {bound:g} was asked for",
+                hint="its samples say why it is no number",
+                code=Exit.CHECK_FAILED,
+            )
         higher = results["higher_is_better"].get(task, {}).get(key.partition(",")[0], True)
         if not (value >= bound if higher else value <= bound):  # NaN is neither
             side = "below" if higher else "above"
-            raise ToolError(f"{task}.{key} is {value:.4f}, {side} {bound:g}", code=Exit.CHECK_FAILED)
+            hint = "with -o OUT, jumar-eval report OUT shows what was answered wrongly; --fail-under sets the bound"
+            raise ToolError(f"{task}.{key} is {value:.4f}, {side} {bound:g}", hint=hint, code=Exit.CHECK_FAILED)
 
 
 def score_keys(wanted: str, keys: Mapping[str, Sequence[str]]) -> tuple[str, list[str], float]:

@@ -39,7 +39,7 @@ def made_config(t: Facts) -> dict[str, Any]:
     """A config.json of the script's flags and of Megatron-LM's defaults. Raises ToolError saying what is missing."""
     family = next((each["family"] for each in tables()["training"].more["architectures"] if _fits(t, each)), None)
     if family is None:
-        raise ToolError("no family of docs/families.md has these flags")
+        raise ToolError("no family of docs/families.md has these flags", hint="name its config: --model DIR")
     found = family_of(family, "the script's flags")
     return dict(found.config(spec_from_args(_arguments(t), found)))
 

@@ -127,7 +127,10 @@ class ConfigReader:
         given: dict[str, Any] = {**self.get("rope_scaling", _NOTHING), **self.get("rope_parameters", _NOTHING)}
         said = {v for v in (given.get("rope_theta"), self.get("rope_theta", None)) if isinstance(v, (int, float))}
         if len(said) > 1:
-            raise ToolError(f"config.json of {self.model_type}: rope_theta is said twice, and differently: {sorted(said)}")
+            raise ToolError(
+                f"config.json of {self.model_type}: rope_theta is said twice, and differently: {sorted(said)}",
+                hint="leave one of them",
+            )
         base = self._number("rope_theta", given.pop("rope_theta", self.get("rope_theta", base)), math.inf)
         fraction = given.pop("partial_rotary_factor", self.get("partial_rotary_factor", fraction))
         fraction = self._number("partial_rotary_factor", fraction, 1.0)

@@ -110,7 +110,7 @@ class ParallelLayout:
         for chunk in self.chunks(num_layers):
             if layer in chunk.slots:
                 return chunk.pp, chunk.vpp, chunk.slots.index(layer)
-        raise ToolError(f"layer {layer} is not in a model of {num_layers} layers")
+        raise ToolError(f"layer {layer} is not in a model of {num_layers} layers", hint=f"name one from 0 to {num_layers - 1}")
 
     def shards(self, *, moe: bool) -> tuple[Shard, ...]:
         """One entry for each file, pipeline rank by pipeline rank.

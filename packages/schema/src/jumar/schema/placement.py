@@ -78,7 +78,10 @@ class Placement:
         """Raises ToolError where the layout does not fit the model, before anything is read."""
         self.check_dialect()
         if self.vocab_divisible_by < 1:
-            raise ToolError(f"vocab_divisible_by={self.vocab_divisible_by}: expected a positive whole number")
+            raise ToolError(
+                f"vocab_divisible_by={self.vocab_divisible_by}: expected a positive whole number",
+                hint="Megatron's default is 128",
+            )
         self.layout.check_ranks(moe=self.spec.moe is not None)
         if self.expert_layout == "grouped" and self.spec.moe is None:
             raise ToolError("expert layout grouped: this model has no experts", hint="leave out --expert-layout")

@@ -101,7 +101,9 @@ def _stages(args: Mapping[str, Any], pp: int, num_layers: int, noops: int) -> tu
     ends = [n for n in (first, last) if n is not None]
     middle, rest = divmod(num_layers - sum(ends), max(pp - len(ends), 1))
     if rest:
-        raise ToolError(f"{num_layers} layers with stages of {ends} at the ends do not share out over pp={pp}")
+        raise ToolError(
+            f"{num_layers} layers with stages of {ends} at the ends do not share out over pp={pp}", hint="change the ends, or pp"
+        )
     inner = [middle] * (pp - len(ends))
     return (*([first] if first is not None else []), *inner, *([last] if last is not None else []))
 

@@ -136,11 +136,11 @@ def apply_set(values: dict[str, Any], item: str) -> None:
             here[key] = {}
         here = here[key]
         if not isinstance(here, dict):
-            raise ToolError(f"--set {item!r}: {key} is a value, not a section", code=Exit.USAGE)
+            raise ToolError(f"--set {item!r}: {key} is a value, not a section", hint=f"--set {key}=...", code=Exit.USAGE)
     try:
         here[keys[-1]] = _parse_yaml(text) if text.strip() else ""
     except ValueError as fault:
-        raise ToolError(f"--set {item!r}: {fault}", code=Exit.USAGE) from None
+        raise ToolError(f"--set {item!r}: {fault}", hint="quote a text that is no YAML", code=Exit.USAGE) from None
 
 
 def validate(kind: type[T], values: Mapping[str, Any], where: str, *, sets: bool = True) -> T:

@@ -32,7 +32,11 @@ def families() -> dict[str, Family]:
             ) from fault
         family = getattr(loaded, "FAMILY", loaded)
         if not isinstance(family, Family):
-            raise ToolError(f"entry point {entry.name!r} ({entry.value}) is not a Family", code=Exit.ENVIRONMENT)
+            raise ToolError(
+                f"entry point {entry.name!r} ({entry.value}) is not a Family",
+                hint="mend or uninstall the package",
+                code=Exit.ENVIRONMENT,
+            )
         if family.model_type in found:
             raise ToolError(
                 f"two packages provide the family {family.model_type!r}; one is {entry.value}",

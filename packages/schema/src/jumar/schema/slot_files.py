@@ -43,18 +43,18 @@ def read_templates(path: Path) -> dict[str, SlotTemplate]:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ToolError(f"{path}: no such file") from None
+        raise ToolError(f"{path}: no such file", hint="check the path") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as fault:
-        raise ToolError(f"{path}: no JSON could be read from it: {fault}") from None
+        raise ToolError(f"{path}: no JSON could be read from it: {fault}", hint="mend the file") from None
     if not isinstance(entries, list):
-        raise ToolError(f"{path}: a list of templates was expected, found {type(entries).__name__}")
+        raise ToolError(f"{path}: a list of templates was expected, found {type(entries).__name__}", hint='[{"name": ...}, ...]')
     templates: dict[str, SlotTemplate] = {}
     for number, entry in enumerate(entries, 1):
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-            raise ToolError(f"{path}: template {number} has no name")
+            raise ToolError(f"{path}: template {number} has no name", hint='add "name"')
         where = f"{path}: template {entry['name']!r}"
         if entry["name"] in templates:
-            raise ToolError(f"{where} stands there twice")
+            raise ToolError(f"{where} stands there twice", hint="leave one of them out")
         templates[entry["name"]] = _Reader(where, entry).template()
     return templates
 
@@ -179,4 +179,4 @@ class _Reader:
             raise ToolError(f"{self.where}: unknown {what} {name!r}", hint=hint)
 
     def _fault(self, what: str) -> ToolError:
-        return ToolError(f"{self.where}: {what}")
+        return ToolError(f"{self.where}: {what}", hint="mend it there; docs/data.md has the fields")

@@ -132,7 +132,10 @@ class SlotTemplate:
         if self.refused:
             raise ToolError(f"template {self.name!r}: {self.refused}", hint="use --template auto: the chat template of the model")
         if thinking is not None and self.thought_words is None:
-            raise ToolError(f"template {self.name!r} has no thought words, so thinking={thinking} would have no effect")
+            raise ToolError(
+                f"template {self.name!r} has no thought words, so thinking={thinking} would have no effect",
+                hint="leave thinking out, or choose another template",
+            )
         rendered = []
         for index, (asked, answer) in enumerate(exchanges):
             prompt = self._prompt_turn(record, index, asked)

@@ -22,7 +22,9 @@ def read(config: ConfigReader) -> ModelSpec:
     config.get("hidden_act", None)  # older files carry it beside hidden_activation, which is the one used
     kinds = config.get("layer_types", [KINDS[i % 2] for i in range(layers)])
     if unknown := sorted(set(kinds) - set(KINDS)):
-        raise ToolError(f"config.json of gemma2: layer_types {', '.join(unknown)} are not supported")
+        raise ToolError(
+            f"config.json of gemma2: layer_types {', '.join(unknown)} are not supported", hint=f"known: {', '.join(KINDS)}"
+        )
     return ModelSpec(
         model_type="gemma2",
         num_layers=layers,

@@ -23,7 +23,8 @@ def read(config: ConfigReader) -> ModelSpec:
     if hidden * config.get("expand", 2) != heads * head_dim:
         raise ToolError(
             f"config.json of mamba2: num_heads {heads} * head_dim {head_dim} is {heads * head_dim}, "
-            f"expected hidden_size {hidden} * expand {config.get('expand', 2)}"
+            f"expected hidden_size {hidden} * expand {config.get('expand', 2)}",
+            hint="one of the four is not the model's: get its config.json again",
         )
     check_time_steps(config)
     config.only("rms_norm", True)
@@ -63,7 +64,8 @@ def check_time_steps(config: ConfigReader) -> None:
     low, high = config.get("time_step_limit", [0.0, float("inf")])
     if (float(low), float(high)) != (0.0, float("inf")):
         raise ToolError(
-            f"config.json of {config.model_type}: time_step_limit [{low}, {high}] is not supported, expected [0, inf]"
+            f"config.json of {config.model_type}: time_step_limit [{low}, {high}] is not supported, expected [0, inf]",
+            hint="models with steps that are cut off are not computed here",
         )
 
 

@@ -24,7 +24,10 @@ def with_sliding_layers(config: ConfigReader, spec: ModelSpec) -> ModelSpec:
     default = ["sliding_attention" if used and i >= since else "full_attention" for i in range(spec.num_layers)]
     types = config.get("layer_types", default)
     if unknown := sorted(set(types) - {"full_attention", "sliding_attention"}):
-        raise ToolError(f"config.json of {spec.model_type}: layer_types {', '.join(unknown)} are not supported")
+        raise ToolError(
+            f"config.json of {spec.model_type}: layer_types {', '.join(unknown)} are not supported",
+            hint="known: full_attention, sliding_attention",
+        )
     layers = tuple(i for i, kind in enumerate(types) if kind == "sliding_attention")
     return replace(spec, sliding_window=window if layers else None, sliding_layers=layers)
 

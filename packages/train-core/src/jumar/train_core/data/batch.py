@@ -200,7 +200,11 @@ class _Reader(Dataset[Any]):
         except ToolError as fault:
             return fault
         except OSError as fault:
-            return ToolError(f"sample {numbers[0]} of {name_of(self.dataset)}: {fault}", code=Exit.ENVIRONMENT)
+            return ToolError(
+                f"sample {numbers[0]} of {name_of(self.dataset)}: {fault}",
+                hint="is the data still there, and its disk well?",
+                code=Exit.ENVIRONMENT,
+            )
         return {key: np.stack([sample[key].numpy() for sample in samples]) for key in KEYS}
 
 

@@ -153,7 +153,9 @@ def open_source(where: str, prefix: Path) -> IndexedReader:
 
 def _checked(reader: IndexedReader) -> IndexedReader:
     if reader.dtype.kind not in "iu":
-        raise ToolError(f"{reader.prefix}: numbers of {reader.dtype}, expected token ids (uint16 or int32)")
+        raise ToolError(
+            f"{reader.prefix}: numbers of {reader.dtype}, expected token ids (uint16 or int32)", hint="make it with jumar-data"
+        )
     if not reader.lengths.any():
         raise ToolError(f"{reader.prefix} holds no token", hint="see the report of jumar-data for why records were left out")
     return reader

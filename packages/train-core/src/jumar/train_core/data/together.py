@@ -51,7 +51,9 @@ def _outcome(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
     try:
         return work(), None
     except OSError as fault:
-        return None, ToolError(f"{fault.filename or 'data'}: {fault.strerror or fault}", code=Exit.ENVIRONMENT)
+        return None, ToolError(
+            f"{fault.filename or 'data'}: {fault.strerror or fault}", hint="is it there for every rank?", code=Exit.ENVIRONMENT
+        )
     except Exception as fault:  # noqa: BLE001  # raised in `gather`, where the others have heard of it
         return None, fault
 
