@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import PurePath
 
+from jumar.chain.converting import DTYPES
 from jumar.chain.facts import Facts
 from jumar.chain.jobs import Flag, Job
 from jumar.chain.options import Value, classed, line, option
@@ -227,6 +229,13 @@ def migrate_evaluation(job: Job, name: str, model: str | None = None) -> Made:
 # --- lm-eval
 
 
+LM_WAYS = (
+    *("model", "trust_remote_code", "num_concurrent", "max_retries", "tokenized_requests", "tokenizer_backend", "batch_size"),
+    *("gpu_memory_utilization", "tensor_parallel_size", "data_parallel_size", "parallelize", "device_map", "attn_implementation"),
+)
+"""Of --model_args: how the model is asked, or where it lies; no score depends on them."""
+
+
 def _lm_model(t: Facts, flag: Flag) -> Outcome:
     if flag.name == "--model":
         kinds = ("hf", "hf-auto", "vllm", "local-completions")
@@ -239,8 +248,15 @@ def _lm_model(t: Facts, flag: Flag) -> Outcome:
     path = given.pop("pretrained", "") or given.pop("base_url", "").removesuffix("/completions")
     if not path:
         return Outcome("refused", why="expected pretrained=DIR or base_url=http://HOST/v1/completions")
-    left = ", ".join(given)
-    return option("MODEL", path, f"without {left}: --dtype, --engine and their like are options of their own" if left else "")
+    dtype, of_path = given.pop("dtype", "auto"), "pretrained=" in text(flag)
+    if of_path and dtype not in ("auto", *DTYPES):
+        return Outcome("refused", why="dtypes are bf16, fp16 and fp32: change dtype= in it")
+    if left := ", ".join(name for name in given if name not in LM_WAYS):
+        return Outcome("refused", why=f"{left}: not of --model_args here; take them out and look at jumar-eval run --help")
+    found = option("MODEL", path, f"without {', '.join(given)}, which change no score" if given else "")
+    if not of_path or dtype == "auto":
+        return found
+    return replace(found, ours=f"{found.ours} --dtype {DTYPES[dtype]}", sets={**found.sets, "--dtype": DTYPES[dtype]})
 
 
 def _lm_batch(t: Facts, flag: Flag) -> Outcome:
@@ -253,7 +269,9 @@ def _lm_batch(t: Facts, flag: Flag) -> Outcome:
 
 
 def _lm_device(t: Facts, flag: Flag) -> Outcome:
-    return option("--device", text(flag).partition(":")[0])
+    kind, _, number = text(flag).partition(":")
+    visible = "ASCEND_RT_VISIBLE_DEVICES" if kind == "npu" else "CUDA_VISIBLE_DEVICES"
+    return option("--device", kind, f"which one: {visible}={number} before the command" if number else "")
 
 
 LM_EVAL = {"model": _lm_model, "batch": _lm_batch, "device": _lm_device}
@@ -261,6 +279,8 @@ LM_EVAL = {"model": _lm_model, "batch": _lm_batch, "device": _lm_device}
 
 def migrate_lm_eval(job: Job, name: str, model: str | None = None) -> Made:
     """jumar-eval for lm-eval: the same prompts, the same numbers."""
+    if [word.text for word in job.loose] == ["run"]:  # the command of newer releases
+        job = replace(job, loose=())
     verdicts, options = classed(job, LM_EVAL, Facts(job))
     _without_own_tokenizer(options, model)
     if "--data" not in options:

@@ -9,7 +9,7 @@ from jumar.chain.jobs import Job
 from jumar.chain.verdicts import Unreadable, whole
 
 TUNING = ("sft",)
-RAW = (".jsonl", ".json", ".txt", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst")
+RAW = (".jsonl", ".ndjson", ".json", ".txt", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".gz", ".zst")
 """Files that jumar-data reads."""
 NOWHERE = ("None", "none", "null")
 """What some scripts have for no path."""

@@ -22,6 +22,9 @@ STARTERS = re.compile(r"(.*/)?(python[\d.]*|torchrun|msrun|accelerate|deepspeed)
 """What starts a program, with flags of the launcher's own before it."""
 
 
+MPI = ("mpirun", "mpiexec")
+
+
 @dataclass(frozen=True, slots=True)
 class Flag:
     """One flag of a command.
@@ -104,7 +107,7 @@ def _untaken(script: Script) -> Iterator[tuple[int, str]]:
 
 
 def _program(words: Sequence[Argument]) -> str:
-    if words[0].text in PASSED_OVER:
+    if words[0].text.rpartition("/")[2] in PASSED_OVER:
         return ""
     return next((word.text for word in words if word.text.endswith(".py")), "")
 
@@ -124,18 +127,31 @@ def _job(words: tuple[Argument, ...]) -> Job:
     assert found is not None
     at, program = found
     start = next((i for i in reversed(range(at)) if STARTERS.fullmatch(words[i].text)), 0)
-    before = [name for word in words[:start] if (name := word.text.rpartition("/")[2]) in WRAPPERS]
+    ranks = _mpi(words[: start or at])
+    before = [
+        name for word in words[:start] if (name := word.text.rpartition("/")[2]) in WRAPPERS and not (ranks and name in MPI)
+    ]
     launcher, _ = parted(words[start:at], [tables()["launchers"]])
     flags, loose = parted(words[at + 1 :], [tables()[name] for name in (program.table, *program.more)])
     return Job(
         program.table,
         words[at].text,
         words[at].line,
-        tuple(flag for flag in launcher if flag.written.startswith("--")),
+        (*ranks, *(flag for flag in launcher if flag.written.startswith("--"))),
         tuple(flags),
         tuple(loose),
         program.refused,
         next(iter(before), ""),
+    )
+
+
+def _mpi(words: Sequence[Argument]) -> tuple[Flag, ...]:
+    """`mpirun -np 4`: the ranks, which the command here starts itself."""
+    at = next((i for i, word in enumerate(words) if word.text.rpartition("/")[2] in MPI), len(words))
+    said = next((i for i, word in enumerate(words) if i > at and word.text in ("-np", "--np", "-n")), len(words))
+    name = "--nproc_per_node"
+    return tuple(
+        Flag(name, words[said].text, (count,), count.line, tables()["launchers"].rules[name]) for count in words[said + 1 :][:1]
     )
 
 

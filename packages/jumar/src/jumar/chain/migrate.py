@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -65,7 +66,7 @@ def migrate(
     out: where recipes will lie.
     Raises ToolError where it cannot be read, or starts nothing that is known here.
     """
-    content = _content(path)
+    content, encoding = _content(path)
     script = read_script(content, list(given) or None, {**_slurm(content), **(variables or {})}, path)
     found, passed_over = jobs(script)
     if not any(job.table not in BESIDE for job in found):
@@ -78,7 +79,7 @@ def migrate(
         name = path.stem if not any(each.files for each in made) else f"{path.stem}-{len(made) + 1}"
         maker = _classed if job.refused else MAKERS.get(job.table, _classed)
         made.append(_checked(maker(job, str(out / name) if out else name, model)))
-    notes = sorted({*script.notes, *passed_over, *(note for each in made for note in each.notes)})
+    notes = sorted({*script.notes, *encoding, *passed_over, *(note for each in made for note in each.notes)})
     return Migrated(tuple(made), tuple(notes))
 
 
@@ -98,11 +99,18 @@ def _slurm(content: str) -> dict[str, str]:
     return found
 
 
-def _content(path: Path) -> str:
+def _content(path: Path) -> tuple[str, list[tuple[int, str]]]:
+    """(text, notes): UTF-8, else as Chinese editors on Windows write it, else byte by byte."""
     try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        return path.read_text(encoding="latin-1")
+        return path.read_text(encoding="utf-8"), []
+    except UnicodeDecodeError as fault:
+        line = fault.object[: fault.start].count(b"\n") + 1
+        text, name = path.read_text(encoding="latin-1"), "latin-1"
+        with contextlib.suppress(UnicodeDecodeError):
+            chinese = path.read_text(encoding="gb18030")
+            pairs = re.search(rb"[\x81-\xfe]{2}", fault.object)  # a letter with an accent is one byte between others
+            text, name = (chinese, "gb18030") if pairs and re.search(r"[\u4e00-\u9fff]", chinese) else (text, name)
+        return text, [(line, f"the script is not UTF-8: read as {name}; look at the paths that are not ASCII")]
     except FileNotFoundError:
         raise ToolError(f"{path} does not exist", hint="give the path of a launch script", code=Exit.USAGE) from None
     except OSError as fault:

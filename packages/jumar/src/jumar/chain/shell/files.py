@@ -14,7 +14,23 @@ LARGEST = 1 << 20
 """Bytes of a file that may be a script."""
 SUFFIXES = (".sh", ".bash", ".sbatch", ".slurm")
 SHELLS = ("bash", "sh", "zsh")
-WRAPPERS = ("srun", "sbatch", "salloc", "nsys", "msprof", "numactl", "mpirun", "uv", "docker", "singularity", "apptainer", "ssh")
+SSH_VALUES = tuple(f"-{letter}" for letter in "BbcDEeFIiJLlmOoPpQRSWw")
+"""Options of ssh that take a value. https://man.openbsd.org/ssh"""
+WRAPPERS = (
+    "srun",
+    "sbatch",
+    "salloc",
+    "nsys",
+    "msprof",
+    "numactl",
+    "mpirun",
+    "mpiexec",
+    "uv",
+    "docker",
+    "singularity",
+    "apptainer",
+    "ssh",
+)
 """What starts a command elsewhere, or watches it."""
 
 PASSED_OVER = frozenset(
@@ -38,14 +54,22 @@ def reads_script(words: list[Argument]) -> bool:
 
 
 def inner_script(words: list[Argument]) -> str | None:
-    """The text of `bash -c TEXT`, also behind srun and the like."""
+    """The text of `bash -c TEXT`, also behind srun and the like, and of `ssh HOST TEXT`."""
     shell = next((i for i, word in enumerate(words) if word.text.rpartition("/")[2] in SHELLS), len(words))
     for at, word in enumerate(words[shell + 1 : -1], shell + 1):
         if word.text.startswith("-") and not word.text.startswith("--") and word.text.endswith("c"):
             return words[at + 1].text
         if not word.text.startswith("-"):
             break
-    return None
+    return _remote(words[1:]) if words[0].text.rpartition("/")[2] == "ssh" else None
+
+
+def _remote(words: list[Argument]) -> str | None:
+    """What ssh gives the other machine's shell: all behind the host, joined by blanks."""
+    at = 0
+    while at < len(words) and words[at].text.startswith("-"):
+        at += 2 if words[at].text in SSH_VALUES else 1
+    return " ".join(word.text for word in words[at + 1 :]) or None
 
 
 class Files:
