@@ -54,7 +54,7 @@ from pages import (
 
 OTHERS_OPTIONS = {
     *("--extra-index-url", "--moe-layer-freq", "--dist-ckpt-optim-fully-reshardable", "--data-path"),  # of pip, of Megatron-LM
-    *("--rdzv_endpoint", "--nodes", "--fp", "--clip-grad"),  # of torchrun, Slurm and Megatron-LM
+    *("--rdzv_endpoint", "--nodes", "--fp", "--clip-grad", "--tensorboard-dir"),  # of torchrun, Slurm and Megatron-LM
     *("--npu", "--torch-free", "--plan"),  # of scripts/wheelhouse.py
     # of MindSpeed-LLM's preprocess_data.py
     *("--input", "--output-prefix", "--tokenizer-name-or-path", "--seq-length", "--n-subs", "--merge-group-keys"),
