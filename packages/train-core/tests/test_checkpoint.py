@@ -8,8 +8,10 @@ import os
 import queue
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +31,7 @@ from jumar.train_core.run.complete import COMPLETE, damage, facts_text, iteratio
 from jumar.train_core.run.export import Exports, hf_of
 from jumar.train_core.run.gathered import joined, segments
 from jumar.train_core.run.nodes import Nodes, one_disk
-from jumar.train_core.run.ranks import lost
+from jumar.train_core.run.ranks import Lost, lost, torchrun_serves
 from jumar.train_core.run.writing import Results, checksum, write
 
 TRANSFORMS = [_StorageWriterTransforms()]
@@ -308,3 +310,15 @@ def test_what_a_failed_collective_means(text: str, late: bool | None) -> None:
     found = lost(RuntimeError(text))
     assert (found and found.late) == late
     assert found is None or found.code == Exit.ENVIRONMENT
+
+
+def test_a_torchrun_that_is_gone_before_its_ranks_meet() -> None:
+    with socket.socket() as store:
+        store.bind(("127.0.0.1", 0))
+        at = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.getsockname()[1])}
+        torchrun_serves(at)  # one rank serves the others, and comes when it comes
+        at["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+        with pytest.raises(Lost, match=f"torchrun does not answer at 127.0.0.1:{at['MASTER_PORT']} .Connection refused"):
+            torchrun_serves(at, 0.2)
+        threading.Timer(1, store.listen).start()
+        torchrun_serves(at, 30)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -14,11 +15,13 @@ from torch.distributed.distributed_c10d import _world
 from jumar.device import Device
 from jumar.train_core.job import Job
 from jumar.train_core.launch import PATIENCE_S
+from jumar.train_core.run.ranks import torchrun_serves
 
 
 @contextmanager
 def joined(device: Device) -> Iterator[None]:
     """Joins the processes that torchrun started (its environment says which is which)."""
+    torchrun_serves(os.environ)
     dist.init_process_group(device.backend, timeout=timedelta(seconds=PATIENCE_S))
     try:
         yield

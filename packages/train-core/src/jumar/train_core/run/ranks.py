@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+import socket
+import time
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import torch.distributed as dist
@@ -45,6 +47,26 @@ class Lost(ToolError):
     def __init__(self, message: str, *, hint: str, late: bool) -> None:
         super().__init__(message, hint=hint, code=Exit.ENVIRONMENT)
         self.late = late
+
+
+def torchrun_serves(environ: Mapping[str, str], patience_s: float = 15) -> None:
+    """Raises Lost where the torchrun in whose store ranks meet is gone, for which they would wait as long as for one another."""
+    if environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    where, end = (environ["MASTER_ADDR"], int(environ["MASTER_PORT"])), time.monotonic() + patience_s
+    while True:
+        try:
+            socket.create_connection(where, timeout=patience_s).close()
+        except OSError as fault:
+            if time.monotonic() < end:
+                time.sleep(0.5)
+                continue
+            raise Lost(
+                f"torchrun does not answer at {where[0]}:{where[1]} ({fault.strerror or fault})",
+                hint="was it killed? its own messages, or those of the first machine, tell why; start it again",
+                late=True,
+            ) from None
+        return
 
 
 def lost(fault: BaseException) -> Lost | None:
