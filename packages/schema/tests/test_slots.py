@@ -278,7 +278,9 @@ def thinking(*texts_: tuple[str, str | None]) -> ChatRecord:
 def test_reasoning_needs_a_place(tmp_path: Path, mine: dict[str, SlotTemplate]) -> None:
     with pytest.raises(ValueError, match=r"^template 'bare' has no place for reasoning$"):
         mine["bare"].pairs(thinking(("4", "2+2")))
-    with pytest.raises(ToolError, match=r"^template 'bare' has no thought words, so thinking=True would have no effect\nhint: leave"):
+    with pytest.raises(
+        ToolError, match=r"^template 'bare' has no thought words, so thinking=True would have no effect\nhint: leave"
+    ):
         mine["bare"].pairs(thinking(("4", None)), thinking=True)
     template = read(tmp_path, thought_words=["<t>", "</t>"])
     assert template.pairs(thinking(("4", "2+2"), ("5", None))) == [(["?"], ["<t>2+2</t>", "4", EOS]), (["?"], ["5", EOS])]
