@@ -62,8 +62,6 @@ $(INSTALLED): requirements-dev.txt constraints.txt $(wildcard packages/*/pyproje
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	    { echo "error: $(PYTHON) is not Python 3.10 or newer; name one that is: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 4; }
 	@$(PYTHON) -m venv .venv
-	@echo "installing into .venv, 1 of 2: torch, which is large; the first time that takes minutes"
-	@$(PIP) install --quiet --retries 8 $(PIP_ARGS) torch
-	@echo "installing into .venv, 2 of 2: the rest of requirements-dev.txt"
+	@echo "installing requirements-dev.txt into .venv; the first time that takes minutes, torch being large"
 	@$(PIP) install --quiet --retries 8 $(PIP_ARGS) -r requirements-dev.txt
 	@touch $@
