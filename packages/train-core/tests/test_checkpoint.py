@@ -27,7 +27,7 @@ from jumar.schema.errors import Exit, ToolError
 from jumar.train_core.run.beside import check_same_run, replace_file, write_beside
 from jumar.train_core.run.checkpoint import Checkpoints
 from jumar.train_core.run.claim import InUse, _claim
-from jumar.train_core.run.complete import COMPLETE, damage, facts_text, iterations, judge, look, newest, read_facts
+from jumar.train_core.run.complete import COMPLETE, damage, facts_text, iterations, judge, look, newest, read_facts, step_here
 from jumar.train_core.run.export import Exports, hf_of
 from jumar.train_core.run.gathered import joined, segments
 from jumar.train_core.run.nodes import Nodes, one_disk
@@ -119,6 +119,16 @@ def test_the_newest_that_is_there(tmp_path: Path, alone: Nodes) -> None:
     found = newest(alone, tmp_path)
     assert found is not None
     assert (found.facts["step"], found.path) == (6, tmp_path / "iter_0000006")
+
+
+def test_a_step_is_known_before_the_tracker_says_so(tmp_path: Path) -> None:
+    assert step_here(None) is None
+    assert step_here(tmp_path / "no") is None
+    checkpoint(tmp_path, 3)
+    assert step_here(tmp_path) == 3, "published, and whoever wrote it was killed before the tracker"
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("3")
+    (checkpoint(tmp_path, 6) / "common.pt").unlink()
+    assert step_here(tmp_path) == 3
 
 
 def on_two_nodes(folder: Path, step: int = 3) -> list[Path]:

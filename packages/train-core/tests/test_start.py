@@ -20,7 +20,6 @@ from jumar.schema.errors import Exit, ToolError
 from jumar.schema.indexed import IndexedWriter
 from jumar.train_core.data import blends
 from jumar.train_core.job import resolve
-from jumar.train_core.launch import TRACKER
 from jumar.train_core.run.beside import write_beside
 from jumar.train_core.run.complete import facts_text
 from jumar.train_core.start import Outcome, start
@@ -55,7 +54,7 @@ def test_a_dry_run_says_from_where_a_run_would_go_on(tmp_path: Path, recipe: Pat
     job, root = resolve(make_recipe(tmp_path), world=1, device="cpu"), tmp_path / "run"
     root.mkdir()
     write_beside(job, root, blends.inputs(blends.plan(job)))
-    (root / TRACKER).write_text("9")
+    (root / "latest_checkpointed_iteration.txt").write_text("9")
     dry_run(recipe)
     assert capsys.readouterr().err == "", "the tracker names what is not there"
     for step, files in ((4, {}), (6, {"gone": [1, 0]})):

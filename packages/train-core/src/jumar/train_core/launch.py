@@ -22,9 +22,9 @@ from jumar.schema.errors import Exit, ToolError
 from jumar.train_core.exit_file import Ended, ExitFile
 from jumar.train_core.nodes import Nodes
 from jumar.train_core.parent import STARTED_BY
+from jumar.train_core.run.complete import step_here
 from jumar.train_core.run.stop import Stop
 
-TRACKER = "latest_checkpointed_iteration.txt"
 LAUNCHED = "JUMAR_TRAIN_LAUNCHED"
 """Set for ranks that `launch` started, to the number of machines: it has checked the recipe and said what there is to say."""
 
@@ -188,15 +188,7 @@ def _outcome(
 def _dead(who: str, number: int, run: Path | None) -> ToolError:
     why = {signal.SIGKILL: "out of memory?", signal.SIGSEGV: "a fault in native code", signal.SIGBUS: "is shared memory full?"}
     known = f" ({why[signal.Signals(number)]})" if number in why else ""
-    step = last_step(run)
+    step = step_here(run)
     again = f"the same command goes on from step {step}" if step else "the same command begins again: no checkpoint is there"
     more = "; a smaller train.micro_batch_size or features.recompute takes less memory" if number == signal.SIGKILL else ""
     return ToolError(f"{who} was killed by signal {number}{known}", hint=again + more, code=Exit.ENVIRONMENT)
-
-
-def last_step(run: Path | None) -> int | None:
-    """The newest checkpoint of a run's directory."""
-    try:
-        return int((run / TRACKER).read_text()) if run is not None else None
-    except (OSError, ValueError):
-        return None

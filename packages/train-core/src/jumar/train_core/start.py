@@ -26,6 +26,7 @@ from jumar.train_core.nodes import Nodes, nodes
 from jumar.train_core.parent import STARTED_BY, die_with_parent
 from jumar.train_core.recipe import EITHER, Recipe
 from jumar.train_core.run.beside import check_same_run, differences
+from jumar.train_core.run.complete import iterations, read_facts, step_here
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ def _inputs(job: Job) -> tuple[dict[str, Any], ...]:
 def _say_going_on(job: Job) -> None:
     """What a run would find in its directory, or on this node's part of it. Raises ToolError for a run of another model."""
     root, steps = job.recipe.save.path, job.recipe.train.steps
-    step = _newest(root)
+    step = step_here(root)
     if root is None or step is None:
         return
     left = NOTHING_LEFT
@@ -105,19 +106,6 @@ def _say_going_on(job: Job) -> None:
     for said in (check_same_run if step < steps else differences)(job, root, _inputs(job)):
         say("warning", said)
     say("note", f"{root} is at step {step}, train.steps is {steps}: {left}; to begin anew, set another save.path")
-
-
-def _newest(root: Path | None) -> int | None:
-    """The step of the newest checkpoint that has its files here. As a run does, without a look at the tracker."""
-    if root is None or not any(root.glob("iter_*")):
-        return None
-    from jumar.train_core.run.complete import iterations, look, step_of
-
-    for path in iterations(root):
-        seen = look(path, content=False)
-        if seen.mark is not None and seen.fault is None:
-            return step_of(path)
-    return None
 
 
 def _start(
@@ -157,11 +145,9 @@ def done_before(job: Job) -> int | None:
     Raises ToolError (3) where it was of another recipe, of other data or of other weights.
     """
     root, save, steps = job.recipe.save.path, job.recipe.save, job.recipe.train.steps
-    step = _newest(root) if save.storage == "shared" else None
+    step = step_here(root) if save.storage == "shared" else None
     if root is None or step is None or step < steps:
         return None
-    from jumar.train_core.run.complete import iterations, read_facts
-
     newest, *older = [path for path in iterations(root) if int(path.name[5:]) <= step]
     directories = [newest, *older] if save.hf is True else [newest] if save.hf else []
     if read_facts(newest)["unevaluated"] or not all((root / f"hf_{path.name}").is_dir() for path in directories):

@@ -33,7 +33,6 @@ from jumar.device import Device
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.megatron_args import to_args
 from jumar.train_core.job import Job
-from jumar.train_core.launch import TRACKER
 from jumar.train_core.run.beside import replace_file, sync, write_beside
 from jumar.train_core.run.complete import COMPLETE, Whole, all_iterations, facts_text, iterations, whole
 from jumar.train_core.run.export import Exports, hf_of, removed
@@ -45,6 +44,7 @@ from jumar.train_core.run.stop import Stop
 from jumar.train_core.run.weights import placement
 from jumar.train_core.run.writing import Results, Sums, checksum
 
+TRACKER = "latest_checkpointed_iteration.txt"
 OPTIMIZER_METADATA = {
     "distrib_optim_sharding_type": "fully_reshardable",
     "distrib_optim_fully_reshardable_mem_efficient": False,

@@ -140,6 +140,15 @@ def _first(seen: Sequence[Seen]) -> int:
     return next(rank for rank, each in enumerate(seen) if each.mark is not None)
 
 
+def step_here(root: Path | None) -> int | None:
+    """The step of the newest checkpoint that has its files here. As a run does, without the tracker, which is written last."""
+    for path in iterations(root):
+        seen = look(path, content=False)
+        if seen.mark is not None and seen.fault is None:
+            return step_of(path)
+    return None
+
+
 def newest(nodes: Nodes, root: Path | None) -> Whole | None:
     """The newest checkpoint of a run whose files are there, on whatever nodes; None where there is none. Collective."""
     for path in all_iterations(nodes, root):
