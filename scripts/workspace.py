@@ -136,7 +136,7 @@ ALONE = {
     "eval": [
         # what an endpoint's scores take
         Alone(("ifeval", "parquet"), tests=("test_compare.py", "test_data.py", "test_ifeval.py", "test_sandbox.py")),
-        Alone(("ifeval", "local", "parquet"), tools=MODELS, torch=True),
+        Alone(("ifeval", "local", "parquet"), tools=(*MODELS, "pandas"), torch=True),  # pandas: the peer of few-shot files
     ],
     "device": [Alone(("testing",), torch=True)],
     "infer": [Alone(("serve", "transformers"), tools=(*MODELS, "httpx", "openai", "peft", "pexpect"), torch=True)],
