@@ -74,7 +74,7 @@ def test_arguments_of_lm_eval(given: str, command: str | None, tmp_path: Path) -
     if command is not None:
         assert made.commands == (command,)
     if "cuda" in given:
-        assert "CUDA_VISIBLE_DEVICES=0" in next(each.why for each in made.verdicts if each.flag == "--device")
+        assert "number 0: by CUDA_VISIBLE_DEVICES" in next(each.why for each in made.verdicts if each.flag == "--device")
 
 
 def test_raw_files_are_those_that_jumar_data_reads() -> None:

@@ -270,8 +270,8 @@ def _lm_batch(t: Facts, flag: Flag) -> Outcome:
 
 def _lm_device(t: Facts, flag: Flag) -> Outcome:
     kind, _, number = text(flag).partition(":")
-    visible = "ASCEND_RT_VISIBLE_DEVICES" if kind == "npu" else "CUDA_VISIBLE_DEVICES"
-    return option("--device", kind, f"which one: {visible}={number} before the command" if number else "")
+    chosen = f"number {number}: by CUDA_VISIBLE_DEVICES or ASCEND_RT_VISIBLE_DEVICES before the command"
+    return option("--device", kind, chosen if number else "")
 
 
 LM_EVAL = {"model": _lm_model, "batch": _lm_batch, "device": _lm_device}
