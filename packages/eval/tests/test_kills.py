@@ -174,7 +174,7 @@ def test_a_full_disk(oracle: tuple[str, type[Oracle]], data: Path, tmp_path: Pat
     assert done.returncode == Exit.ENVIRONMENT, done.stderr
     assert done.stderr.splitlines()[-2:] == [
         "error: File too large",
-        "hint: check the path, its permissions and the disk",
+        "hint: make room on that disk, or choose another, and run the same command again",
     ]
     assert "Traceback" not in done.stderr
     assert 0 < written(out) <= 9000 * 4
