@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -18,7 +19,9 @@ HOMES = {"en": "docs/index.md", "zh": "docs/zh/index.md"}
 
 
 def build(script: Path, output: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, script, "--output", output], capture_output=True, text=True, timeout=250)
+    plain = {**os.environ, "NO_COLOR": "1"}  # Sphinx colours what it writes to a pipe where CI or FORCE_COLOR is set
+    line = [sys.executable, script, "--output", output]
+    return subprocess.run(line, env=plain, capture_output=True, text=True, timeout=250)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jumar.schema.errors import Exit, ToolError
-from jumar.schema.manifest import identify, manifest_text, read_manifest, template_sha256, tokenizer_sha256
+from jumar.schema.manifest import identify, identify_all, manifest_text, read_manifest, template_sha256, tokenizer_sha256
 
 
 def sha256(content: bytes) -> str:
@@ -92,6 +92,22 @@ def test_a_file_is_known_by_name_size_and_head(size: int, tmp_path: Path) -> Non
     head = {"name": "a.bin", "size": size, "head_sha256": sha256(content[:100])}
     assert identify(tmp_path / "a.bin", head=100) == head
     assert identify(tmp_path / "a.bin", full=True) == {"name": "a.bin", "size": size, "sha256": sha256(content)}
+
+
+def test_files_stand_in_the_order_of_their_names_however_their_paths_are_spelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "a-zebra").mkdir()
+    files = [tmp_path / "model/b.bin", tmp_path / "model/a.bin", tmp_path / "a-zebra/c.jsonl"]
+    for file in files:
+        file.write_text(file.name)
+    monkeypatch.chdir(tmp_path)
+    found = identify_all(files, tmp_path / "model")
+    assert [each["name"] for each in found] == ["a.bin", "b.bin", "c.jsonl"]
+    spelled = [file.relative_to(tmp_path) for file in files]
+    assert identify_all([*spelled, files[2]], Path("model")) == found
+    assert identify_all([*files[:2], spelled[2]], tmp_path / "model") == found
 
 
 def test_a_tokenizer_is_known_by_its_main_file(tmp_path: Path) -> None:

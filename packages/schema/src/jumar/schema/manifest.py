@@ -104,12 +104,15 @@ def identify(path: Path, *, full: bool = False, head: int = HEAD_BYTES) -> dict[
 
 
 def identify_all(files: Iterable[Path], *roots: Path) -> list[dict[str, Any]]:
-    """Files, each once and in order, with the names that they have below the first of the roots that holds them."""
-    found = []
-    for file in sorted(set(files), key=str):
+    """Files, each once, with the names that they have below the first of the roots that holds them, and in the order of these.
+
+    Where the files are, and how their paths are spelled, changes nothing.
+    """
+    found = {}
+    for file in files:
         below = next((file.relative_to(root).as_posix() for root in roots if file.is_relative_to(root)), file.name)
-        found.append({**identify(file), "name": below})
-    return found
+        found[file.absolute()] = {**identify(file), "name": below}
+    return sorted(found.values(), key=lambda each: (each["name"], each["size"], each["head_sha256"]))
 
 
 def tokenizer_sha256(directory: Path) -> str | None:
