@@ -50,8 +50,8 @@ def test_what_scripts_do_not_know(tmp_path: Path) -> None:
 
 def test_help_of_the_examples(tmp_path: Path) -> None:
     before = sorted(ROOT.iterdir())
-    for name in ("quickstart.sh", "pretrain.sh", "pipeline.sh"):
-        done = run("bash", ROOT / "examples" / name, "--help", cwd=tmp_path)
+    for name in ("quickstart.sh", "pretrain.sh", "pipeline.sh", "pipeline.py"):
+        done = run(sys.executable if name.endswith(".py") else "bash", ROOT / "examples" / name, "--help", cwd=tmp_path)
         assert (done.returncode, done.stderr) == (0, "")
         assert f"examples/{name}" in done.stdout
         assert "set -euo" not in done.stdout

@@ -162,6 +162,13 @@ def ok(result: Run) -> Run:
     return result
 
 
+def as_json(*args: object) -> dict[str, Any]:
+    """What `--json` prints: one object, nothing else, and nothing for people that is not a warning."""
+    found: dict[str, Any] = json.loads(ok(run(*args, "--json")).out, parse_constant=pytest.fail)
+    assert isinstance(found, dict)
+    return found
+
+
 def refused(result: Run, code: int, *words: str, hint: bool = True) -> str:
     """Asserts a refusal that a person can act on, and returns its text.
 

@@ -18,20 +18,26 @@ import numpy as np
 import pytest
 
 import failing
-from failing import ITERATION, contents, copied, edit_shard, execute, flip_tensor, huggingface, megatron, ok, refused, run, shard
+from failing import (
+    ITERATION,
+    as_json,
+    contents,
+    copied,
+    edit_shard,
+    execute,
+    flip_tensor,
+    huggingface,
+    megatron,
+    ok,
+    refused,
+    run,
+    shard,
+)
 from jumar.schema.cli import escaped
 
 COMMANDS = ["to-megatron", "to-hf", "merge-lora", "to-peft", "verify", "inspect", "families"]
 HF = "self_attn.q_proj.weight"
 ESCAPE = "\x1b"
-EMBEDDED = "embedding.word_embeddings.weight"
-
-
-def as_json(*args: object) -> dict[str, Any]:
-    """What `--json` prints: one object, nothing else, and nothing for people that is not a warning."""
-    found: dict[str, Any] = json.loads(ok(run(*args, "--json")).out, parse_constant=pytest.fail)
-    assert isinstance(found, dict)
-    return found
 
 
 # Help
@@ -193,83 +199,6 @@ def test_families() -> None:
         assert set(facts) == {"architecture", "dialects"}
         assert name in text
         assert facts["architecture"] in text
-
-
-# Comparisons
-
-
-def test_verify_equal(llama: Path, sharded: Path) -> None:
-    found = as_json("verify", llama, sharded)
-    assert found == {"same": True, "equal": 39, "bytes": 140224 * 4, "differences": []}
-    result = ok(run("verify", sharded, llama))
-    assert result.out.startswith(f"equal {sharded} and {llama}: 39 tensors, 547.8 KiB, byte for byte, 9 replicas")
-
-
-CUT = [  # HF name, Megatron name, the rank that holds it alone
-    ("model.layers.3.mlp.down_proj.weight", "decoder.layers.1.mlp.linear_fc2.weight", "01_001"),
-    ("model.embed_tokens.weight", "embedding.word_embeddings.weight", "00_000"),
-    ("lm_head.weight", "output_layer.weight", "00_001"),
-]
-
-
-@pytest.mark.parametrize(("hf", "name", "rank"), CUT)
-def test_verify_names_the_tensor_of_one_flipped_byte(
-    hf: str, name: str, rank: str, llama: Path, sharded: Path, tmp_path: Path
-) -> None:
-    other = copied(sharded, tmp_path / "mcore")
-    flip_tensor(shard(other, rank), name)
-    for a, b in ((llama, other), (other, llama), (sharded, other)):
-        result = run("verify", a, b)
-        assert result.code == 5, str(result)
-        assert "Traceback" not in result.err
-        rows = [line for line in result.out.splitlines() if line.strip().startswith(("model.", "lm_head."))]
-        assert [row.split()[0] for row in rows] == [hf]
-        assert "1 differences, 38 tensors equal" in result.out
-    result = run("verify", llama, other, "--json")
-    assert result.code == 5
-    (difference,) = json.loads(result.out, parse_constant=pytest.fail)["differences"]
-    assert set(difference) == {"name", "what", "largest"}
-    assert difference["name"] == hf
-    assert difference["what"] == "values"
-
-
-def test_verify_finds_ranks_that_disagree(llama: Path, sharded: Path, tmp_path: Path) -> None:
-    """A norm is on both TP ranks; only the first copy is converted, and it is the other one that is damaged."""
-    other = copied(sharded, tmp_path / "mcore")
-    flip_tensor(shard(other, "01_001"), "decoder.layers.0.input_layernorm.weight")
-    result = run("verify", llama, other)
-    assert result.code == 5
-    assert "model.layers.2.input_layernorm.weight" in result.out
-    assert "ranks mp_rank_00_001 and mp_rank_01_001 of the second checkpoint hold different values" in result.out
-    result = run("verify", other, other)
-    assert result.code == 5
-    assert "of the first checkpoint" in result.out
-
-
-def test_conversion_warns_of_ranks_that_disagree(llama: Path, sharded: Path, tmp_path: Path) -> None:
-    other = copied(sharded, tmp_path / "mcore")
-    flip_tensor(shard(other, "01_001"), "decoder.layers.0.input_layernorm.weight")
-    for flags in ([], ["--json"]):
-        result = ok(run("to-hf", other, tmp_path / f"out{len(flags)}", *flags))
-        (warning,) = result.err.splitlines()
-        name = "model.layers.2.input_layernorm.weight"
-        assert warning == f"warning: {name}: ranks hold different values; the first rank's are used"
-        if flags:
-            json.loads(result.out)
-    ok(run("verify", llama, tmp_path / "out0"))
-
-
-def test_verify_other_differences(llama: Path, moe: Path, tmp_path: Path) -> None:
-    cast = tmp_path / "bf16"
-    ok(run("to-hf", llama, cast, "--dtype", "bf16"))
-    result = run("verify", llama, cast)
-    assert result.code == 5
-    assert "dtype F32 against BF16" in result.out
-    result = run("verify", llama, moe)
-    assert result.code == 5
-    assert "llama against qwen3_moe" in result.out
-    assert "not in the first checkpoint" in result.out
-    assert json.loads(run("verify", llama, moe, "--json").out, parse_constant=pytest.fail)["same"] is False
 
 
 # Megatron to Megatron
@@ -480,7 +409,7 @@ def test_shard_sizes_as_people_write_them(size: str, sharded: Path, tmp_path: Pa
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 2
 
 
-# Pipes, iterations
+# Pipes
 
 
 def test_lines_in_a_pipe_end_where_their_text_ends(sharded: Path, llama: Path, tmp_path: Path) -> None:
@@ -489,21 +418,6 @@ def test_lines_in_a_pipe_end_where_their_text_ends(sharded: Path, llama: Path, t
     for command in commands:
         for line in ok(run(*command)).out.splitlines():
             assert line == line.rstrip()
-
-
-def test_verify_of_an_iteration(sharded: Path, llama: Path, tmp_path: Path) -> None:
-    """Two saves of one run lie in one directory."""
-    source = copied(sharded, tmp_path / "mcore")
-    shutil.copytree(source / ITERATION, source / "iter_0000002")
-    for file in (source / "iter_0000002").glob("*/*.pt"):
-        edit_shard(file, lambda tree: tree.update(iteration=2))
-    flip_tensor(shard(source, "00_000").parent.parent.parent / "iter_0000002" / "mp_rank_00_000" / "model_optim_rng.pt", EMBEDDED)
-    ok(run("verify", source, source, "--iteration-a", 1))
-    ok(run("verify", source, source, "--iteration-a", 2, "--iteration-b", "iter_0000002"))
-    assert run("verify", source, source, "--iteration-b", 2).code == 5
-    assert run("verify", llama, source, "--iteration-b", 2).code == 5
-    refused(run("verify", source, source, "--iteration-a", 3), 3, "iter_0000003")
-    refused(run("verify", llama, source, "--iteration-a", 1), 2, "is a Hugging Face directory")
 
 
 def test_control_characters_in_a_path_are_not_obeyed(llama: Path, tmp_path: Path) -> None:

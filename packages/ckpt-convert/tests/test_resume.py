@@ -9,22 +9,18 @@ import random
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import failing
 from failing import (
     ITERATION,
-    Run,
     contents,
     copied,
     edit_json,
     execute,
-    huggingface,
     megatron,
     model,
     ok,
@@ -33,10 +29,10 @@ from failing import (
     run,
     started,
 )
+from stopping import AT_ONCE, journal, lines, resume
 
 pytestmark = pytest.mark.matrix
 
-JOURNAL = "journal.jsonl"
 OFTEN = "import jumar.ckpt_convert.execute as execute; execute.SYNC_EVERY = {size}"
 """So that the journal has lines to go on from, however small the model."""
 
@@ -44,15 +40,6 @@ OFTEN = "import jumar.ckpt_convert.execute as execute; execute.SYNC_EVERY = {siz
 def command(direction: str, source: Path, dst: Path, *flags: object, often: int = 1) -> list[str]:
     layout = ["--tp", 2, "--pp", 2] if direction == "to-megatron" else ["--max-shard-size", "60MB"]
     return python(OFTEN.format(size=often), direction, source, dst, *layout, *flags)
-
-
-def journal(dst: Path) -> Path:
-    return Path(f"{dst}.partial") / JOURNAL
-
-
-def lines(dst: Path) -> int:
-    """How much is done, in lines of the journal."""
-    return journal(dst).read_bytes().count(b"\n") if journal(dst).exists() else 0
 
 
 def same_files(a: Path, b: Path) -> None:
@@ -128,16 +115,6 @@ def test_killed_at_many_more(direction: str, seed: int, large: dict[str, tuple[P
 
 
 # Kills at every step that changes what is on the disk
-
-AT_ONCE = """
-import jumar.ckpt_convert.execute as execute
-write = execute.Executor._write
-def write_and_commit(self, files, *item):
-    write(self, files, *item)
-    self._commit(files)
-execute.Executor._write = write_and_commit
-"""
-"""Each record is synced and put into the journal before the next one is begun."""
 
 KILL = (
     AT_ONCE
@@ -259,10 +236,6 @@ def stopped(llama: Path, tmp_path: Path) -> Callable[..., Path]:
         return dst
 
     return stop
-
-
-def resume(source: Path, dst: Path, *flags: object) -> Run:
-    return run("to-megatron", source, dst, "--tp", 2, "--pp", 2, "--resume", *flags)
 
 
 COUNT = """
@@ -447,65 +420,3 @@ def test_what_the_journal_says_is_there_is_not(name: str, stopped: Callable[...,
     LOST[name](Path(f"{dst}.partial") / ITERATION / "mp_rank_00_000" / "model_optim_rng.pt")
     refused(resume(llama, dst), 3, "mp_rank_00_000", "is not as the stopped run left it", "start over with --force")
     assert not dst.exists()
-
-
-# Signals
-
-SLOW = (
-    AT_ONCE
-    + """
-import time
-at_once = execute.Executor._write
-def slow(self, *args):
-    time.sleep(0.02)
-    at_once(self, *args)
-execute.Executor._write = slow
-"""
-)
-
-
-@pytest.mark.parametrize("direction", ["to-megatron", "to-hf"])
-@pytest.mark.parametrize("times", [1, 3])
-def test_interrupted(direction: str, times: int, llama: Path, sharded: Path, tmp_path: Path) -> None:
-    """Ctrl-C, and Ctrl-C of somebody impatient: 130, no traceback, and the run can go on."""
-    dst = tmp_path / "out"
-    source, layout = (llama, ["--tp", 2, "--pp", 2]) if direction == "to-megatron" else (sharded, [])
-    running = started(python(SLOW, direction, source, dst, *layout))
-    failing.wait_for(lambda: lines(dst) > 5)
-    for _ in range(times):
-        running.process.send_signal(signal.SIGINT)
-        time.sleep(0.01)
-    result = running.wait()
-    assert result.code == 130, str(result)
-    assert "Traceback" not in result.err, str(result)
-    assert "stopped" in result.err
-    assert result.out == ""
-    assert not dst.exists()
-    refused(run(direction, source, dst, *layout), 3, "holds a run that was stopped")
-    ok(run(direction, source, dst, *layout, "--resume"))
-    assert contents(dst) == contents(sharded if direction == "to-megatron" else huggingface(tmp_path / "like", sharded))
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_told_to_stop(number: signal.Signals, llama: Path, sharded: Path, tmp_path: Path) -> None:
-    dst = tmp_path / "out"
-    running = started(python(SLOW, "to-megatron", llama, dst, "--tp", 2, "--pp", 2))
-    failing.wait_for(lambda: lines(dst) > 5)
-    running.process.send_signal(number)
-    assert running.wait().code in (-number, 128 + number)
-    ok(resume(llama, dst))
-    assert contents(dst) == contents(sharded)
-
-
-def test_interrupted_while_it_verifies(llama: Path, sharded: Path) -> None:
-    slow: Any = "import time, jumar.ckpt_convert.verification as v\nold = v._compare\n"
-    slow += "v._compare = lambda *args: (time.sleep(0.2), old(*args))[1]\n"
-    slow += "print('begun', flush=True)"
-    running = started(python(slow, "verify", llama, sharded))
-    assert running.process.stdout is not None
-    assert running.process.stdout.readline() == "begun\n"
-    time.sleep(1)
-    running.process.send_signal(signal.SIGINT)
-    result = running.wait()
-    assert result.code == 130, str(result)
-    assert "Traceback" not in result.err, str(result)

@@ -268,3 +268,28 @@ def test_a_key_inside_a_list_of_a_union_is_known_or_refused() -> None:
     with pytest.raises(ToolError, match=r"unknown key train\.weigth"):
         validate(Blended, {"train": [{"prefix": "a", "weigth": 2}]}, "here")
     assert validate(Blended, {"train": [{"prefix": "a", "weight": 2}]}, "here").train == (Part("a", 2.0),)
+
+
+@dataclass(frozen=True)
+class File:
+    prefix: Path
+
+
+@dataclass(frozen=True)
+class Files:
+    train: Path | tuple[File, ...] | None = None
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"train": ""}, "here: train is empty, expected path or list of {prefix} or null"),
+        ({"train": [{"prefix": "a"}, {"prefix": ""}]}, "here: train.prefix is empty, expected path"),
+    ],
+)
+def test_an_empty_path_is_not_the_working_directory(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ToolError) as caught:
+        validate(Files, values, "here")
+    assert (caught.value.message, caught.value.code) == (message, Exit.USAGE)
+    assert "is a variable of your script not set?" in (caught.value.hint or "")
+    assert validate(Files, {"train": "."}, "here").train == Path(".")

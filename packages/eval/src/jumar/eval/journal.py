@@ -14,7 +14,7 @@ from jumar.eval.items import Item
 from jumar.eval.metrics import Judge, measured
 from jumar.eval.requests import Response
 from jumar.eval.task import Task
-from jumar.schema.errors import ToolError
+from jumar.schema.errors import ToolError, writing
 
 Sample = dict[str, Any]
 COMPARED = ("doc_id", "doc_hash", "filter", "metrics", "target", "filtered_resps")
@@ -95,8 +95,9 @@ class Journal:
         """One document's lines, in one write."""
         self.samples[samples[0]["doc_id"]] = list(samples)
         if self._file is not None:
-            self._file.write("".join(_line(sample) for sample in samples).encode())
-            self._file.flush()
+            with writing(self.path):
+                self._file.write("".join(_line(sample) for sample in samples).encode())
+                self._file.flush()
 
     def close(self) -> None:
         """The same documents give the same bytes, in whatever order they were answered."""
@@ -106,8 +107,9 @@ class Journal:
         ordered = "".join(_line(sample) for doc in sorted(self.samples) for sample in self.samples[doc]).encode()
         if self.path.read_bytes() != ordered:
             part = self.path.with_name(self.path.name + ".part")
-            part.write_bytes(ordered)
-            os.replace(part, self.path)
+            with writing(self.path):
+                part.write_bytes(ordered)
+                os.replace(part, self.path)
 
     def values(self, metrics: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
         """answer -> metric -> value of each document, in their order."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jumar.schema.cli import dist_version
-from jumar.schema.errors import Exit, ToolError
+from jumar.schema.errors import Exit, ToolError, writing
 from jumar.schema.manifest import NAME, identify_all, manifest_text, read_manifest, states
 
 LOCK, RESULTS = ".lock", "results.json"
@@ -170,8 +170,9 @@ def done_before(out: Path, asked: Mapping[str, Any], inputs: Sequence[Path], roo
 def write_whole(path: Path, text: str) -> None:
     """Beside its place, on the disk, then renamed."""
     part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    with writing(path):
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)

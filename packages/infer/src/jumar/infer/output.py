@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jumar.schema.cli import dist_version
-from jumar.schema.errors import Exit, ToolError
+from jumar.schema.errors import Exit, ToolError, writing
 from jumar.schema.manifest import identify_all, manifest_text, states
 
 
@@ -60,14 +60,15 @@ class Output:
     def write(self, objects: Iterable[Mapping[str, Any]]) -> None:
         """The file, beside its place and then renamed; the manifest comes last."""
         part, facts = self.path.with_name(f"{self.path.name}.part"), self.facts
-        with part.open("w", encoding="utf-8") as file:
+        with writing(self.path), part.open("w", encoding="utf-8") as file:
             for value in objects:
                 file.write(json.dumps(value, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        self.manifest.unlink(missing_ok=True)  # none beside another file
-        os.replace(part, self.path)
-        self.manifest.write_text(manifest_text(**facts), encoding="utf-8")
+        with writing(self.path):
+            self.manifest.unlink(missing_ok=True)  # none beside another file
+            os.replace(part, self.path)
+            self.manifest.write_text(manifest_text(**facts), encoding="utf-8")
 
     def counts(self) -> dict[str, int]:
         """Lines, and the tokens that they tell of."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import copy
 from enum import IntEnum
 
@@ -55,3 +57,12 @@ def refused_by_system(fault: OSError, where: object = None) -> ToolError:
         hint=hint if full else "check the path, its permissions and the disk",
         code=Exit.ENVIRONMENT,
     )
+
+
+@contextmanager
+def writing(path: object) -> Iterator[None]:
+    """What the system refuses in here is told with the name of the file: a full disk does not name it."""
+    try:
+        yield
+    except OSError as fault:
+        raise refused_by_system(fault, path) from None

@@ -229,6 +229,7 @@ def _types(hint: Any) -> Iterator[Any]:
 
 
 def _refuse_unknown(kind: Any, values: Mapping[str, Any], where: str, prefix: str) -> None:
+    """Keys that there are not, and paths that are empty, at any depth."""
     hints = get_type_hints(kind)
     known = [f.name for f in fields(kind)]
     for key, value in values.items():
@@ -236,6 +237,9 @@ def _refuse_unknown(kind: Any, values: Mapping[str, Any], where: str, prefix: st
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(known)}"
             raise ToolError(f"{where}: unknown key {prefix}{key}", hint=hint, code=Exit.USAGE)
+        if value == "" and Path in _types(hints[key]):  # which would be the working directory
+            hint = f"is a variable of your script not set? --set {prefix}{key}=PATH"
+            raise ToolError(f"{where}: {prefix}{key} is empty, expected {type_text(hints[key])}", hint=hint, code=Exit.USAGE)
         inner = next(filter(is_dataclass, _types(hints[key])), None)
         for item in value if isinstance(value, list) else [value]:
             if inner is not None and isinstance(item, Mapping):
