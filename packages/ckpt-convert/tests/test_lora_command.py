@@ -198,7 +198,12 @@ SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-@pytest.mark.compat("refused", "peft", "DoRA, bias, modules_to_save, target_parameters, PiSSA", "named; merge it with peft first")
+@pytest.mark.compat(
+    "refused",
+    "peft",
+    "DoRA, bias, modules_to_save, other target_parameters than experts' matrices, PiSSA",
+    "named; merge it with peft first",
+)
 def test_settings_that_cannot_be_carried(name: str, llama: Path, peft: Path, tmp_path: Path) -> None:
     change, words = SETTINGS[name]
     bad, out = copied(peft, tmp_path / "peft"), tmp_path / "out"
