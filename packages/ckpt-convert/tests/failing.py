@@ -12,6 +12,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -461,9 +462,13 @@ class Started:
 
 
 def started(command: Sequence[str]) -> Started:
-    """Starts a command and does not wait for it."""
-    pipe = subprocess.PIPE
-    return Started(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, env=environment()))
+    """Starts a command and does not wait for it. It hears SIGHUP also where the tests run under nohup, which it would inherit."""
+    heard, pipe = signal.signal(signal.SIGHUP, signal.SIG_DFL), subprocess.PIPE
+    try:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, env=environment())
+    finally:
+        signal.signal(signal.SIGHUP, heard)
+    return Started(process)
 
 
 def wait_for(condition: Callable[[], object], timeout: float = 60, every_s: float = 0.005) -> None:
