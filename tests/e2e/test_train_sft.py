@@ -127,6 +127,29 @@ def test_what_is_left_out_is_named_where_it_lies(run: Run, tmp_path: Path, capfd
     assert Path(rejects).is_file()
 
 
+def test_what_is_prepared_is_of_what_is_in_the_files(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever they lie, and however their paths are spelled; of a large one also of what comes behind its beginning."""
+    talks, template, hf = tmp_path / "talks.jsonl", tmp_path / "my.json", tmp_path / "hf"
+    rows = [{"instruction": f"{n}?", "output": f"{n}." * 10_000} for n in range(40)]
+    talks.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    template.write_text(json.dumps([{"name": "brief", "format_user": {"slots": ["{{content}}: "]}, "stop_words": ["<|end|>"]}]))
+    monkeypatch.chdir(tmp_path)
+
+    def made(train: str, name: str) -> Path:
+        recipe = load_recipe(Recipe, run.recipe, [f"data.train={train}", f"data.template={name}"])
+        found = prepared(recipe, lambda: hf).data.train
+        assert isinstance(found, Path)
+        return found.resolve()
+
+    first = made("talks.jsonl", "my.json")
+    assert made(f"{tmp_path}/./talks.jsonl", f"{tmp_path}/my.json") == first
+    template.write_text(template.read_text().replace("}}: ", "}}; "))
+    second = made("talks.jsonl", "my.json")
+    assert second != first
+    talks.write_text(talks.read_text().replace("39.39.", "39.38."))
+    assert made("talks.jsonl", "my.json") not in (first, second)
+
+
 def test_raw_settings_in_the_recipe_s_words(run: Run, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for sets, code, says in (

@@ -325,6 +325,18 @@ def test_standard_input_and_samples(tmp_path: Path, tokenizer: Path) -> None:
     assert len(IndexedReader(tmp_path / "x_text_document")) == 7
 
 
+def test_the_standard_input_is_not_taken_for_that_of_before(tmp_path: Path, tokenizer: Path) -> None:
+    line = ("pretrain", "-", "-o", tmp_path / "x", "--tokenizer", tokenizer)
+    assert cli(*line, input="one text").returncode == 0
+    before = contents(tmp_path)
+    again = cli(*line, input="another text")
+    assert (again.returncode, again.stdout) == (3, "")
+    assert "the standard input of now cannot be compared" in again.stderr
+    assert contents(tmp_path) == before
+    assert cli(*line, "--force", input="another text").returncode == 0
+    assert contents(tmp_path) != before
+
+
 def test_memory_does_not_grow_with_the_input(tmp_path: Path, tokenizer: Path) -> None:
     """40 MB more data, the same memory within a few MB: all but lengths and hashes streams."""
     pytest.importorskip("fastokens")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -266,7 +267,7 @@ def test_the_command_prints_a_table_and_fails_under(hf: Path, data: Path, tmp_pa
     assert "no data of piqa" in done.stderr
 
 
-def test_a_run_that_is_done_is_not_done_again(hf: Path, data: Path, tmp_path: Path) -> None:
+def test_a_run_that_is_done_is_not_done_again(hf: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No model is opened and no file is touched; other weights, data or settings are another run."""
     own, out = tmp_path / "hf", tmp_path / "out"
     shutil.copytree(hf, own)
@@ -289,6 +290,17 @@ def test_a_run_that_is_done_is_not_done_again(hf: Path, data: Path, tmp_path: Pa
             assert second["results"] == first["results"]
             assert said.pop() == f"already done: {out}: the same model, data and settings (--force asks again)"
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
+    (tmp_path / "link").symlink_to(tmp_path)
+    for cwd, model, folder, where in (
+        (tmp_path, "hf/", data, "out"),
+        (own, ".", Path(os.path.relpath(data, own)), "../out"),
+        (data, f"{tmp_path}/link/hf", Path(), os.path.relpath(tmp_path / "link/out", data)),
+    ):
+        monkeypatch.chdir(cwd)
+        spelled = dataclasses.replace(settings, data=folder, out=Path(where))
+        assert score(model, spelled, opening=Opening(device="cpu"))["already_done"], (cwd, model, folder)
+    monkeypatch.chdir(tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
     for changes, what in (
         ({"limit": 1}, "limit"),
         ({"system": "S"}, "system_instruction"),
@@ -298,10 +310,8 @@ def test_a_run_that_is_done_is_not_done_again(hf: Path, data: Path, tmp_path: Pa
             again(**changes)
         assert fault.value.code == Exit.USAGE
     weights = bytearray((own / "model.safetensors").read_bytes())
-    (own / "model.safetensors").write_bytes(weights)  # the same bytes: that cannot be known of a large file
-    with pytest.raises(ToolError, match="holds a run"):
-        again()
-    assert not again(resume=True)["already_done"]
+    (own / "model.safetensors").write_bytes(weights)  # the same bytes
+    assert again()["already_done"]
     weights[-1] ^= 1
     (own / "model.safetensors").write_bytes(weights)
     with pytest.raises(ToolError, match=r"begun with other files: model\.safetensors"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -325,6 +326,35 @@ def test_answers_go_to_a_file_once(infer, hf: Path, tmp_path: Path) -> None:
     assert infer("generate", hf, "-", "-o", out, *FAST, stdin="{}").code == 2
     assert infer("generate", hf, prompts, "-o", tmp_path / "nowhere/x", *FAST).code == 4
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_answers_are_known_again_however_paths_are_spelled(infer, hf: Path, tmp_path: Path, monkeypatch) -> None:
+    """A template in a file is known by its name and what is in it."""
+    home = tmp_path / "home"
+    shutil.copytree(hf, home / "hf")
+    (tmp_path / "link").symlink_to(home)
+    (home / "hf/prompts.jsonl").write_text('{"messages": [{"role": "user", "content": "the rope"}]}\n')
+    (home / "t.jinja").write_text("{{ messages[0].content }}:")
+    monkeypatch.chdir(home)
+    done = infer("generate", "hf", "hf/prompts.jsonl", "-o", "a.jsonl", "--template", "t.jinja", "--tokenizer", "hf", *FAST)
+    assert done.code == 0, done.err
+    before = {path: path.stat().st_mtime_ns for path in home.iterdir()}
+    spelled = [
+        (home, ".", f"{home}/"),
+        (home / "hf", "..", "../"),
+        (tmp_path, "link", f"{home}/"),
+        (tmp_path, "home/", "link/hf/../"),
+    ]
+    for cwd, one, other in spelled:
+        monkeypatch.chdir(cwd)
+        line = ("generate", f"{one}/hf/", f"{other}hf/prompts.jsonl", "-o", f"{one}/a.jsonl", "--template", f"{other}t.jinja")
+        again = infer(*line, "--tokenizer", f"{other}hf", *FAST)
+        assert again.out.startswith("already done"), (again.err, cwd, one, other)
+    assert {path: path.stat().st_mtime_ns for path in home.iterdir()} == before
+    (home / "t.jinja").write_text("{{ messages[0].content }};")
+    other = infer(*line, "--tokenizer", f"{home}/hf", *FAST)
+    assert other.code == 3
+    assert "was not made of these files with these options: t.jinja" in other.err
 
 
 def test_scores_go_to_a_file_once(infer, hf: Path, tmp_path: Path) -> None:

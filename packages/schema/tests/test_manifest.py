@@ -9,7 +9,18 @@ from pathlib import Path
 import pytest
 
 from jumar.schema.errors import Exit, ToolError
-from jumar.schema.manifest import identify, identify_all, manifest_text, read_manifest, template_sha256, tokenizer_sha256
+from jumar.schema.manifest import (
+    HEAD_BYTES,
+    above,
+    differing,
+    identify,
+    identify_all,
+    manifest_text,
+    read_manifest,
+    states,
+    template_sha256,
+    tokenizer_sha256,
+)
 
 
 def sha256(content: bytes) -> str:
@@ -108,6 +119,59 @@ def test_files_stand_in_the_order_of_their_names_however_their_paths_are_spelled
     spelled = [file.relative_to(tmp_path) for file in files]
     assert identify_all([*spelled, files[2]], Path("model")) == found
     assert identify_all([*files[:2], spelled[2]], tmp_path / "model") == found
+
+
+def test_names_below_a_root_however_both_are_spelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data/model/sub").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    (tmp_path / "blob").write_text("a link of its own, as in a hub's cache")
+    (tmp_path / "data/model/sub/w.bin").symlink_to(tmp_path / "blob")
+    (tmp_path / "data/q.jsonl").write_text("q")
+    monkeypatch.chdir(tmp_path / "data")
+    expected = ["model/sub/w.bin", "q.jsonl"]
+    for home in (Path(), tmp_path / "data", tmp_path / "link", Path("../link"), Path("model/..")):
+        for model in (Path("model"), tmp_path / "data/model", tmp_path / "link/model", Path("../link/model")):
+            files = [model / "sub/w.bin", Path("q.jsonl"), tmp_path / "link/q.jsonl"]
+            assert [each["name"] for each in identify_all(files, home, model)] == expected, (home, model)
+    assert [each["name"] for each in identify_all([Path("q.jsonl")], Path("q.jsonl"))] == ["q.jsonl"]  # a file as the root
+
+
+@pytest.mark.parametrize("size", [1, HEAD_BYTES, HEAD_BYTES + 1])
+def test_a_source_that_was_touched_is_another_if_the_manifest_does_not_tell_it_whole(size: int, tmp_path: Path) -> None:
+    """A copy of it has a new time; of one whose every byte is told it says nothing."""
+    source, beside, manifest = (tmp_path / name for name in ("a.bin", "b.bin", "m.json"))
+    source.write_bytes(b"a" * size)
+    beside.write_bytes(b"b")
+    facts = {"tool": "jumar-x", "version": "1", "inputs": identify_all([source]), "recipe": {"tp": 2}}
+    manifest.write_text(manifest_text(**facts))
+    later(manifest, beside)
+    assert states(manifest, facts, [source, beside])
+    later(source, manifest)
+    assert states(manifest, facts, [source]) == (size <= HEAD_BYTES)
+    touched = [] if size <= HEAD_BYTES else ["a.bin (begins alike, but was touched since)"]
+    assert differing(manifest, facts, [source]) == touched
+    later(beside, manifest)
+    assert not states(manifest, facts, [source, beside]), "inputs do not tell it"
+    assert differing(manifest, facts | {"recipe": {"tp": 4, "pp": 2}}, [source]) == ["pp", "tp"]
+    source.write_bytes(b"c" * size)
+    assert differing(manifest, facts | {"inputs": identify_all([source])}, []) == ["a.bin"]
+    assert differing(tmp_path / "nowhere", facts, []) is None
+
+
+def later(file: Path, than: Path) -> None:
+    """Touches a file until its time of change is after another's, whatever the clock's grain."""
+    while file.stat().st_ctime_ns <= than.stat().st_mtime_ns:
+        file.touch()
+
+
+def test_where_a_directory_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run/iter").mkdir(parents=True)
+    (tmp_path / "best").symlink_to(tmp_path / "run/iter")
+    monkeypatch.chdir(tmp_path / "run/iter")
+    for spelled in (Path(), Path("../iter"), tmp_path / "run/iter", tmp_path / "best"):
+        assert above(spelled)[-1] == tmp_path / "run", spelled
+    assert above(Path("..")) == [tmp_path]
+    assert above(tmp_path / "best")[0] == tmp_path
 
 
 def test_a_tokenizer_is_known_by_its_main_file(tmp_path: Path) -> None:

@@ -56,6 +56,17 @@ def test_a_megatron_directory(tmp_path: Path) -> None:
         assert resolve(Recipe(load=Load(path=path)), world=1, device="cpu").hf == hf
 
 
+def test_a_megatron_directory_from_within_and_by_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hf = model_dir(tmp_path / "mcore/hf")
+    (tmp_path / "mcore/iter_0000010/mp_rank_00").mkdir(parents=True)
+    (tmp_path / "best").symlink_to(tmp_path / "mcore/iter_0000010")
+    for cwd, path in (("mcore/iter_0000010", "."), ("mcore/iter_0000010/mp_rank_00", ".."), (".", "best")):
+        monkeypatch.chdir(tmp_path / cwd)
+        found = resolve(Recipe(load=Load(path=Path(path))), world=1, device="cpu").hf
+        assert found is not None
+        assert found.samefile(hf), path
+
+
 def test_a_model_known_by_its_manifest(tmp_path: Path) -> None:
     spec = family_of("qwen2").spec(family_of("qwen2").tiny)
     text = manifest_text(tool="jumar-convert", version="0", model={"model_type": "qwen2", "spec": spec.to_dict()})

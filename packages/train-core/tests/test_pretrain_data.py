@@ -191,6 +191,18 @@ def test_spellings_of_a_prefix(tmp_path: Path, name: str) -> None:
     assert len(datasets(make_job(tmp_path, Data(train=tmp_path / name, seq_len=SEQ_LEN))).train) >= 80
 
 
+def test_a_prefix_beside_what_a_link_leads_to(tmp_path: Path) -> None:
+    """LINK/.. is not where the link lies, and there may be other data there."""
+    make_data(tmp_path / "far/x")
+    make_data(tmp_path / "x", first=1000)
+    (tmp_path / "far/inner").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "far/inner")
+    found = datasets(make_job(tmp_path, Data(train=tmp_path / "link/../x", seq_len=SEQ_LEN)))
+    assert tokens_of(found.train) == tokens_of(
+        datasets(make_job(tmp_path, Data(train=tmp_path / "far/x", seq_len=SEQ_LEN))).train
+    )
+
+
 def expect(tmp_path: Path, text: str, hint: str, data: Data, **train: Any) -> ToolError:
     with pytest.raises(ToolError) as raised:
         datasets(make_job(tmp_path, data, **train))

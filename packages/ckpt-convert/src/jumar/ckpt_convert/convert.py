@@ -9,7 +9,7 @@ import math
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from jumar.ckpt_convert.target import Target
 from jumar.schema.cli import dist_version, human_bytes
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.manifest import NAME as MANIFEST
-from jumar.schema.manifest import identify, manifest_text, template_sha256, tokenizer_sha256
+from jumar.schema.manifest import identify_all, manifest_text, template_sha256, tokenizer_sha256
 from jumar.schema.megatron_args import to_args
 from jumar.schema.parallel import ParallelLayout
 from jumar.schema.placement import ExpertLayout, Placement
@@ -90,13 +90,23 @@ class Plan:
 
     def fingerprint(self) -> str:
         """Identity of sources (path, size, time of change) and of every copy: a journal belongs to exactly one plan."""
-        digest = hashlib.sha256()
-        for file in self.source.files:
+        digest, numbers = hashlib.sha256(), {file: number for number, file in enumerate(self.source.files)}
+        for file in numbers:
             stat = file.stat()
             digest.update(repr((str(file.resolve()), stat.st_size, stat.st_mtime_ns)).encode())
         for target in self.files:
-            digest.update(repr((target.path, target.size, target.offsets, target.records)).encode())
+            records = _plainly(target.records, numbers)
+            digest.update(repr((target.path, target.size, target.offsets, records)).encode())
         return digest.hexdigest()
+
+
+def _plainly(value: Any, numbers: Mapping[Path, int]) -> Any:
+    """What a plan is made of, with files by their numbers: a path can be spelled in many ways."""
+    if isinstance(value, Path):
+        return numbers.get(value, str(value))
+    if isinstance(value, (tuple, list)):
+        return [_plainly(each, numbers) for each in value]
+    return [_plainly(getattr(value, f.name), numbers) for f in fields(value)] if is_dataclass(value) else value
 
 
 def plan_megatron(
@@ -323,7 +333,7 @@ def run_plan(
 
 def _is_done(plan: Plan, target: Target, content: str) -> bool:
     """Whether the target holds exactly what the plan would write."""
-    if not target.states(json.loads(content), plan.source.files):
+    if not target.states(json.loads(content), plan.source.files, head=HEADER_BYTES):
         return False
     weights = ((target.dst / f.path, f.size) for f in plan.files)
     small = ((target.dst / name, source) for name, source in plan.sidecars.items())
@@ -450,10 +460,9 @@ def facts_of(source: Checkpoint, files: Sequence[TargetFile], replicas: int, pad
 def manifest_of(source: Checkpoint, command: str, recipe: Mapping[str, Any], facts: Mapping[str, int]) -> dict[str, Any]:
     """What a manifest says of its source and of what was made of it."""
     extras = source.extras
-    inputs = [{**identify(file, head=HEADER_BYTES), "name": _short_name(source, file)} for file in sorted(source.files, key=str)]
     hf = {"base": source.base, "copies": dict(source.copies), "dropped": sorted(source.dropped)}
     return {
-        "inputs": inputs,
+        "inputs": identify_all(source.files, *source.paths, head=HEADER_BYTES),
         "recipe": {"command": command, **{k: v for k, v in recipe.items() if v is not None}},
         "model": {"model_type": source.spec.model_type, "spec": source.spec.to_dict()},
         "vocab_size": source.spec.vocab_size,
@@ -463,13 +472,6 @@ def manifest_of(source: Checkpoint, command: str, recipe: Mapping[str, Any], fac
         "hf": hf,
         "bit_exact": False if source.deltas else None,
     }
-
-
-def _short_name(source: Checkpoint, file: Path) -> str:
-    for root in source.paths:
-        if file.is_relative_to(root):
-            return file.relative_to(root).as_posix()
-    return file.name
 
 
 def _layout_facts(layout: ParallelLayout) -> dict[str, Any]:

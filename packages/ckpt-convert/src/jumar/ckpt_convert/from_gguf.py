@@ -52,7 +52,7 @@ def convert_gguf(
     recipe["tokenizer"] = tokenizer_sha256(tokenizer) if tokenizer else None
     stated = {"inputs": [identify(path, head=HEADER_BYTES)], "recipe": {k: v for k, v in recipe.items() if v is not None}}
     target = Target(dst, [path])
-    if not force and target.states(stated, [path]):
+    if not force and target.states(stated, [path], head=HEADER_BYTES):
         target.tidy()
         return {"out": str(dst), "already_done": True, "seconds": round(time.monotonic() - start, 3)}
     target.drop_stopped(BEGUN)

@@ -14,7 +14,7 @@ from jumar.ckpt_convert.formats.megatron import iteration_directory
 from jumar.ckpt_convert.formats.torch_dist import Chunks, DistDirectory, is_dist, open_directory
 from jumar.ckpt_convert.open_args import Args, hints_for_a_source, values_given
 from jumar.ckpt_convert.open_hf import check_counts
-from jumar.ckpt_convert.open_megatron import ITERATION, kept_facts, model_from_args, model_of
+from jumar.ckpt_convert.open_megatron import iteration_of, kept_facts, model_from_args, model_of
 from jumar.ckpt_convert.plan import Ints, SourceBox, tiling_fault
 from jumar.ckpt_convert.shown import EMBEDDING
 from jumar.ckpt_convert.tensors import TensorRef
@@ -30,7 +30,7 @@ from jumar.ckpt_convert.training_state import (
 )
 from jumar.schema.distributed import DIALECTS, Piece, Spelling, pieces
 from jumar.schema.errors import Exit, ToolError
-from jumar.schema.manifest import read_manifest
+from jumar.schema.manifest import above, read_manifest
 from jumar.schema.parallel import ParallelLayout
 from jumar.schema.placement import Placement
 from jumar.schema.read_megatron_args import contradictions, layout_from_args
@@ -62,7 +62,7 @@ def open_dist(root: Path, options: OpenOptions) -> Checkpoint:
         raise ToolError(f"{directory}: is no torch_dist iteration", hint="choose one with --iteration")
     found = open_directory(directory)
     tensors = {name: t for name, t in found.metadata.tensors.items() if not OTHERS.fullmatch(name)}
-    homes = list(dict.fromkeys((root, directory, directory.parent)))
+    homes = list(dict.fromkeys((root, directory, *above(directory))))
     manifest = next((m for home in homes if (m := read_manifest(home))), None)
     args = Args(found.args, options.sets)
     family, spec, extras = model_of(homes, manifest, options)
@@ -93,8 +93,6 @@ def open_dist(root: Path, options: OpenOptions) -> Checkpoint:
     sources, padding = _boxes(found, expected, tensors)
     shapes = family.hf_tensors(spec)
     facts = kept_facts(manifest, shapes)
-    named = ITERATION.fullmatch(directory.name)
-    iteration = found.common.get("iteration")
     return Checkpoint(
         paths=(root,),
         format="torch_dist",
@@ -104,7 +102,7 @@ def open_dist(root: Path, options: OpenOptions) -> Checkpoint:
         sources={n: sources[n] for n in shapes},
         extras=extras,
         placement=replace(placement, layout=saved, vocab_rows=None, expert_layout=_expert_layout(args)),
-        iteration="release" if directory.name == "release" else str(int(named[1] if named else iteration or 0)),
+        iteration=iteration_of(directory, int(found.common.get("iteration") or 0)),
         copies=facts.get("copies", {}),
         dropped=tuple(sorted(n for n in found.metadata.objects if EXTRA_STATE.fullmatch(n))),
         padding=padding,

@@ -15,6 +15,7 @@ from jumar.ckpt_convert.plan import Ints, whole
 from jumar.ckpt_convert.tensors import TensorRef
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.family import Family
+from jumar.schema.manifest import above
 from jumar.schema.registry import family_of_config
 from jumar.schema.spec import ModelSpec
 
@@ -42,7 +43,8 @@ class BaseModel:
 
 def read_base(path: Path, ignore: frozenset[str]) -> BaseModel:
     """What a directory says of a model: a Hugging Face directory, with weights or without, or a Megatron one with hf/."""
-    home = next((d for d in (path, path / "hf", path.parent / "hf") if (d / "config.json").exists()), None)
+    homes = (path, path / "hf", *(each / "hf" for each in above(path)))
+    home = next((d for d in homes if (d / "config.json").exists()), None)
     if home is None:
         raise ToolError(f"{path}: no config.json, nor hf/config.json", hint="name the base model's directory: --base HF_DIR")
     if has_weights(home):  # they may lack what the config promises: MTP layers

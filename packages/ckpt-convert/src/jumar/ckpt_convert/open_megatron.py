@@ -22,7 +22,7 @@ from jumar.ckpt_convert.shown import EMBEDDING, Shown
 from jumar.ckpt_convert.tensors import TensorRef
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.family import Family
-from jumar.schema.manifest import read_manifest
+from jumar.schema.manifest import above, read_manifest
 from jumar.schema.placement import ExpertLayout, Placed, Placement
 from jumar.schema.read_megatron_args import NEEDS, contradictions, layout_from_args, missing_args, spec_from_args
 from jumar.schema.registry import family_of
@@ -32,6 +32,14 @@ AGREED = tuple(LAYOUT_ARGS.values())
 ITERATION = re.compile(r"(?:iter_)?(\d+|release)")
 
 
+def iteration_of(directory: Path, said: int) -> str:
+    """An iteration by its directory's name, or that of what a link leads to; else what its files say."""
+    named = ITERATION.fullmatch(directory.name) or ITERATION.fullmatch(directory.resolve().name)
+    if named is None:
+        return str(said)
+    return named[1] if named[1] == "release" else str(int(named[1]))
+
+
 @hints_for_a_source()
 def open_megatron(roots: tuple[Path, ...], options: OpenOptions) -> Checkpoint:
     """A checkpoint of any layout, in one directory or in one for each node."""
@@ -39,7 +47,7 @@ def open_megatron(roots: tuple[Path, ...], options: OpenOptions) -> Checkpoint:
     files = find_shards(directories)
     shards = {name: read_shard(name, file) for name, file in files.items()}
     some = next(iter(shards.values()))
-    homes = list(dict.fromkeys(p for root, d in zip(roots, directories, strict=True) for p in (root, d, d.parent)))
+    homes = list(dict.fromkeys(p for root, d in zip(roots, directories, strict=True) for p in (root, d, *above(d))))
     manifest = next((m for home in homes if (m := read_manifest(home))), None)
     _check_agreement(shards.values())
     _check_ranks_said(shards.values())
@@ -103,7 +111,6 @@ def open_megatron(roots: tuple[Path, ...], options: OpenOptions) -> Checkpoint:
             f"{directories[0]}: nothing holds {', '.join(missing[:8])}", hint="is a rank's file or a node's directory missing?"
         )
     facts = kept_facts(manifest, shapes)
-    named = ITERATION.fullmatch(directories[0].name)
     opened = Checkpoint(
         paths=roots,
         format="megatron",
@@ -113,7 +120,7 @@ def open_megatron(roots: tuple[Path, ...], options: OpenOptions) -> Checkpoint:
         sources={n: sources[n] for n in shapes},
         extras=extras,
         placement=placement,
-        iteration="release" if directories[0].name == "release" else str(int(named[1]) if named else some.iteration),
+        iteration=iteration_of(directories[0], some.iteration),
         copies=facts.get("copies", {}),
         dropped=tuple(sorted({d for s in shards.values() for d in s.dropped})),
         replicas=tuple(replicas),

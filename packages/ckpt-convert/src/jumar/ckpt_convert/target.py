@@ -14,11 +14,13 @@ from jumar.ckpt_convert.journal import is_journal, names_plan, refuse_second_wri
 from jumar.schema.cli import human_bytes
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.manifest import NAME as MANIFEST
-from jumar.schema.manifest import read_manifest
+from jumar.schema.manifest import differing, read_manifest
 from jumar.schema.manifest import states as manifest_states
 
 REPLACED = ".replaced"
 """The old target while it gives way: inside the new one, since beside it a directory of that name may be somebody's."""
+TOLD = ("version", "inputs", "recipe", "layout", "dialect")
+"""Facts of a manifest that say why a conversion is another one; the others follow from these."""
 
 
 class Target:
@@ -44,7 +46,7 @@ class Target:
                 hint="change to another directory, and name it from there",
                 code=Exit.USAGE,
             )
-        self._force = False
+        self._force, self._why = False, ""
 
     def refuse_own(self, sources: Iterable[Path]) -> None:
         """Raises ToolError if a source file, links followed, lies in the target: it would be gone before it is read."""
@@ -53,9 +55,12 @@ class Target:
                 hint = "choose another target"
                 raise ToolError(f"the source file {file} lies in the target {self.dst}", hint=hint)
 
-    def states(self, facts: Mapping[str, Any], sources: Collection[Path]) -> bool:
-        """Whether the target is finished, its manifest says these facts, and no source file changed since."""
-        return manifest_states(self.dst / MANIFEST, facts, sources)
+    def states(self, facts: Mapping[str, Any], sources: Collection[Path], *, head: int) -> bool:
+        """Whether the target is finished, its manifest says these facts, and no source changed since. head: as `identify`."""
+        told = {key: facts[key] for key in TOLD if key in facts}
+        if found := differing(self.dst / MANIFEST, told, sources, head=head):
+            self._why = f", made of other files or with other options: {', '.join(found[:4])}"
+        return manifest_states(self.dst / MANIFEST, facts, sources, head=head)
 
     def claim(self, *, resume: bool, force: bool) -> None:
         """Makes sure that the target may be written, before anything is. Raises ToolError (3) if it may not.
@@ -96,7 +101,7 @@ class Target:
                 f"{self.dst} holds what the conversion did not write: {named}; --force does not delete that", hint=yours
             )
         if not force:
-            raise ToolError(f"{self.dst} is not empty ({some})", hint="add --force to replace it")
+            raise ToolError(f"{self.dst} is not empty ({some}){self._why}", hint="add --force to replace it")
 
     def _claim_staging(self, *, resume: bool, force: bool) -> None:
         if not os.path.lexists(self.staging):

@@ -132,8 +132,10 @@ class Keys:
 
 def _describe(store: Store, job: Job, sources: list[str], sizes: list[int], keys: Keys) -> None:
     """Writes into a shard's folder what its merging must know beside the run's facts."""
+    file = job.template_file[0]
     about = {
         "tokenizer": str(job.tokenizer.resolve()),
+        "template": job.template_at(file and file.resolve()),
         "sources": sources,
         "sizes": sizes,
         "keys": keys.names,

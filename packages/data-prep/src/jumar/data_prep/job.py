@@ -125,11 +125,27 @@ class Job:
             return self.beside(f"shard-{self.shard[0] + 1}-of-{self.shard[1]}")
         return self.beside("work")
 
+    @property
+    def template_file(self) -> tuple[Path | None, str]:
+        """FILE.json or FILE.json:NAME as both; (None, NAME) of a template that has a name alone."""
+        file, _, name = self.template.rpartition(":")
+        if file.endswith(".json"):
+            return Path(file), name
+        return (Path(self.template), "") if self.template.endswith(".json") else (None, self.template)
+
+    def template_at(self, file: Path | None) -> str:
+        """`template` with its file in another place; None, and one that is no file's: as it is."""
+        name = self.template_file[1]
+        return self.template if file is None else f"{file}:{name}" if name else str(file)
+
     def recipe(self) -> dict[str, Any]:
-        """What decides the output's bytes, for manifests: options that are not at their defaults."""
+        """What decides the output's bytes, for manifests: options that are not at their defaults. A template file's name alone:
+        its hash says what is in it."""
         facts = {k: v for k, v in asdict(self).items() if k not in (*NOT_OF_THE_BYTES, "inputs", "tokenizer", "shard")}
         plain = asdict(Job(self.command, (), Path(), Path()))
         kept = {k: v for k, v in facts.items() if k == "command" or v != plain[k]}
+        if (file := self.template_file[0]) is not None:
+            kept["template"] = self.template_at(Path(file.name))
         plain_values: dict[str, Any] = json.loads(json.dumps(kept))
         return plain_values | {"seed": self.seed}
 

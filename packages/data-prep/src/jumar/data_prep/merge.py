@@ -15,7 +15,7 @@ from jumar.data_prep.finish import DONE, RUN, Finished, Keys, complete, finished
 from jumar.data_prep.job import Job
 from jumar.data_prep.store import Store, discard, journal, read_facts
 from jumar.data_prep.templating import special_words
-from jumar.data_prep.tokenizer import open_tokenizer
+from jumar.data_prep.tokenizer import Tokenizer, identity, open_tokenizer
 from jumar.schema.errors import Exit, ToolError, refused_by_system
 from jumar.schema.options import path
 
@@ -59,7 +59,8 @@ def merge_shards(folders: list[Path], output: Path, *, force: bool) -> Finished:
     """The finished run of all its shards' folders, which stay."""
     facts, about = _one_run(folders)
     recipe: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in facts["recipe"].items()}
-    job = Job(**recipe, inputs=(), output=output, tokenizer=Path(about["tokenizer"]), force=force)
+    found = {"tokenizer": Path(about["tokenizer"]), "template": about["template"]}
+    job = Job(**{**recipe, **found}, inputs=(), output=output, force=force)
     if done := finished_before(job, facts):
         return done
     discard(job.work)
@@ -80,11 +81,23 @@ def _merged(folders: list[Path], job: Job, keys: Keys, facts: dict[str, Any], ab
             store.append_entry(entry)
         if not store.totals.kept:
             raise nothing_kept(job, store, about["sources"])
-        tokenizer = open_tokenizer(job.tokenizer, engine="tokenizers", eod=job.eod)
+        tokenizer = _tokenizer(job, facts)
         tokenizer.treat_as_special(special_words(job))
         return complete(job, store, about["sources"], about["sizes"], keys, tokenizer, facts)
     finally:
         store.close()
+
+
+def _tokenizer(job: Job, facts: dict[str, Any]) -> Tokenizer:
+    """That of the shards. Raises ToolError where it is not, or is another one by now."""
+    if not job.tokenizer.exists():
+        hint = "merge on a machine that has it, or make it be found there"
+        raise ToolError(f"the tokenizer of the shards is not there: {job.tokenizer}", hint=hint)
+    tokenizer = open_tokenizer(job.tokenizer, engine="tokenizers", eod=job.eod)
+    if identity(tokenizer) != facts["tokenizer_sha256"]:
+        hint = "put the old one back, or make the shards again with --force"
+        raise ToolError(f"{job.tokenizer} is another tokenizer than the shards were made with", hint=hint)
+    return tokenizer
 
 
 def _one_run(folders: list[Path]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -64,6 +64,9 @@ def run(
     """
     made = _open(job, say)
     if done := finished_before(job, made.facts, [i.path for i in made.inputs if i.path is not None]):
+        if any(i.path is None for i in made.inputs):
+            what = f"{job.output} is there, and the standard input of now cannot be compared with that which it was made of"
+            raise ToolError(what, hint="choose another -o, or add --force to replace what is there; a file can be compared")
         return done
     try:
         with _seldom_collecting():

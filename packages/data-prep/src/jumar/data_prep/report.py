@@ -79,7 +79,7 @@ def build_report(
 def _settings(job: Job, tokenizer: Tokenizer) -> dict[str, Any]:
     """Options that are not at their defaults, and the vocabulary."""
     recipe = {name: value for name, value in job.recipe().items() if name not in ("command", "map", "keys")}
-    shown = {"tokenizer": tokenizer.directory.name, "vocabulary": tokenizer.facts.size, **recipe}
+    shown = {"tokenizer": tokenizer.directory.resolve().name, "vocabulary": tokenizer.facts.size, **recipe}
     if job.command not in ("pretrain", "process-reward"):
         shown.setdefault("template", job.template)
     return shown

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import Any
 
 from jumar.data_prep.job import Job, usage
@@ -25,7 +24,7 @@ def template_facts(job: Job) -> dict[str, Any]:
     if job.template == "auto":
         return {"template_sha256": _sha(_source(job))}
     _slots(job)  # that it can be read is known before a record is
-    file, name = _file_and_name(job.template)
+    file, name = job.template_file
     if file is not None:
         return {"template_sha256": _sha(file.read_text(encoding="utf-8") + "\0" + name)}
     return {}
@@ -89,7 +88,7 @@ def _source(job: Job) -> str:
 
 
 def _slots(job: Job) -> SlotTemplate:
-    file, name = _file_and_name(job.template)
+    file, name = job.template_file
     if file is None:
         if job.date is not None:
             raise usage(f"--date: template {job.template} does not tell the date", "leave it out")
@@ -106,14 +105,6 @@ def _slots(job: Job) -> SlotTemplate:
             f"for example --template {file}:{next(iter(templates), 'NAME')}",
         )
     return templates[name]
-
-
-def _file_and_name(template: str) -> tuple[Path | None, str]:
-    """FILE.json or FILE.json:NAME as both; (None, NAME) of a template that has a name alone."""
-    file, _, name = template.rpartition(":")
-    if file.endswith(".json"):
-        return Path(file), name
-    return (Path(template), "") if template.endswith(".json") else (None, template)
 
 
 def _sha(text: str) -> str:

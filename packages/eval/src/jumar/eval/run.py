@@ -34,6 +34,8 @@ BEYOND = {
     "beams": "answers by beam search, which an endpoint does not give",
 }
 """Keys of tasks -> what they ask for that not every model answers."""
+PLACES = ("model", "tokenizer", "adapter")
+"""Arguments that are directories, whose files `inputs` tell."""
 Say = Callable[[str, str], None]
 """Is told (word, text) for people."""
 
@@ -250,8 +252,13 @@ def asked_of(settings: Settings, tasks: Sequence[Task]) -> dict[str, Any]:
         "protocol": settings.protocol,
         "tasks": {task.task: _digest(plain(task)) for task in tasks},
         "max_new_tokens": settings.max_new_tokens,
-        **settings.arguments,
+        **{key: _name(value) if key in PLACES else value for key, value in settings.arguments.items()},
     }
+
+
+def _name(place: Any) -> Any:
+    """A directory's own name, however it is spelled and wherever it lies; an address as it is."""
+    return place if place is None or "://" in str(place) else Path(place).resolve().name
 
 
 def _arguments(unit: Unit) -> list[list[Any]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jumar.infer.conversation import JINJA
 from jumar.infer.files import model_files
 from jumar.infer.output import Output
 
@@ -57,5 +58,8 @@ def output_of(out: Path, model: Path, source: str | None, opening: Mapping[str, 
     """source: a file of prompts; opening: how the model is opened; recipe: what else decides what is written."""
     known = {name: opening.get(name) for name in SHAPING}
     inputs = [*model_files(model, **known), *([Path(source)] if source is not None else [])]
+    if (template := str(recipe.get("template"))).endswith(JINJA):
+        inputs.append(Path(template))
+        recipe["template"] = Path(template).name
     recipe |= {name: opening[name] for name in ("engine", "dtype", "quantize") if opening.get(name, "auto") != "auto"}
     return Output(out, inputs, [model, *(path for name in SHAPING[:2] if (path := known[name]) is not None)], recipe)

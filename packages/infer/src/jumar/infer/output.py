@@ -12,7 +12,7 @@ from typing import Any
 
 from jumar.schema.cli import dist_version
 from jumar.schema.errors import Exit, ToolError, writing
-from jumar.schema.manifest import identify_all, manifest_text, states
+from jumar.schema.manifest import differing, identify_all, manifest_text
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,11 @@ class Output:
             raise ToolError(f"-o {self.path}: a directory; expected a file", hint=f"-o {self.path / 'answers.jsonl'}")
         if force or not os.path.lexists(self.path):
             return False
-        if states(self.manifest, self.facts, self.inputs):
+        if (others := differing(self.manifest, self.facts, self.inputs)) == []:
             return True
         what = f"{self.path} is there, and was not made of these files with these options"
-        raise ToolError(what, hint="choose another -o, or add --force to replace it")
+        why = f": {', '.join(others[:4])}" if others else ""
+        raise ToolError(f"{what}{why}", hint="choose another -o, or add --force to replace it")
 
     def write(self, objects: Iterable[Mapping[str, Any]]) -> None:
         """The file, beside its place and then renamed; the manifest comes last."""

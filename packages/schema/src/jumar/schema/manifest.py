@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,19 +58,52 @@ def read_manifest_file(path: Path) -> dict[str, Any] | None:
     return content
 
 
-def states(path: Path, facts: Mapping[str, Any], sources: Iterable[Path]) -> bool:
-    """Whether a manifest says these facts, and no source changed since it was written.
+def above(directory: Path) -> list[Path]:
+    """Where one lies: what comes before its name, and, as of a link, `.` or `..`, where it really is."""
+    named = [] if directory.name in ("", "..") else [directory.parent]
+    return [*named, directory.resolve().parent]
 
-    The latter because inputs are identified by their first bytes. False where it, or a source, is not there.
+
+def states(path: Path, facts: Mapping[str, Any], sources: Iterable[Path], *, head: int = HEAD_BYTES) -> bool:
+    """Whether a manifest says these facts, and no source changed since it was written. False where one is not there."""
+    return differing(path, facts, sources, head=head) == []
+
+
+def differing(path: Path, facts: Mapping[str, Any], sources: Iterable[Path], *, head: int = HEAD_BYTES) -> list[str] | None:
+    """What a manifest says otherwise than these facts, in words; None where it, or a source, is not there.
+
+    `inputs` know a file by its first `head` bytes: one that is larger, or not among them, must not have changed since.
     """
     try:
         manifest = read_manifest_file(path)
         made_ns = path.stat().st_mtime_ns
-        unchanged = all(source.stat().st_ctime_ns <= made_ns for source in sources)
+        whole = {(each["size"], each["head_sha256"]) for each in facts.get("inputs", ()) if each.get("size", head + 1) <= head}
+        later = [s for s in sources if s.stat().st_ctime_ns > made_ns and not _is_among(s, whole, head)]
     except (ToolError, OSError):
-        return False
+        return None
+    if manifest is None:
+        return None
     said = json.loads(json.dumps(dict(facts)))
-    return manifest is not None and unchanged and all(manifest.get(key) == value for key, value in said.items())
+    found = [word for key, value in sorted(said.items()) if manifest.get(key) != value for word in _words(key, manifest, value)]
+    return found or [f"{each.name} (begins alike, but was touched since)" for each in later[:1]]
+
+
+def _is_among(file: Path, whole: Collection[tuple[int, str]], head: int) -> bool:
+    """Whether a file is one of those whose every byte is told. A copy of it, or another owner, changes nothing then."""
+    if not whole or file.stat().st_size > head:
+        return False
+    told = identify(file, head=head)
+    return (told["size"], told["head_sha256"]) in whole
+
+
+def _words(key: str, manifest: Mapping[str, Any], now: Any) -> list[str]:
+    """Of a fact that differs: its own name; of inputs the files', of a recipe the options'."""
+    was = manifest.get(key)
+    if key == "inputs" and isinstance(was, list):
+        return sorted({str(each.get("name")) for each in (*was, *now) if (each in was) != (each in now)}) or [key]
+    if isinstance(now, dict) and isinstance(was, dict):
+        return sorted(name for name in {*was, *now} if was.get(name) != now.get(name))
+    return [key]
 
 
 def _damage(content: dict[str, Any]) -> str | None:
@@ -103,16 +136,26 @@ def identify(path: Path, *, full: bool = False, head: int = HEAD_BYTES) -> dict[
     return {"name": path.name, "size": path.stat().st_size, "sha256" if full else "head_sha256": digest.hexdigest()}
 
 
-def identify_all(files: Iterable[Path], *roots: Path) -> list[dict[str, Any]]:
+def identify_all(files: Iterable[Path], *roots: Path, head: int = HEAD_BYTES) -> list[dict[str, Any]]:
     """Files, each once, with the names that they have below the first of the roots that holds them, and in the order of these.
 
-    Where the files are, and how their paths are spelled, changes nothing.
+    Where the files are, and how their paths and those of the roots are spelled, changes nothing.
     """
-    found = {}
-    for file in files:
-        below = next((file.relative_to(root).as_posix() for root in roots if file.is_relative_to(root)), file.name)
-        found[file.absolute()] = {**identify(file), "name": below}
+    found = {_place(file): {**identify(file, head=head), "name": _name_below(file, roots)} for file in files}
     return sorted(found.values(), key=lambda each: (each["name"], each["size"], each["head_sha256"]))
+
+
+def _name_below(file: Path, roots: Iterable[Path]) -> str:
+    for root in roots:
+        for path, home in ((file.absolute(), root.absolute()), (_place(file), root.resolve())):
+            if home in path.parents and ".." not in (below := path.relative_to(home)).parts:
+                return below.as_posix()
+    return file.name
+
+
+def _place(file: Path) -> Path:
+    """The one path of a file, by whatever links its directory is reached. It may be a link itself, and has its own name."""
+    return file.parent.resolve() / file.name
 
 
 def tokenizer_sha256(directory: Path) -> str | None:

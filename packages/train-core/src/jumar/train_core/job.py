@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.family import Family
-from jumar.schema.manifest import read_manifest
+from jumar.schema.manifest import above, read_manifest
 from jumar.schema.parallel import Chunk, ParallelLayout
 from jumar.schema.registry import family_of, family_of_config
 from jumar.schema.spec import ModelSpec, spec_from_dict
@@ -115,7 +115,7 @@ def find_model(recipe: Recipe) -> tuple[Path | None, Mapping[str, Any], Family, 
         if given is not None and not given.exists():
             hub = " (hub names are not fetched: jumar never opens the network)" if not given.is_absolute() else ""
             raise ToolError(f"{name}: {given} does not exist{hub}", hint="give the path of a directory on this machine")
-    homes = (path, path / "hf", path.parent / "hf", path.parent.parent / "hf")
+    homes = (path, *(each / "hf" for each in (path, *above(path), *(top for each in above(path) for top in above(each)))))
     hf = next((home for home in homes if (home / "config.json").is_file()), None)
     found = _read_config(hf / "config.json") if hf is not None else _config_of_manifest(path)
     if found is None:
@@ -146,7 +146,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _config_of_manifest(path: Path) -> dict[str, Any] | None:
     """A config.json of the model that a Megatron directory's manifest tells."""
-    for home in (path, path.parent):
+    for home in (path, *above(path)):
         model = (read_manifest(home) or {}).get("model", {})
         if spec := model.get("spec"):
             traits = spec_from_dict(spec)

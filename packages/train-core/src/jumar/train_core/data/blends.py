@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +36,7 @@ class Blend:
     @property
     def prefixes(self) -> list[str]:
         """Absolute, so that the same files have the same name wherever a run is started."""
-        return [os.path.abspath(reader.prefix) for reader in self.readers]
+        return [str(reader.prefix.absolute()) for reader in self.readers]
 
 
 @dataclass(frozen=True, slots=True)

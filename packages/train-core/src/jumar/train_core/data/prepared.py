@@ -51,6 +51,21 @@ def prepared(recipe: Recipe, model: Callable[[], Path | None]) -> Recipe:
     return replace(recipe, data=replace(data, **changes)) if changes else recipe
 
 
+def template_name(template: str) -> str:
+    """data.template without the directory of its file, FILE.json or FILE.json:NAME: where that lies does not matter."""
+    file, colon, name = template.rpartition(":") if ".json:" in template else (template, "", "")
+    return f"{Path(file).name}{colon}{name}"
+
+
+def _template(template: str, hf: Path) -> list[str]:
+    """What decides how conversations are written: the template, and what is in its file."""
+    if template == "auto":
+        return [template, template_sha256(hf) or ""]
+    file = Path(template.rpartition(":")[0] if ".json:" in template else template)
+    held = [identify(file, full=True)["sha256"]] if file.suffix == ".json" and file.is_file() else []
+    return [template_name(template), *held]
+
+
 def is_raw(path: Path) -> bool:
     return path.suffix in RAW and path.is_file()
 
@@ -74,13 +89,10 @@ def _prefix(path: Path, name: str, data: Data, model: Callable[[], Path | None])
 
 
 def _made(path: Path, name: str, data: Data, hf: Path) -> Path:
-    template = [data.template]
-    if data.template == "auto":
-        template.append(template_sha256(hf) or "")
     facts = [
-        identify(path),
+        identify(path, full=True),
         tokenizer_sha256(hf),
-        template,
+        _template(data.template, hf),
         data.seq_len,
         data.pack,
         ONLY_WHOLE_FILES,

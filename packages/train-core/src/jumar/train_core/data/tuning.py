@@ -5,7 +5,6 @@ Sample numbers count over the whole run, so that where a run has got to is one n
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from math import lcm
 from typing import Any
@@ -174,7 +173,7 @@ def datasets(job: Job) -> Datasets:
         def look() -> tuple[str, tuple[dict[str, Any], ...]]:
             found.append(plan(job))
             shares = [share for part in found[0].values() for share in part]
-            seen = [(os.path.abspath(share.source.prefix), share.first, share.last) for share in shares]
+            seen = [(str(share.source.prefix.absolute()), share.first, share.last) for share in shares]
             return str(seen), inputs(found[0])
 
         everyone = ranks.gather(look)

@@ -12,6 +12,7 @@ from typing import Any
 from jumar.schema.cli import dist_version
 from jumar.schema.errors import ToolError
 from jumar.schema.manifest import NAME, manifest_text, read_manifest, template_sha256, tokenizer_sha256
+from jumar.train_core.data.prepared import template_name
 from jumar.train_core.dry_run import changed
 from jumar.train_core.job import Job
 from jumar.train_core.recipe import Recipe
@@ -111,6 +112,8 @@ def recipe_facts(job: Job) -> dict[str, Any]:
     for key in ("train", "valid", "test"):
         if key in facts["data"]:
             facts["data"][key] = _names(facts["data"][key])
+    if "template" in facts["data"]:
+        facts["data"]["template"] = template_name(facts["data"]["template"])
     return {"command": job.task, **{name: section for name, section in facts.items() if section}}
 
 
