@@ -199,6 +199,17 @@ def test_a_small_file_is_replaced_whole(tmp_path: Path) -> None:
         assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("tracker", text)]
 
 
+def test_small_files_are_utf_8_whatever_the_locale(tmp_path: Path) -> None:
+    """As whoever reads them expects: names of data, values of a config."""
+    code = (
+        "import sys; from pathlib import Path; from jumar.train_core.run.beside import replace_file\n"
+        "replace_file(Path(sys.argv[1]), '\\u5bf9\\u8bdd')"
+    )
+    other = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.json")], env=other, check=True, timeout=100)
+    assert (tmp_path / "a.json").read_bytes() == "对话".encode()
+
+
 def test_what_lies_beside(tmp_path: Path) -> None:
     job, root = make_job(tmp_path), tmp_path / "run"
     root.mkdir()

@@ -40,7 +40,7 @@ def write_beside(job: Job, root: Path, inputs: Sequence[Mapping[str, Any]]) -> N
         else loaded_files(job.recipe.load.path, job.recipe.load.iteration)
     )
     text = manifest(job, inputs, began)
-    if not (root / NAME).exists() or (root / NAME).read_text() != text:
+    if not (root / NAME).exists() or (root / NAME).read_text(encoding="utf-8") != text:
         replace_file(root / NAME, text)
 
 
@@ -51,7 +51,7 @@ def _write_hf(job: Job, root: Path) -> None:
     for file in sorted(job.hf.iterdir()) if job.hf is not None else ():
         if file.is_file() and not file.name.endswith(WEIGHTS + WEIGHT_LISTS) and file.name != NAME:
             shutil.copyfile(file, making / file.name)
-    (making / "config.json").write_text(json.dumps(dict(job.config), indent=2, ensure_ascii=False) + "\n")
+    (making / "config.json").write_text(json.dumps(dict(job.config), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     making.rename(root / "hf")
 
 
@@ -127,7 +127,7 @@ def _names(data: Any) -> Any:
 def replace_file(path: Path, text: str) -> None:
     """A small file's new content, whole or not at all."""
     beside = path.with_name(f".{path.name}.new")
-    beside.write_text(text)
+    beside.write_text(text, encoding="utf-8")
     sync(beside)
     beside.rename(path)
 
