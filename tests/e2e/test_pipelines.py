@@ -110,7 +110,8 @@ def manifest(path: Path) -> dict[str, Any]:
 def identity(path: Path, head: int = HEAD_BYTES) -> dict[str, Any]:
     """A file as manifests have it, but for its name."""
     with path.open("rb") as file:
-        return {"size": path.stat().st_size, "head_sha256": hashlib.sha256(file.read(head)).hexdigest()}
+        told = {"size": path.stat().st_size, "head_sha256": hashlib.sha256(file.read(head)).hexdigest()}
+        return told | ({"spread_sha256": hashlib.sha256(rest).hexdigest()} if (rest := file.read()) else {})
 
 
 def inputs(found: dict[str, Any], key: str = "inputs") -> list[dict[str, Any]]:

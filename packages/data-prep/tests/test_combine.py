@@ -66,7 +66,9 @@ def test_concatenate_keeps_documents_and_sequences(tmp_path: Path) -> None:
     manifest = json.loads((tmp_path / "out" / "ab.manifest.json").read_text())
     assert manifest["counts"] == {"documents": 5, "sequences": 7, "tokens": 8}
     assert manifest["outputs"] == names[1:]
-    assert [given["name"] for given in manifest["inputs"]] == ["a_text_document.idx", "b_text_document.idx"]
+    assert [given["name"] for given in manifest["inputs"]] == [
+        f"{name}_text_document.{end}" for name in "ab" for end in ("idx", "bin")
+    ]
 
 
 def test_in_small_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,6 +198,18 @@ def test_datasets_that_cannot_be_one(tmp_path: Path) -> None:
     with pytest.raises(ToolError, match=r"dtypes: text uint16 in .*, but text int32 in"):
         concatenate([texts(tmp_path / "t", A), texts(tmp_path / "u", A, "int32")], tmp_path / "out")
     assert concatenate([one, tuning(tmp_path / "c", 9, 1)], tmp_path / "out").documents == 6  # foreign: no manifest, no objection
+
+
+def test_other_tokens_under_the_same_index_are_other_data(tmp_path: Path) -> None:
+    """As of packed datasets with as many samples, whose names are the same too."""
+    for name in "xy":
+        (tmp_path / name).mkdir()
+    one, other = texts(tmp_path / "x/c", [[[1]], [[2]]]), texts(tmp_path / "y/c", [[[3]], [[4]]])
+    assert one.main.idx.read_bytes() == other.main.idx.read_bytes()
+    concatenate([one], tmp_path / "out")
+    with pytest.raises(ToolError, match="is there already"):
+        concatenate([other], tmp_path / "out")
+    assert concatenate([one], tmp_path / "out").already
 
 
 def test_what_is_there_is_not_replaced_unasked(tmp_path: Path) -> None:

@@ -205,15 +205,22 @@ def test_a_finished_run_is_not_done_again_and_another_not_over_it(tmp_path: Path
         do("sft", *inputs, output=tmp_path / "x", tokenizer=tokenizer, strict=True)
 
 
-def test_a_large_file_that_has_changed_behind_its_beginning_is_another(tmp_path: Path, tokenizer: Path) -> None:
-    """A manifest knows its first MiB."""
+@pytest.mark.parametrize(
+    "blank, why", [(2, "is of another run"), (7, r"a\.jsonl has changed since .*x\.manifest\.json was written")]
+)
+def test_a_large_file_that_has_changed_behind_its_beginning_is_another(
+    tmp_path: Path, tokenizer: Path, blank: int, why: str
+) -> None:
+    """blank: MiB in its middle. A manifest knows every byte of some MiB, and of more a part, but when it was written."""
     file, options = tmp_path / "a.jsonl", {"output": tmp_path / "x", "tokenizer": tokenizer}
-    lines = [json.dumps({"text": "a tensor " * 1000}) + "\n"] * 150
+    lines = [json.dumps({"text": "a tensor"}) + "\n", *[" " * ((1 << 20) - 1) + "\n"] * blank]
     file.write_text("".join(lines))
     do("pretrain", file, **options)
     assert do("pretrain", file, **options).already
-    file.write_text("".join([*lines[:-1], lines[-1].replace("a tensor", "a tassel", 1)]))
-    with pytest.raises(ToolError, match=r"a\.jsonl has changed since .*x\.manifest\.json was written") as fault:
+    if blank == 2:
+        lines[-1] = lines[-1][1:] + "\n"
+    file.write_text("".join(lines))
+    with pytest.raises(ToolError, match=why) as fault:
         do("pretrain", file, **options)
     assert "--force" in (fault.value.hint or "")
 

@@ -314,8 +314,9 @@ def test_a_run_that_is_done_is_not_done_again(hf: Path, data: Path, tmp_path: Pa
     assert again()["already_done"]
     weights[-1] ^= 1
     (own / "model.safetensors").write_bytes(weights)
-    with pytest.raises(ToolError, match=r"begun with other files: model\.safetensors"):
-        again(resume=True)
+    for resume, said_of in ((True, "begun with"), (False, "holds a run of")):
+        with pytest.raises(ToolError, match=rf"{said_of} other files: model\.safetensors"):
+            again(resume=resume)
     assert not again(force=True)["already_done"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ import pytest
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.manifest import (
     HEAD_BYTES,
+    SPREAD,
+    SPREAD_BYTES,
     above,
     differing,
     identify,
@@ -21,6 +24,8 @@ from jumar.schema.manifest import (
     template_sha256,
     tokenizer_sha256,
 )
+
+WHOLE = HEAD_BYTES + SPREAD * SPREAD_BYTES
 
 
 def sha256(content: bytes) -> str:
@@ -101,8 +106,37 @@ def test_a_file_is_known_by_name_size_and_head(size: int, tmp_path: Path) -> Non
     content = bytes(i % 251 for i in range(min(size, 200))) + bytes(max(size - 200, 0))
     (tmp_path / "a.bin").write_bytes(content)
     head = {"name": "a.bin", "size": size, "head_sha256": sha256(content[:100])}
-    assert identify(tmp_path / "a.bin", head=100) == head
+    told = identify(tmp_path / "a.bin", head=100)
+    assert ("spread_sha256" in told) == (size > 100)
+    assert {name: value for name, value in told.items() if name != "spread_sha256"} == head
     assert identify(tmp_path / "a.bin", full=True) == {"name": "a.bin", "size": size, "sha256": sha256(content)}
+
+
+@pytest.mark.parametrize("rest", [1, SPREAD_BYTES - 1, SPREAD_BYTES + 1, 3 * SPREAD_BYTES, SPREAD * SPREAD_BYTES - 7])
+def test_every_byte_behind_the_head_of_a_small_file_counts(rest: int, tmp_path: Path) -> None:
+    content, file = bytearray(100 + rest), tmp_path / "a.bin"
+    file.write_bytes(content)
+    before = identify(file, head=100)
+    assert before["spread_sha256"] == identify(file, head=100)["spread_sha256"]
+    places = {100, 99 + rest, *(100 + at for at in range(0, rest, max(1, rest // 50)))}
+    for at in places:
+        file.write_bytes(content[:at] + b"x" + content[at + 1 :])
+        assert identify(file, head=100)["spread_sha256"] != before["spread_sha256"], at
+
+
+def test_a_matrix_in_a_large_file_counts(tmp_path: Path) -> None:
+    """Of a model and what was tuned of it the embedding, which comes first, may be the same. The last bytes are looked at too."""
+    size, file = 1 << 30, tmp_path / "model.safetensors"
+    file.touch()
+    os.truncate(file, size)  # holes: nothing on the disk
+    seen = [identify(file)]
+    for at, count in ((size // 3, 32 << 20), (size - 1, 1)):
+        with file.open("r+b") as there:
+            there.seek(at)
+            there.write(b"x" * count)
+        seen.append(identify(file))
+    assert len({each["head_sha256"] for each in seen}) == 1
+    assert len({each["spread_sha256"] for each in seen}) == 3
 
 
 def test_files_stand_in_the_order_of_their_names_however_their_paths_are_spelled(
@@ -136,7 +170,7 @@ def test_names_below_a_root_however_both_are_spelled(tmp_path: Path, monkeypatch
     assert [each["name"] for each in identify_all([Path("q.jsonl")], Path("q.jsonl"))] == ["q.jsonl"]  # a file as the root
 
 
-@pytest.mark.parametrize("size", [1, HEAD_BYTES, HEAD_BYTES + 1])
+@pytest.mark.parametrize("size", [1, HEAD_BYTES + 1, WHOLE, WHOLE + 1])
 def test_a_source_that_was_touched_is_another_if_the_manifest_does_not_tell_it_whole(size: int, tmp_path: Path) -> None:
     """A copy of it has a new time; of one whose every byte is told it says nothing."""
     source, beside, manifest = (tmp_path / name for name in ("a.bin", "b.bin", "m.json"))
@@ -147,8 +181,8 @@ def test_a_source_that_was_touched_is_another_if_the_manifest_does_not_tell_it_w
     later(manifest, beside)
     assert states(manifest, facts, [source, beside])
     later(source, manifest)
-    assert states(manifest, facts, [source]) == (size <= HEAD_BYTES)
-    touched = [] if size <= HEAD_BYTES else ["a.bin (begins alike, but was touched since)"]
+    assert states(manifest, facts, [source]) == (size <= WHOLE)
+    touched = [] if size <= WHOLE else ["a.bin (begins alike, but was touched since)"]
     assert differing(manifest, facts, [source]) == touched
     later(beside, manifest)
     assert not states(manifest, facts, [source, beside]), "inputs do not tell it"

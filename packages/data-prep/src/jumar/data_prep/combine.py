@@ -250,7 +250,8 @@ def _facts(datasets: Sequence[Dataset], out: Path, recipe: dict[str, Any], seed:
     from jumar.schema.cli import dist_version
 
     one = datasets[0]
-    inputs = [identify(reader.idx) for dataset in datasets for reader in dataset.keys.values()]
+    files = (file for dataset in datasets for reader in dataset.keys.values() for file in (reader.idx, reader.bin))
+    inputs = [identify(file) for file in files]  # packed datasets of as many samples have the same index
     carried = {}
     for name in CARRIED:
         values = [(dataset.manifest or {}).get(name) for dataset in datasets]

@@ -26,7 +26,7 @@ from jumar.data_prep.tokenizer import Tokenizer
 from jumar.schema.cli import dist_version
 from jumar.schema.errors import Exit, ToolError
 from jumar.schema.indexed import dtype_for, write_index
-from jumar.schema.manifest import HEAD_BYTES, manifest_text
+from jumar.schema.manifest import manifest_text, told_whole
 
 CHUNK = 1 << 20
 PACKED = {"numbered_by": "attention_mask", "position_ids": "restart"}  # what a trainer must know of packed samples
@@ -46,8 +46,8 @@ class Finished:
 def finished_before(job: Job, facts: dict[str, Any], sources: Sequence[Path] = ()) -> Finished | None:
     """What the same run made before, if it did and nobody asks for it anew.
 
-    sources: its files. Raises ToolError (3) where what is there is of another run, or may be: the manifest knows the first MiB of
-    a file, so larger ones must not have changed since.
+    sources: its files. Raises ToolError (3) where what is there is of another run, or may be: the manifest knows parts of a
+    large file, so that it must not have changed since.
     """
     if job.force:
         return None
@@ -71,7 +71,7 @@ def finished_before(job: Job, facts: dict[str, Any], sources: Sequence[Path] = (
             hint="choose another -o, or add --force to replace what is there",
         )
     made_ns = path.stat().st_mtime_ns
-    if changed := [s for s in sources if (stat := s.stat()).st_size > HEAD_BYTES and stat.st_ctime_ns > made_ns]:
+    if changed := [s for s in sources if not told_whole((stat := s.stat()).st_size) and stat.st_ctime_ns > made_ns]:
         hint = "add --force to make it again, or choose another -o"
         raise ToolError(f"{changed[0]} has changed since {path} was written", hint=hint)
     known = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}

@@ -108,15 +108,17 @@ class Place:
         was = there.get("recipe", {})
         keys = sorted({*was, *self.recipe} - (set() if opened else {SERVED}))
         differing = [key for key in keys if was.get(key) != self.recipe.get(key)]
+        other = _other_files(there.get("inputs", ()), self.inputs)
         if not self.resume:
-            what = f"{out} holds a run" + (f" of other settings: {', '.join(differing)}" if differing else "")
-            hint = "give another directory; --force removes it" if differing else "--resume goes on with it, --force removes it"
-            raise ToolError(what, hint=hint, code=Exit.USAGE)
+            what = f" of other settings: {', '.join(differing)}" if differing else f" of other files: {', '.join(other[:4])}"
+            same = not differing and not other
+            hint = "--resume goes on with it, --force removes it" if same else "give another directory; --force removes it"
+            raise ToolError(f"{out} holds a run{'' if same else what}", hint=hint, code=Exit.USAGE)
         if differing:
             told = ", ".join(_told(key, was.get(key), self.recipe.get(key)) for key in differing)
             hint = "ask as it did, or give another directory"
             raise ToolError(f"{out} was begun with other settings: {told}", hint=hint, code=Exit.USAGE)
-        if other := _other_files(there.get("inputs", ()), self.inputs):
+        if other:
             hint = "--force begins again, or give another directory"
             raise ToolError(f"{out} was begun with other files: {', '.join(other[:4])}", hint=hint)
 

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping
+import os
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from jumar.schema.errors import ToolError
 
 NAME = "manifest.json"
 SCHEMA = 1
 HEAD_BYTES = 1 << 20
+SPREAD, SPREAD_BYTES = 64, 1 << 16
+"""Blocks of a large file that are looked at behind its head, and bytes of each: 4 MiB, whatever its size."""
 TOKENIZER_FILES = (
     "tokenizer.model",
     "tokenizer_config.json",
@@ -72,12 +75,14 @@ def states(path: Path, facts: Mapping[str, Any], sources: Iterable[Path], *, hea
 def differing(path: Path, facts: Mapping[str, Any], sources: Iterable[Path], *, head: int = HEAD_BYTES) -> list[str] | None:
     """What a manifest says otherwise than these facts, in words; None where it, or a source, is not there.
 
-    `inputs` know a file by its first `head` bytes: one that is larger, or not among them, must not have changed since.
+    A source that is too large for `inputs` to tell every byte of it, or not among them, must not have changed since.
     """
     try:
         manifest = read_manifest_file(path)
         made_ns = path.stat().st_mtime_ns
-        whole = {(each["size"], each["head_sha256"]) for each in facts.get("inputs", ()) if each.get("size", head + 1) <= head}
+        whole = {
+            _bytes_told(each) for each in facts.get("inputs", ()) if "head_sha256" in each and told_whole(each["size"], head)
+        }
         later = [s for s in sources if s.stat().st_ctime_ns > made_ns and not _is_among(s, whole, head)]
     except (ToolError, OSError):
         return None
@@ -88,12 +93,18 @@ def differing(path: Path, facts: Mapping[str, Any], sources: Iterable[Path], *, 
     return found or [f"{each.name} (begins alike, but was touched since)" for each in later[:1]]
 
 
-def _is_among(file: Path, whole: Collection[tuple[int, str]], head: int) -> bool:
+def told_whole(size: int, head: int = HEAD_BYTES) -> bool:
+    """Whether what `identify` says of a file of this size depends on its every byte."""
+    return size <= head + SPREAD * SPREAD_BYTES
+
+
+def _is_among(file: Path, whole: Collection[tuple[Any, ...]], head: int) -> bool:
     """Whether a file is one of those whose every byte is told. A copy of it, or another owner, changes nothing then."""
-    if not whole or file.stat().st_size > head:
-        return False
-    told = identify(file, head=head)
-    return (told["size"], told["head_sha256"]) in whole
+    return bool(whole) and told_whole(file.stat().st_size, head) and _bytes_told(identify(file, head=head)) in whole
+
+
+def _bytes_told(each: Mapping[str, Any]) -> tuple[Any, ...]:
+    return each["size"], each["head_sha256"], each.get("spread_sha256", "")
 
 
 def _words(key: str, manifest: Mapping[str, Any], now: Any) -> list[str]:
@@ -124,16 +135,36 @@ def _damage(content: dict[str, Any]) -> str | None:
 
 
 def identify(path: Path, *, full: bool = False, head: int = HEAD_BYTES) -> dict[str, Any]:
-    """Name, size in bytes and sha256 of an input file: of its first `head` bytes (headers, indexes), or of the whole."""
-    digest, left = hashlib.sha256(), None if full else head
+    """Name, size in bytes and sha256 of an input file: of the whole, or of its first `head` bytes (headers, indexes) and, where
+    more come behind these, of blocks spread over them: a model and what was tuned of it may well begin alike."""
     with path.open("rb") as file:
-        while left is None or left > 0:
-            block = file.read(1 << 20 if left is None else min(left, 1 << 20))
-            if not block:
-                break
+        size = os.fstat(file.fileno()).st_size
+        told = {"name": path.name, "size": size}
+        if full:
+            return {**told, "sha256": _sha256(file, [(0, size)])}
+        told["head_sha256"] = _sha256(file, [(0, head)])
+        return told if size <= head else {**told, "spread_sha256": _sha256(file, _spread(head, size))}
+
+
+def _sha256(file: BinaryIO, ranges: Iterable[tuple[int, int]]) -> str:
+    """Of these ranges of bytes (begin, end), as far as there are any."""
+    digest = hashlib.sha256()
+    for begin, end in ranges:
+        file.seek(begin)
+        while begin < end and (block := file.read(min(end - begin, 1 << 20))):
             digest.update(block)
-            left = None if left is None else left - len(block)
-    return {"name": path.name, "size": path.stat().st_size, "sha256" if full else "head_sha256": digest.hexdigest()}
+            begin += len(block)
+    return digest.hexdigest()
+
+
+def _spread(begin: int, end: int) -> Iterator[tuple[int, int]]:
+    """A range; of one that is too large, blocks evenly from its beginning to its end."""
+    if end - begin <= SPREAD * SPREAD_BYTES:
+        yield begin, end
+        return
+    for number in range(SPREAD):
+        at = begin + (end - begin - SPREAD_BYTES) * number // (SPREAD - 1)
+        yield at, at + SPREAD_BYTES
 
 
 def identify_all(files: Iterable[Path], *roots: Path, head: int = HEAD_BYTES) -> list[dict[str, Any]]:
@@ -142,7 +173,7 @@ def identify_all(files: Iterable[Path], *roots: Path, head: int = HEAD_BYTES) ->
     Where the files are, and how their paths and those of the roots are spelled, changes nothing.
     """
     found = {_place(file): {**identify(file, head=head), "name": _name_below(file, roots)} for file in files}
-    return sorted(found.values(), key=lambda each: (each["name"], each["size"], each["head_sha256"]))
+    return sorted(found.values(), key=lambda each: (each["name"], *_bytes_told(each)))
 
 
 def _name_below(file: Path, roots: Iterable[Path]) -> str:

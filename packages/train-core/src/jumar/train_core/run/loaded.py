@@ -26,7 +26,7 @@ def open_weights(path: Path, iteration: int | None) -> Checkpoint:
 
 
 def loaded_files(path: Path | None, iteration: int | None) -> list[dict[str, Any]] | None:
-    """Its files by name, size and the sha256 of their first MiB; None: random weights."""
+    """Its files as manifests know them; None: random weights."""
     if path is None:
         return None
     return [identify(file) for file in sorted(open_weights(path, iteration).files, key=str)]
