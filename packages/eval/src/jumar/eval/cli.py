@@ -23,7 +23,7 @@ app = make_app(
     "jumar-eval",
     "Benchmark scores of any checkpoint, Hugging Face or Megatron, or of an OpenAI-compatible endpoint; from local files, "
     "equal to lm-eval's request by request.",
-    epilog="Example: jumar-eval run hf/ --tasks mmlu,gsm8k --data benchmarks/",
+    epilog="Example: jumar-eval run hf/ --tasks mmlu,gsm8k --data eval-data/",
 )
 HOW, WHAT, WHERE = "How it runs", "What is asked", "Where it goes"
 DeviceName = Annotated[str, typer.Option("--device", help=one_of("auto", group="jumar.devices"), rich_help_panel=HOW)]

@@ -10,7 +10,7 @@ CHAIN = (
     ("jumar-train-core", "jumar-train pretrain recipe.yaml --nproc 8 --set load.path=mcore/"),
     ("jumar-ckpt-convert", "jumar-convert to-hf runs/a/ hf-new/"),
     ("jumar-infer", "jumar-infer chat hf-new/"),
-    ("jumar-eval", "jumar-eval run hf-new/ --tasks mmlu,gsm8k --data benchmarks/"),
+    ("jumar-eval", "jumar-eval run hf-new/ --tasks mmlu,gsm8k --data eval-data/"),
     ("jumar", "jumar migrate SCRIPT.sh"),
 )
 """Distribution and one example, in the order in which work goes."""
