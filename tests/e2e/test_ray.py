@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from making import chats, contents, make_tokenizer, write_jsonl
+from making import chats, cli, contents, make_tokenizer, write_jsonl
 
 
 def test_shards_on_a_cluster_make_the_bytes_of_one_run(tmp_path: Path) -> None:
@@ -34,3 +34,13 @@ def test_shards_on_a_cluster_make_the_bytes_of_one_run(tmp_path: Path) -> None:
         assert json.loads(done.stdout)["report"]["records"]["rejected"] == 7
         made[engine] = contents(tmp_path / engine)
     assert made["ray"] == made["local"]
+
+
+def test_what_is_done_is_not_done_again_on_whatever_cluster(tmp_path: Path) -> None:
+    """None is asked: there is none at that address."""
+    pytest.importorskip("ray", reason='the extra [ray] is not installed: pip install "jumar-data-prep[ray]"')
+    line = ["sft", write_jsonl(tmp_path / "a.jsonl", chats(9)), "--tokenizer", make_tokenizer(tmp_path / "hf"), "-o"]
+    assert cli(*line, tmp_path / "x").returncode == 0
+    nowhere = {**os.environ, "RAY_ADDRESS": "127.0.0.1:1"}
+    done = cli(*line, tmp_path / "x", "--engine", "ray", "--shards", 5, env=nowhere)
+    assert (done.returncode, done.stdout.split(":")[0]) == (0, "already done"), done.stderr

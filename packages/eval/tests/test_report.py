@@ -122,12 +122,16 @@ def test_what_has_changed_against_another_run(tmp_path: Path) -> None:
         for name, row in zip(("before", "after"), rights, strict=True)
     )
     page = write_report(after, against=before)[0].read_text()
-    changes = text_of(page).split(f"\nCompared with {before}\n")[1].split("\nErrors\n")[0]
+    changes = text_of(page).split(f"\nCompared with {before.name}\n")[1].split("\nErrors\n")[0]
     for wanted in ("exam_ropes\nacc", "0.4000 → 0.8000", "+0.4000", "± 0.2449 p 0.500", "better: 2, worse: 0, of 5 documents"):
         assert wanted in changes
     assert "document 1\nthe same prompt\nchoice 1, by 1.000\n→\nchoice 0, by 1.000\n, right is\n0" in changes
     assert 'class="fill-main half" x="50.00%"' in page
-    assert f"Compared with {after}" in write_report(before, against=after)[0].read_text()
+    assert f"Compared with {after.name}<" in write_report(before, against=after)[0].read_text()
+    (tmp_path / "link").symlink_to(tmp_path)
+    by_link = (tmp_path / "link" / before.name, before / ".." / after.name), (before, tmp_path / "link" / after.name)
+    for spelled, other in by_link:
+        assert write_report(spelled, against=other)[1], "it was there"
     assert 'class="fill-bad half"' in (before / "report.html").read_text()
     same = text_of(write_report(after, against=after)[0].read_text()).split("\nCompared with")[1]
     assert "unchanged: 1" in same

@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.filesystem import _StorageWriterTransforms
 
 from jobs import make_job
 from jumar.schema.errors import Exit, ToolError
-from jumar.train_core.run.beside import check_same_run, replace_file, write_beside
+from jumar.train_core.run.beside import check_same_run, recipe_facts, replace_file, write_beside
 from jumar.train_core.run.checkpoint import Checkpoints
 from jumar.train_core.run.claim import InUse, _claim
 from jumar.train_core.run.complete import COMPLETE, damage, facts_text, iterations, judge, look, newest, read_facts, step_here
@@ -197,6 +197,12 @@ def test_a_small_file_is_replaced_whole(tmp_path: Path) -> None:
     for text in ("1", "22"):
         replace_file(tmp_path / "tracker", text)
         assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("tracker", text)]
+
+
+def test_a_recipe_s_files_are_told_by_their_names(tmp_path: Path) -> None:
+    for spelled, name in (("auto", None), ("chatml", "chatml"), ("a/t.json", "t.json"), ("/b/t.json:brief", "t.json:brief")):
+        data = recipe_facts(make_job(tmp_path, data__template=spelled, data__train=f"{tmp_path}/there/x"))["data"]
+        assert (data.get("template"), data["train"]) == (name, "x")
 
 
 def test_small_files_are_utf_8_whatever_the_locale(tmp_path: Path) -> None:

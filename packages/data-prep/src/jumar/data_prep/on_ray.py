@@ -14,6 +14,7 @@ from typing import Any
 from jumar.data_prep.finish import Finished
 from jumar.data_prep.job import Job
 from jumar.data_prep.merge import merge_shards, shard_folders
+from jumar.data_prep.pipeline import made_before, run
 from jumar.schema.errors import Exit, ToolError
 
 
@@ -30,6 +31,8 @@ def run_on_ray(job: Job, *, say: Callable[[str, str], None]) -> Finished:
         raise ToolError(
             "standard input cannot be read on a cluster", hint="name files that all its machines see", code=Exit.USAGE
         )
+    if done := made_before(replace(job, engine="local", shards=0)):
+        return done
     began = not ray.is_initialized()
     if began:
         try:
@@ -58,8 +61,6 @@ def run_on_ray(job: Job, *, say: Callable[[str, str], None]) -> Finished:
 
 def _shard(job: Job) -> tuple[list[tuple[str, str]], ToolError | None]:
     """One shard, on a machine of the cluster: what it has to say, and what stopped it."""
-    from jumar.data_prep.pipeline import run
-
     said: list[tuple[str, str]] = []
     try:
         run(job, say=lambda word, text: said.append((word, text)))

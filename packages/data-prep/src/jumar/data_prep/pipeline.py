@@ -63,10 +63,7 @@ def run(
     ToolError on what cannot be used; what is done so far is kept, and the same call goes on.
     """
     made = _open(job, say)
-    if done := finished_before(job, made.facts, [i.path for i in made.inputs if i.path is not None]):
-        if any(i.path is None for i in made.inputs):
-            what = f"{job.output} is there, and the standard input of now cannot be compared with that which it was made of"
-            raise ToolError(what, hint="choose another -o, or add --force to replace what is there; a file can be compared")
+    if done := _before(made):
         return done
     try:
         with _seldom_collecting():
@@ -75,6 +72,20 @@ def run(
         say("warning", f"an accelerator makes other ids than tokenizers ({fault}): starting again without it")
         discard(job.work)
         return _run(replace(made, job=replace(job, tokenizer_engine="tokenizers")), progress)
+
+
+def made_before(job: Job) -> Finished | None:
+    """What the same job made before, if it did. Raises ToolError as `run` where something else is there."""
+    return _before(_open(job, lambda word, text: None))
+
+
+def _before(made: Run) -> Finished | None:
+    job, paths = made.job, [i.path for i in made.inputs]
+    done = finished_before(job, made.facts, [path for path in paths if path is not None])
+    if done is not None and None in paths:
+        what = f"{job.output} is there, and the standard input of now cannot be compared with that which it was made of"
+        raise ToolError(what, hint="choose another -o, or add --force to replace what is there; a file can be compared")
+    return done
 
 
 @contextmanager

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +38,24 @@ def write_report(out: Path, most: int = MOST_ERRORS, against: Path | None = None
     other = None
     if against is not None:
         compared = compare(against, out)
-        other = Against(str(against), compared, flips(against, out, compared, most))
+        name = os.path.relpath(against.resolve(), out.resolve().parent)  # the same bytes however the two are spelled
+        notes = tuple(_named(note, {against: name, out: out.resolve().name}) for note in compared.notes)
+        other = Against(name, replace(compared, notes=notes), flips(against, out, compared, most))
     path = out / "report.html"
     text = report_html(found, samples, most, other)
     if path.is_file() and path.read_bytes() == text.encode():
         return path, True
     write_whole(path, text)
     return path, False
+
+
+def _named(note: str, names: Mapping[Path, str]) -> str:
+    """A note of what is in one of the runs alone, with that run's name in the place of its path."""
+    for path, name in names.items():
+        for before in ("", "only in "):
+            if note.startswith(f"{before}{path}: "):
+                return f"{before}{name}: {note.removeprefix(f'{before}{path}: ')}"
+    return note
 
 
 def report_html(
