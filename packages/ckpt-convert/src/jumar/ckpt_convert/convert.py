@@ -9,7 +9,7 @@ import math
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,11 +102,12 @@ class Plan:
 
 def _plainly(value: Any, numbers: Mapping[Path, int]) -> Any:
     """What a plan is made of, with files by their numbers: a path can be spelled in many ways."""
+    if isinstance(value, (tuple, list)):
+        return value if not value or isinstance(value[0], int) else [_plainly(each, numbers) for each in value]
     if isinstance(value, Path):
         return numbers.get(value, str(value))
-    if isinstance(value, (tuple, list)):
-        return [_plainly(each, numbers) for each in value]
-    return [_plainly(getattr(value, f.name), numbers) for f in fields(value)] if is_dataclass(value) else value
+    names = getattr(value, "__dataclass_fields__", None)  # which `fields` would look through again for each of millions
+    return value if names is None else [_plainly(getattr(value, name), numbers) for name in names]
 
 
 def plan_megatron(
