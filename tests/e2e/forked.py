@@ -19,6 +19,8 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from unittest import mock
 
+from jumar.train_core.launch import QUIET
+
 CONTEXT = multiprocessing.get_context("forkserver")
 COMMAND = "jumar-train"
 
@@ -82,6 +84,7 @@ def _server() -> None:
     CONTEXT.set_forkserver_preload(["forked_imports"])
     here, path = str(Path(__file__).parent), os.environ.get("PYTHONPATH")
     variables = {"PYTHONPATH": os.pathsep.join(filter(None, [here, path])), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    variables |= QUIET  # as the command does before it imports torch
     with mock.patch.dict(os.environ, variables):
         forkserver.ensure_running()
 

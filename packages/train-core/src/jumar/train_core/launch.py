@@ -30,6 +30,8 @@ LAUNCHED = "JUMAR_TRAIN_LAUNCHED"
 
 ALONE = Nodes()
 
+QUIET = {"TORCH_CPP_LOG_LEVEL": "ERROR"}
+"""On one machine, where torch's c10d has nothing to warn of but that 127.0.0.1 has no name without a network."""
 PATIENCE_S = float(os.environ.get("JUMAR_COLLECTIVE_TIMEOUT_S", 1800))
 """How long a rank waits for the others, in a collective or before the first one, until it gives up."""
 ASKED = Stop.SIGNALS
@@ -82,7 +84,8 @@ def launch(
         failures = Path(folder) / "failures.json"
         torchrun = ["jumar.train_core.torchrun", str(os.getpid()), str(failures), str(nproc)]
         command = [sys.executable, "-m", *torchrun, module, *arguments]
-        environ = {**os.environ, LAUNCHED: str(nodes.count), "PET_NNODES": str(nodes.count)}
+        quiet = QUIET if nodes.count == 1 else {}
+        environ = {**quiet, **os.environ, LAUNCHED: str(nodes.count), "PET_NNODES": str(nodes.count)}
         with _Signals() as signals:
             # A session of its own: Ctrl-C in a terminal reaches this process alone, and from here each rank once.
             process = subprocess.Popen(command, env=environ, start_new_session=True)

@@ -21,7 +21,7 @@ from jumar.train_core.data.prepared import prepared
 from jumar.train_core.data.tuning_plan import with_steps
 from jumar.train_core.exit_file import Ended, ExitFile
 from jumar.train_core.job import Job, Task, find_model, resolve
-from jumar.train_core.launch import LAUNCHED, PATIENCE_S, Place, alone, launch, place
+from jumar.train_core.launch import LAUNCHED, PATIENCE_S, QUIET, Place, alone, launch, place
 from jumar.train_core.nodes import Nodes, nodes
 from jumar.train_core.parent import STARTED_BY, die_with_parent
 from jumar.train_core.recipe import EITHER, Recipe
@@ -113,6 +113,8 @@ def _start(
 ) -> Outcome:
     """Checks everything, then launches the ranks of this machine, or is the only one."""
     ended, nproc = ExitFile(recipe.save.path), world // machines.count
+    if world == 1 and not apart:  # before torch is imported, which reads it then
+        os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
     try:
         job = _resolve(task, recipe, world, device)
         _say_problems(job)
