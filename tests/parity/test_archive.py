@@ -185,7 +185,7 @@ def test_twenty_thousand_tensors_are_planned_in_seconds(tmp_path: Path) -> None:
     tree = {"model": {f"decoder.layers.{i}.weight": TensorSpec("BF16", (2, 3)) for i in range(20_000)}}
     started = time.process_time()
     ArchiveLayout.plan(tree)
-    assert time.process_time() - started < 1.5
+    assert time.process_time() - started < 15, "one second alone on a core; minutes where each is held against each"
     write(tmp_path / "x.pt", tree)
     read: Any = read_archive(tmp_path / "x.pt")
     assert len(load(tmp_path / "x.pt", mmap=True)["model"]) == len(read["model"]) == 20_000

@@ -49,11 +49,11 @@ def test_help_answers_at_once(words: list[str]) -> None:
         return used.ru_utime + used.ru_stime
 
     times: list[float] = []
-    while len(times) < 12 and (not times or min(times) >= 0.5):
+    while len(times) < 12 and (not times or min(times) >= 1):
         before = spent()
         assert "Usage: jumar-train" in jumar_train(*words).stdout
         times.append(spent() - before)
-    assert min(times) < 0.5
+    assert min(times) < 1, "torch alone takes several"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
