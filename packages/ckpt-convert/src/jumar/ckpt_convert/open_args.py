@@ -181,7 +181,8 @@ def fitting_etps(args: Args, shown: Shown, ranks: Iterable[int] | None = None) -
 def _pipeline(args: Args, shown: Shown) -> None:
     """Chunks, schedule, uneven stages and no-op slots, where the args do not say them."""
     pp, layers = args.count(RANKS[1]), args.count("num_layers") if args.peek("num_layers") is not None else None
-    if {p for p, _ in shown.local_layers(pp)} != {n[1] if pp > 1 and len(n) > 1 else 0 for n in shown.numbers.values()}:
+    stages = {n[1] if pp > 1 and len(n) > 1 else 0 for n in shown.numbers.values()}
+    if len(stages) != pp or max(stages) >= pp:
         return  # the files of a stage are missing, which is said later
     facts = shown.pipeline(pp, layers)
     said = any(args.peek(name) not in (None, "", False, (), []) for name in SPLITS)
