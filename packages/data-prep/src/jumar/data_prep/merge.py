@@ -16,7 +16,7 @@ from jumar.data_prep.job import Job
 from jumar.data_prep.store import Store, discard, journal, read_facts
 from jumar.data_prep.templating import special_words
 from jumar.data_prep.tokenizer import Tokenizer, identity, open_tokenizer
-from jumar.schema.errors import Exit, ToolError, refused_by_system
+from jumar.schema.errors import Exit, ToolError, writing
 from jumar.schema.options import path
 
 if TYPE_CHECKING:
@@ -66,10 +66,8 @@ def merge_shards(folders: list[Path], output: Path, *, force: bool) -> Finished:
     discard(job.work)
     refuse_existing(job)
     keys = Keys(tuple(about["keys"]), about["ones"], np.dtype(about["dtype"]))
-    try:
+    with writing(output):
         return _merged(folders, job, keys, facts, about)
-    except OSError as fault:
-        raise refused_by_system(fault, output) from None
 
 
 def _merged(folders: list[Path], job: Job, keys: Keys, facts: dict[str, Any], about: dict[str, Any]) -> Finished:
